@@ -1,0 +1,1 @@
+"""Concord's building blocks: the steps of the pipeline and what they share."""

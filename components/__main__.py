@@ -1,0 +1,142 @@
+"""`python -m components STEP`: the one command that DVC, Kubeflow and a person call.
+
+    python -m components sft --params params.yaml --ingest artifacts/ingest --out artifacts/sft
+    python -m components register show
+
+Steps load their libraries when they run, so that `--help` answers at once.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from components.settings import Settings, load_settings
+from components.shared.errors import ConcordError
+from components.steps import STEPS, Step, metrics_file
+
+console = Console(stderr=True, highlight=False)
+
+# Commands that are not steps: module and function, which gets the remaining words.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "ablation": ("components.ablation.command", "main"),
+    "data": ("components.ingest.data_command", "main"),
+    "summary": ("components.evaluate.summary", "main"),
+}
+
+
+def run_step(
+    step: Step, settings: Settings, inputs: Mapping[str, Path], outputs: Mapping[str, Path], state: Path
+) -> None:
+    """Runs one step: checks its inputs, opens its MLflow run, does the work, stamps what came out.
+
+    Args:
+        settings: the whole experiment.
+        inputs, outputs: port name -> path.
+        state: folder for training state that outlives a kill; only steps that resume use it.
+
+    Raises:
+        ConcordError: an input is missing, or the step found a fault; earlier outputs are whole.
+    """
+    from components.shared.data.exclusive import exclusive
+    from components.shared.tracking.runs import step_run
+
+    for port, path in inputs.items():
+        if not path.exists():
+            maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
+            raise ConcordError(f"{path}: missing, and {step.name} reads it. Make it first: {maker}")
+    console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
+    work: Callable[..., None] = importlib.import_module(f"components.{step.name}.step").run
+    ports = {**inputs, **outputs, **({"state": state / step.name} if step.resumes else {})}
+    with exclusive(outputs["out"]):
+        start = time.monotonic()
+        with step_run(step, settings, inputs) as tracked:
+            work(settings, tracked, **ports)
+            metrics = json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8"))
+            tracked.finish(metrics, outputs)
+    places = ", ".join(str(path) for path in outputs.values())
+    console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {places}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: a subcommand a step, a flag a port."""
+    top = argparse.ArgumentParser(prog="python -m components", description="Concord's pipeline, step by step.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="STEP")
+    for step in STEPS.values():
+        sub = commands.add_parser(step.name, help=step.title)
+        sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
+        for port, default in {**step.inputs, **step.outputs}.items():
+            if port == "data":
+                sub.add_argument("--data", type=Path, help="input (default: ingest.path in the settings)")
+                continue
+            kind = "input" if port in step.inputs else "output"
+            sub.add_argument(f"--{port}", type=Path, default=Path(default), help=f"{kind} (default: %(default)s)")
+        sub.add_argument("--state", type=Path, default=Path(".checkpoints"), help=argparse.SUPPRESS)
+        _kubeflow_flags(sub)
+    for name in COMMANDS:
+        commands.add_parser(name, help=f"see python -m components {name} --help", add_help=False)
+    return top
+
+
+def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
+    """What only the compiled pipeline says (components/shared/kubeflow): settings as inputs, and where to report."""
+    sub.add_argument("--experiment", help=argparse.SUPPRESS)
+    sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
+    sub.add_argument("--data-hash", help=argparse.SUPPRESS)
+    sub.add_argument("--executor-input", help=argparse.SUPPRESS)
+
+
+def step_command(arguments: argparse.Namespace) -> None:
+    """Runs the step that the command line names, and tells Kubeflow where it asked for it."""
+    step, given = STEPS[arguments.command], vars(arguments)
+    sections = dict(arguments.section)
+    if arguments.experiment is not None:
+        sections["experiment"] = json.dumps(arguments.experiment)
+    settings = load_settings(arguments.params, sections)
+    inputs = {port: given[port] or Path(settings.ingest.path) for port in step.inputs}
+    outputs = {port: given[port] for port in step.outputs}
+    if arguments.data_hash is not None:
+        from components.shared.tracking.hashes import dvc_hash
+
+        if (found := dvc_hash(inputs["data"])) != arguments.data_hash:
+            raise ConcordError(
+                f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {arguments.data_hash!r}. "
+                "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
+            )
+    run_step(step, settings, inputs, outputs, arguments.state)
+    if arguments.executor_input is not None:
+        from components.shared.kubeflow.executor import write_executor_output
+
+        write_executor_output(arguments.executor_input, outputs)
+
+
+def main(words: list[str]) -> int:
+    """Exit code: 0 done, 1 a fault told in words, 2 a wrong command line."""
+    try:
+        command = COMMANDS.get(words[0]) if words else None
+        if words[:1] == ["register"] and words[1:] and not words[1].startswith("-"):
+            command = ("components.register.command", "main")  # register promote | rollback | show
+        if command:
+            module, function = command
+            getattr(importlib.import_module(module), function)(words[1:])
+            return 0
+        step_command(parser().parse_args(words))
+    except ConcordError as error:
+        # Text, not markup: names and values from files may hold brackets, colons and control characters.
+        message = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
+        console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; the next run goes on from here")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""The arms: from one warm start, the same extra training time, three ways to spend it."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from components.settings import Settings
+
+Arm = Literal["sft", "mae", "ccc"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed.
+
+    Attributes:
+        folder: where the model goes; an arm that stands there already is not run again.
+        seconds: SFT continued stops at this wall time; None for GRPO, which runs its steps.
+    """
+
+    arm: Arm
+    seed: int
+    settings: Settings
+    ingest: Path
+    warm: Path
+    folder: Path
+    threads: int
+    seconds: float | None = None
+
+
+class Silent:
+    """A tracker for runs that nobody follows."""
+
+    def log(self, metrics: Any, step: int) -> None:
+        """Drops the figures; the curve file has them."""
+
+
+def run(job: Job) -> float:
+    """Trains the arm and returns its training wall time in seconds, import and loading left out."""
+    stamp = job.folder / "seconds.json"
+    if stamp.exists():
+        return float(json.loads(stamp.read_text())["seconds"])
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    import torch
+    import transformers
+
+    torch.set_num_threads(job.threads)
+    transformers.logging.set_verbosity_error()
+    seconds = _continue_sft(job) if job.arm == "sft" else _reinforce(job)
+    stamp.write_text(json.dumps({"seconds": seconds}))
+    return seconds
+
+
+def _reinforce(job: Job) -> float:
+    from components.grpo import step
+
+    grpo = job.settings.grpo.model_copy(update={"reward": job.arm, "seed": job.seed})
+    settings = job.settings.model_copy(update={"grpo": grpo})
+    start = time.monotonic()
+    step.run(settings, Silent(), ingest=job.ingest, sft=job.warm, out=job.folder, state=job.folder.parent / "state")  # type: ignore[arg-type]
+    return time.monotonic() - start
+
+
+def _continue_sft(job: Job) -> float:
+    from components.sft.continued import run as continued
+
+    assert job.seconds is not None
+    start = time.monotonic()
+    sft = job.settings.sft.model_copy(update={"seed": 1000 + job.seed})
+    settings = job.settings.model_copy(update={"sft": sft})
+    continued(settings, job.seconds, ingest=job.ingest, warm=job.warm, out=job.folder)
+    return time.monotonic() - start

@@ -1,0 +1,113 @@
+"""The ablation's results file: Markdown for people, JSON for whoever plots it."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.ablation.judge import ARMS
+from components.settings import Settings
+from components.shared.data.atomic import write_json, write_text
+from components.shared.regression.shots import GROUPS
+
+VERSIONS = ("torch", "transformers", "trl", "peft")
+
+
+def surroundings() -> dict[str, Any]:
+    """Machine, date and versions that a figure was made with."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+    }
+
+
+def write_tables(out: Path, settings: Settings, result: dict[str, Any]) -> None:
+    """Writes OUT.json and OUT.md."""
+    result = {**result, "surroundings": surroundings(), "experiment": settings.experiment}
+    write_json(out.with_suffix(".json"), result)
+    write_text(out.with_suffix(".md"), markdown(settings, result))
+
+
+def markdown(settings: Settings, result: dict[str, Any]) -> str:
+    """The tables, and what they say where CCC-GRPO loses."""
+    unit, seeds = settings.task.unit, result["seeds"]
+    where = result["surroundings"]
+    models = result["models"]
+    sizes = {group: models["warm"]["groups"][group]["n"] for group in GROUPS}
+    lines = [
+        f"# Ablation: {settings.experiment}",
+        "",
+        f"Same warm start, same extra training time, seeds {', '.join(map(str, seeds))}; {result['split']} split of "
+        f"{sizes['all']} images ({', '.join(f'{g} {sizes[g]}' for g in GROUPS[1:])}). MAE in {unit}, mean over seeds "
+        "(each seed in brackets). GM floors errors at half the label's step "
+        f"({models['warm']['gm_floor']:g}). An unparseable answer counts as the worst possible error.",
+        "",
+        "| | MAE all | many | medium | few | GM all | sd ratio | unparseable | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        _line("warm start", [models["warm"]], None, None),
+    ]
+    for arm, title in ARMS.items():
+        names = [f"{arm}-{seed}" for seed in seeds]
+        steps = [result["steps"][name] for name in names]
+        seconds = [result["seconds"][name] for name in names]
+        lines.append(_line(title, [models[name] for name in names], steps, seconds))
+    lines += [
+        "",
+        "Paired differences of absolute error, image by image and seed by seed; below 0 is better for the first. "
+        "Intervals: 95 %, bootstrap over seeds and images.",
+        "",
+        "| | " + " | ".join(GROUPS) + " |",
+        "|---|" + "---|" * len(GROUPS),
+    ]
+    for pair, groups in result["paired"].items():
+        lines.append(f"| {_pair(pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
+    lines += ["", _losses(result), ""]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    lines.append(f"{where['date']}; {where['machine']}; Python {where['python']}, {versions}.")
+    return "\n".join(lines) + "\n"
+
+
+def _line(title: str, models: list[dict[str, Any]], steps: list[int] | None, seconds: list[float] | None) -> str:
+    def cell(values: list[float | None], digits: int = 2) -> str:
+        known = [v for v in values if v is not None]
+        if not known:
+            return "empty"
+        each = f" ({' '.join(f'{v:.{digits}f}' for v in known)})" if len(known) > 1 else ""
+        return f"{np.mean(known):.{digits}f}{each}"
+
+    cells = [cell([m["groups"][group]["mae"] for m in models]) for group in GROUPS]
+    cells.append(cell([m["groups"]["all"]["gm"] for m in models]))
+    cells += [cell([m["sd_ratio"] for m in models]), cell([m["unparseable"] for m in models], 4)]
+    cells.append(f"{np.mean(steps):.0f}" if steps else "")
+    cells.append(f"{np.mean(seconds):.0f}" if seconds else "")
+    return f"| {title} | " + " | ".join(cells) + " |"
+
+
+def _pair(pair: str) -> str:
+    names = {**ARMS, "warm": "warm start"}
+    ours, theirs = pair.split(" - ")
+    return f"{names[ours]} − {names[theirs]}"
+
+
+def _difference(found: dict[str, Any]) -> str:
+    if found["difference"] is None:
+        return "empty"
+    low, high = found["ci"]
+    return f"{found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _losses(result: dict[str, Any]) -> str:
+    lost = [
+        f"{_pair(pair)} on {group} ({groups[group]['difference']:+.2f})"
+        for pair, groups in result["paired"].items()
+        if pair.startswith("ccc")
+        for group in GROUPS
+        if groups[group]["difference"] is not None and groups[group]["difference"] > 0
+    ]
+    return f"Where CCC-GRPO is worse: {'; '.join(lost)}." if lost else "CCC-GRPO is worse nowhere in this table."

@@ -1,0 +1,26 @@
+"""The Kubeflow face of grpo: the same command, in a container."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components.shared.kubeflow.container import container
+
+
+@dsl.container_component
+def grpo(
+    experiment: str,
+    task_settings: str,
+    model_settings: str,
+    grpo_settings: str,
+    ingest: Input[Dataset],
+    sft: Input[Model],
+    out: Output[Model],
+    metrics: Output[Metrics],
+) -> dsl.ContainerSpec:
+    """Trains on from the warm start with the batch-level reward."""
+    return container(
+        "grpo",
+        experiment,
+        {"task": task_settings, "model": model_settings, "grpo": grpo_settings},
+        {"ingest": ingest, "sft": sft, "out": out},
+    )

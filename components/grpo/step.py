@@ -1,0 +1,62 @@
+"""CCC-GRPO: reinforcement learning from the warm start, the reward being the concordance of the whole batch."""
+
+import tempfile
+from pathlib import Path
+
+from accelerate import PartialState
+
+from components.grpo.trainer import BatchRewardTrainer, training_arguments
+from components.settings import Settings
+from components.shared.data.atomic import new_folder
+from components.shared.data.presentations import presentations, training_rows
+from components.shared.regression.shots import ShotTable
+from components.shared.tracking.runs import StepRun
+from components.shared.vlm.checkpoints import last_whole, state_folder
+from components.shared.vlm.curves import write_results
+from components.shared.vlm.lora import lora_config, merged, vision_tower
+from components.shared.vlm.models import load, save
+from components.shared.vlm.prompts import prompt
+from components.steps import STEPS
+
+
+def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
+    """Trains from the warm start and writes the model to `out`, with metrics.json and curve.csv.
+
+    Args:
+        ingest: row shards.
+        sft: the warm start; also the reference of the KL.
+        state: training state goes to a folder below it; a killed run goes on from there.
+    """
+    grpo, task = settings.grpo, settings.task
+    model, processor = load(sft, settings.model)
+    if settings.model.freeze_vision:
+        vision_tower(model).requires_grad_(False)
+    folder = state_folder(state, settings, STEPS["grpo"].sections, {"ingest": ingest, "sft": sft})
+    with tempfile.TemporaryDirectory() as cache:
+        rows = training_rows(ingest, Path(cache))
+        shots = ShotTable.of(rows["target"][:], task.bin_width, task.resolution, task.many, task.few)
+        shown = presentations(
+            rows,
+            grpo.steps * grpo.prompts,
+            grpo.seed,
+            grpo.augment,
+            lambda row, picture: {
+                "prompt": prompt(row["question"]),
+                "image": picture,
+                "target": row["target"],
+                "shot": str(shots.shot([row["target"]])[0]),
+            },
+        )
+        trainer = BatchRewardTrainer(
+            model=model,
+            args=training_arguments(grpo, settings, folder, PartialState().num_processes),
+            train_dataset=shown,
+            processing_class=processor,
+            peft_config=lora_config(settings.model) if settings.model.lora else None,
+            settings=settings,
+        )
+        trainer.follow(track)
+        trainer.train(resume_from_checkpoint=last_whole(folder))
+    with new_folder(out) as place:
+        save(merged(trainer.model), processor, place)
+        write_results(place, trainer.state.log_history, {"steps": trainer.state.global_step})

@@ -1,0 +1,253 @@
+"""TRL's GRPOTrainer with batch-level rewards, and with each image encoded once.
+
+What differs from TRL 1.16 (the version is pinned; the hooks are private):
+- `_calculate_rewards` gathers predictions and targets over all ranks first and joins the groups, so that a reward that
+  compares the whole minibatch does not depend on the world size;
+- advantages scale each reward on its own, in-group or over the batch;
+- micro-batches keep groups together;
+- sampling and log-probs share the prefix (components/shared/vlm/shared_prefix.py) where the model allows it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from components.settings import Grpo, Settings
+from components.shared.regression.advantages import group_advantages
+from components.shared.regression.answers import parse_answers
+from components.shared.regression.rewards import format_reward, regression_reward
+from components.shared.regression.shots import SHOTS
+from components.shared.tracking.runs import StepRun
+from components.shared.vlm.checkpoints import SealedCheckpoints
+from components.shared.vlm.curves import Follow
+from components.shared.vlm.shared_prefix import SHARING, encode, sample, score
+from components.shared.vlm.suppression import suppress_placeholders
+
+IMAGE_FIELDS = ("pixel_values", "pixel_attention_mask")
+
+
+def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size: int) -> GRPOConfig:
+    """Our settings in TRL's words.
+
+    Args:
+        world_size: number of ranks; the inputs of a step are shared out among them.
+    """
+    rows = grpo.prompts * grpo.generations
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=grpo.steps,
+        per_device_train_batch_size=rows // (grpo.accumulation * world_size),
+        gradient_accumulation_steps=grpo.accumulation,
+        num_generations=grpo.generations,
+        learning_rate=grpo.lr,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=grpo.warmup_steps,
+        weight_decay=0.0,
+        beta=grpo.beta,
+        temperature=grpo.temperature,
+        max_completion_length=grpo.max_new_tokens,
+        loss_type="grpo",
+        shuffle_dataset=False,  # the presentations are a shuffle already
+        save_strategy="steps",
+        save_steps=grpo.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        seed=grpo.seed,
+        bf16=settings.model.dtype == "bfloat16",
+        gradient_checkpointing=grpo.gradient_checkpointing,
+        remove_unused_columns=False,
+    )
+
+
+class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
+    """GRPO whose reward sees the whole minibatch: `ccc`, or `mae`, `mse`, `pearson` for ablations."""
+
+    def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
+        """Takes GRPOTrainer's arguments but `reward_funcs`."""
+        super().__init__(reward_funcs=[_regression, _format], **kwargs)
+        self._settings = settings
+        if self.ref_model is not None:
+            suppress_placeholders(self.accelerator.unwrap_model(self.ref_model), self.processing_class)
+        plain = self.accelerator.unwrap_model(self.model)
+        self.sharing = (
+            plain.config.model_type in SHARING
+            and not self.use_vllm
+            and not self.args.gradient_checkpointing
+            and self.top_p == 1.0
+            and not self.top_k
+            and self.min_p is None
+            and self.repetition_penalty == 1.0
+        )
+        self._owners: Tensor | None = None
+        self._advantages: Tensor | None = None
+
+    def follow(self, track: StepRun) -> None:
+        """Sends the curves to the tracker."""
+        self.add_callback(Follow(track, ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")))
+
+    # Rewards: over all ranks, groups whole.
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        task, grpo = self._settings.task, self._settings.grpo
+        texts = [completion[0]["content"] for completion in completions]
+        device = self.accelerator.device
+        local = torch.tensor(
+            np.stack([parse_answers(texts, task.low, task.high), [row["target"] for row in inputs]], axis=1),
+            dtype=torch.float64,
+            device=device,
+        )
+        predictions, targets = gather(local).cpu().numpy().T
+        shots = np.array(gather_object([row["shot"] for row in inputs]))
+        p, t = predictions.reshape(-1, grpo.generations), targets.reshape(-1, grpo.generations)[:, 0]
+        rewards = np.stack([regression_reward(grpo.reward, p, t, task.low, task.high), format_reward(p)])
+        advantages = group_advantages(rewards, [grpo.reward_weight, grpo.format_weight], grpo.advantage)
+        self._advantages = torch.tensor(advantages.reshape(-1), dtype=torch.float32, device=device)
+        self._watch(p, t, shots.reshape(-1, grpo.generations)[:, 0], rewards)
+        return torch.tensor(rewards.reshape(2, -1).T.copy(), dtype=torch.float32, device=device)
+
+    def _watch(self, p: np.ndarray, t: np.ndarray, shots: np.ndarray, rewards: np.ndarray) -> None:
+        """Logs what tells early whether the batch is learned from: rewards, spread, invalid share, errors by shot."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, reward in zip((self._settings.grpo.reward, "format"), rewards, strict=True):
+            metrics[f"reward/{name}"].append(float(reward.mean()))
+            metrics[f"spread/{name}"].append(float(reward.std(axis=1).mean()))
+        valid = np.isfinite(p)
+        metrics["invalid"].append(float(1 - valid.mean()))
+        errors = np.abs(p - t[:, None])
+        for group in ("all", *SHOTS):
+            member = valid & ((shots == group) | (group == "all"))[:, None]
+            if member.any():
+                metrics[f"batch_mae/{group}"].append(float(errors[member].mean()))
+        anchored = valid.any(axis=1)
+        if anchored.sum() > 1 and t[anchored].std() > 0:
+            anchors = np.nanmean(p[anchored], axis=1)
+            metrics["sd_ratio"].append(float(anchors.std() / t[anchored].std()))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        order: dict[int, int] = {}
+        # Presentations hand the copies of an input the very same picture.
+        owners = [order.setdefault(id(row["image"]), len(order)) for row in inputs]
+        self._owners = torch.tensor(owners, device=self.accelerator.device)
+        output = super()._generate_and_score_completions(inputs)
+        assert self._advantages is not None
+        start = self.accelerator.process_index * len(inputs)
+        output["advantages"] = self._advantages[start : start + len(inputs)]
+        output["owners"] = self._owners
+        self._owners = None
+        return output
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            # TRL shuffles rows here, which scatters groups over micro-batches; the presentations are shuffled already.
+            parts = split_tensor_dict(batch, self.args.steps_per_generation)
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    # The shared prefix, in sampling and in log-probs.
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
+    ) -> Any:
+        if not self.sharing or self._owners is None:
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        first, owners = _first_rows(self._owners)
+        rows = first.tolist()
+        ids = [torch.tensor(prompt_ids[row]) for row in rows]
+        pads = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
+        batch = {
+            "input_ids": pad(ids, padding_value=self._tokenizer.pad_token_id, **pads),
+            "mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **pads),
+            **{name: torch.as_tensor(np.asarray(multimodal_fields[name]))[rows] for name in IMAGE_FIELDS},
+        }
+        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with torch.no_grad(), self.accelerator.autocast():
+            prefix = encode(model, batch.pop("input_ids"), batch.pop("mask"), batch).shared_by(owners)
+            drawn = sample(
+                model,
+                prefix,
+                self.max_completion_length,
+                self.temperature,
+                self.eos_token_ids,
+                self._tokenizer.pad_token_id,
+            )
+        ends = set(self.eos_token_ids)
+        return [_until(row, ends) for row in drawn.tolist()], None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._owners = inputs["owners"]
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._owners = None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not self.sharing or self._owners is None or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **fields
+            )
+        first, owners = _first_rows(self._owners)
+        length = input_ids.shape[1] - logits_to_keep
+        pictures = {name: fields[name][first] for name in IMAGE_FIELDS if fields.get(name) is not None}
+        with self.accelerator.autocast():
+            prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
+            logps, entropy = score(
+                model,
+                prefix.shared_by(owners),
+                input_ids[:, length:],
+                attention_mask[:, length:],
+                self.temperature,
+            )
+        return logps, entropy if compute_entropy else None, None
+
+
+def _first_rows(owners: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row of each input among `owners` `(N,)`, and for every row the place of its input among those."""
+    _, place = torch.unique(owners, return_inverse=True)
+    count = int(place.max()) + 1
+    rows = torch.arange(len(owners), device=owners.device)
+    first = torch.full((count,), len(owners), device=owners.device).scatter_reduce(0, place, rows, "amin")
+    return first, place
+
+
+def _until(row: list[int], ends: set[int]) -> list[int]:
+    """The row up to and with its first end token."""
+    for i, token in enumerate(row):
+        if token in ends:
+            return row[: i + 1]
+    return row
+
+
+def _regression(**_: Any) -> list[float]:
+    """Names the column; BatchRewardTrainer computes it over all ranks."""
+    raise NotImplementedError
+
+
+def _format(**_: Any) -> list[float]:
+    """Names the column; BatchRewardTrainer computes it over all ranks."""
+    raise NotImplementedError

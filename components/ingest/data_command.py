@@ -1,0 +1,38 @@
+"""`python -m components data make|ensure`: the raw input of the default experiment."""
+
+import argparse
+from pathlib import Path
+
+from components.shared.data.atomic import new_folder
+from components.shared.data.gauges import draw_scenes, label_counts, write_scenes
+
+
+def main(words: list[str]) -> None:
+    """Makes data/ from a seed, or makes sure that it is there and is what data.dvc says."""
+    parser = argparse.ArgumentParser(prog="python -m components data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="draw the table of gauge scenes", formatter_class=_Defaults)
+    make.add_argument("--out", type=Path, default=Path("data"), help="folder that gets scenes.csv")
+    make.add_argument("--seed", type=int, default=20260522, help="decides every pixel")
+    make.add_argument("--head", type=int, default=320, help="training scenes of the commonest reading")
+    make.add_argument("--operating-point", type=int, default=35, help="the commonest reading, in percent")
+    make.add_argument("--decay", type=float, default=9.0, help="percent over which the number of scenes falls by e")
+    make.add_argument("--floor", type=int, default=3, help="training scenes of the rarest reading")
+    make.add_argument("--val", type=int, default=5, help="validation scenes per reading")
+    make.add_argument("--test", type=int, default=20, help="test scenes per reading")
+    commands.add_parser("ensure", help="pull or make data/ where it is missing; refuse it where data.dvc differs")
+    given = parser.parse_args(words)
+    if given.command == "ensure":
+        from components.ingest.data_ensure import ensure
+
+        ensure()
+        return
+    counts = label_counts(given.head, given.operating_point, given.decay, given.floor)
+    scenes = draw_scenes(given.seed, counts, given.val, given.test)
+    with new_folder(given.out) as folder:
+        (folder / "scenes.csv").write_text(write_scenes(scenes), encoding="utf-8")
+    print(f"{given.out / 'scenes.csv'}: {len(scenes)} scenes, {int(counts.sum())} to train on")
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default."""

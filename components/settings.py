@@ -1,0 +1,258 @@
+"""params.yaml as frozen, strict types: every key is here, and a key that is not here is an error that names it."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from components.shared.errors import ConcordError
+from components.shared.regression.rewards import RewardName
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """No unknown key, no silent conversion, no change after loading. A whole number will do where a float is due."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Task(Strict):
+    """What is read off an image: the question, the unit, the range and the step of the answer."""
+
+    question: str = Field(min_length=1)
+    unit: str
+    low: float
+    high: float
+    resolution: float = Field(gt=0, description="the step in which labels come: 1 for whole years, 0.1 for tenths")
+    bin_width: float = Field(gt=0, description="labels are counted in bins this wide; a multiple of resolution")
+    many: Positive = Field(description="many-shot: more training samples than this in the label's bin")
+    few: Positive = Field(description="few-shot: fewer than this")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Task":
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        steps = self.bin_width / self.resolution
+        if steps < 1 or abs(steps - round(steps)) > 1e-6:
+            raise ValueError(f"bin_width ({self.bin_width}) must be a whole multiple of resolution ({self.resolution})")
+        if self.few > self.many:
+            raise ValueError(f"few ({self.few}) must not exceed many ({self.many})")
+        return self
+
+
+class Ingest(Strict):
+    """Where the rows come from and how they are split."""
+
+    source: Literal["gauges", "folder"]
+    path: str = Field(description="the folder that holds the raw input; DVC hashes it")
+    csv: str = Field(description="the table in that folder")
+    image_column: str
+    target_column: str
+    id_column: str | None = Field(description="null: the image column")
+    split: Literal["balanced", "given"]
+    split_column: str | None = Field(description="with split: given; its values are train, val, test")
+    max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
+    shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
+    image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
+
+    @model_validator(mode="after")
+    def _split_named(self) -> "Ingest":
+        if self.split == "given" and not self.split_column:
+            raise ValueError("split: given needs split_column, the column that holds train, val or test")
+        return self
+
+
+class Validate(Strict):
+    """Limits that the splits must keep."""
+
+    min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
+    max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
+    min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
+
+
+class TinyModel(Strict):
+    """An Idefics3 (SmolVLM's architecture) built from its config with random weights and a tokenizer of its own."""
+
+    image_size: Positive
+    patch_size: Positive
+    pixel_shuffle: Positive
+    vision_width: Positive
+    vision_layers: Positive
+    text_width: Positive
+    text_layers: Positive
+    heads: Positive
+
+
+class Lora(Strict):
+    """Low-rank adapters; merged into the weights when the step ends."""
+
+    r: Positive
+    alpha: Positive
+    dropout: Share
+    targets: str | list[str] = Field(description="module names, or all-linear")
+
+
+class Model(Strict):
+    """The vision-language model that training starts from."""
+
+    name: str = Field(description="tiny, a hub id, or a local folder")
+    revision: str | None = Field(description="the commit of a hub model")
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    freeze_vision: bool
+    lora: Lora | None
+    tiny: TinyModel | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Model":
+        if self.name == "tiny" and self.tiny is None:
+            raise ValueError("name: tiny needs the section model.tiny")
+        if self.name != "tiny" and self.revision is None and not Path(self.name).exists():
+            raise ValueError(f"name: {self.name} is no local folder, so it needs a revision (the hub commit to use)")
+        return self
+
+
+class Augment(Strict):
+    """Changes of the picture that keep the reading true. Each is the largest change that may be drawn."""
+
+    rotate: float = Field(ge=0, le=180, description="degrees")
+    shift: Share = Field(description="share of the side")
+    zoom: Share = Field(description="share of the side")
+    light: Share = Field(description="brightness and contrast")
+    noise: Share = Field(description="standard deviation of pixel noise, of the full scale")
+
+
+class Sft(Strict):
+    """The warm start: the answer's tokens, learned by teacher forcing until validation MAE stops improving."""
+
+    seed: int
+    max_steps: Positive
+    batch_size: Positive
+    accumulation: Positive
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    adam_beta2: float = Field(gt=0, lt=1)
+    eval_every: Positive = Field(description="steps between two looks at validation MAE, and between checkpoints")
+    eval_rows: Positive = Field(description="validation images that one look reads")
+    patience: Positive = Field(description="looks without a better validation MAE before it ends")
+    gradient_checkpointing: bool
+    augment: Augment
+
+
+class Grpo(Strict):
+    """GRPO with a batch-level reward, from the warm start."""
+
+    seed: int
+    reward: RewardName
+    steps: Positive
+    prompts: Positive = Field(description="B: inputs of one step over all ranks and accumulations")
+    generations: Annotated[int, Field(ge=2)] = Field(description="G: answers sampled per input")
+    accumulation: Positive = Field(description="micro-batches of one step")
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    beta: float = Field(ge=0, description="weight of the KL to the warm start; 0 keeps no reference model")
+    temperature: float = Field(gt=0)
+    max_new_tokens: Positive
+    reward_weight: float = Field(gt=0)
+    format_weight: float = Field(ge=0)
+    advantage: Literal["group", "batch", "none"] = Field(description="what the advantages are divided by")
+    checkpoint_every: Positive
+    gradient_checkpointing: bool
+    augment: Augment
+
+
+class Evaluate(Strict):
+    """The judgement on the test set."""
+
+    batch_size: Positive
+    max_new_tokens: Positive
+    bootstrap: Positive
+    seed: int
+
+
+class Register(Strict):
+    """The model registry and the rule of promotion."""
+
+    model: str = Field(min_length=1, description="registered model name")
+    promote: bool = Field(description="false: register as challenger and stop there")
+    max_unparseable: Share = Field(description="share of unparseable answers that a champion may give")
+    tolerance_all: float = Field(ge=0, description="how much worse than the champion overall MAE may be, in units")
+    tolerance_many: float = Field(ge=0, description="the same for many-shot MAE")
+    bootstrap: Positive
+    seed: int
+
+
+class Settings(Strict):
+    """One experiment, written out: params.yaml."""
+
+    experiment: str = Field(min_length=1, description="MLflow experiment")
+    task: Task
+    ingest: Ingest
+    validation: Validate = Field(alias="validate")  # pydantic has a method of that name
+    model: Model
+    sft: Sft
+    grpo: Grpo
+    evaluate: Evaluate
+    registry: Register = Field(alias="register")  # so has ABCMeta
+
+
+def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Settings:
+    """Reads and checks a params file.
+
+    Args:
+        path: params.yaml or another file like it.
+        sections: section name -> JSON that takes the section's place; Kubeflow's pipeline inputs come this way.
+
+    Raises:
+        ConcordError: the file is missing, is no YAML, or has a wrong key or value; every fault is named, with its key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConcordError(f"{path}: no such file. Give the params file with --params FILE.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConcordError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConcordError(f"{path}: expected sections (experiment, task, ingest, ...), found {type(raw).__name__}.")
+    try:
+        raw |= {name: json.loads(content) for name, content in (sections or {}).items()}
+    except json.JSONDecodeError as error:
+        raise ConcordError(f"a section of the settings is not valid JSON: {error}: {error.doc[:80]!r}") from None
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        faults = [f"{path}: {_describe(fault)}" for fault in error.errors()]
+        raise ConcordError("\n".join(faults)) from None
+
+
+def _describe(fault: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
+        return f"{key}: unknown key, {hint}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; every setting is written out, add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` may have."""
+    section: type[BaseModel] = Settings
+    for part in location:
+        annotation = next(f for name, f in section.model_fields.items() if part in (name, f.alias)).annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return [field.alias or name for name, field in section.model_fields.items()]

@@ -1,0 +1,56 @@
+"""SFT continued for a given wall time: what the same extra time is worth without reinforcement learning."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from components.settings import Settings
+from components.sft.trainer import InOrder, sft_presentations, training_arguments
+from components.shared.data.atomic import new_folder
+from components.shared.vlm.curves import write_results
+from components.shared.vlm.lora import merged, trainable
+from components.shared.vlm.models import load, save
+
+NEVER = 1_000_000
+
+
+class Until(TrainerCallback):
+    """Ends training once it has taken `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        """The clock starts with the training."""
+        self._seconds = seconds
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks at it."""
+        control.should_training_stop |= time.monotonic() - self._start >= self._seconds
+
+
+def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
+    """Continues SFT from `warm` for `seconds`, at GRPO's learning rate held constant, and writes the model to `out`."""
+    model, processor = load(warm, settings.model)
+    model = trainable(model, settings.model)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(settings.sft, settings.model, Path(scratch))
+        arguments.max_steps = NEVER
+        arguments.learning_rate = settings.grpo.lr
+        arguments.lr_scheduler_type = "constant_with_warmup"
+        arguments.warmup_steps = settings.grpo.warmup_steps
+        arguments.eval_strategy = arguments.save_strategy = "no"
+        arguments.load_best_model_at_end = False
+        rows = sft_presentations(settings, ingest, Path(scratch), NEVER * settings.sft.batch_size)
+        trainer = InOrder(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+        trainer.add_callback(Until(seconds))
+        trainer.train()
+    with new_folder(out) as place:
+        save(merged(trainer.model), processor, place)
+        write_results(place, trainer.state.log_history, {"steps": trainer.state.global_step})

@@ -1,0 +1,45 @@
+"""SFT warm start: the answer's tokens by teacher forcing, until validation MAE stops improving.
+
+RL on data that SFT has memorised learns nothing, and RL on a model that has not learned to see yet is slower than more
+SFT. So the pictures are changed (their reading is not), and the end is decided by greedy answers to validation images.
+"""
+
+import tempfile
+from pathlib import Path
+
+from components.settings import Settings
+from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
+from components.shared.data.atomic import new_folder
+from components.shared.tracking.runs import StepRun
+from components.shared.vlm.checkpoints import last_whole, state_folder
+from components.shared.vlm.curves import write_results
+from components.shared.vlm.lora import merged, trainable
+from components.shared.vlm.models import base_model, save
+from components.steps import STEPS
+
+
+def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out: Path, state: Path) -> None:
+    """Trains the warm start and writes it to `out`, with metrics.json and curve.csv.
+
+    Args:
+        ingest: row shards.
+        validate: the validation's result; it is not read, but nothing unchecked is trained on.
+        state: training state goes to a folder below it; a killed run goes on from there.
+    """
+    del validate
+    model, processor = base_model(settings, ingest)
+    model = trainable(model, settings.model)
+    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest})
+    with tempfile.TemporaryDirectory() as cache:
+        arguments = training_arguments(settings.sft, settings.model, folder)
+        count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
+        rows = sft_presentations(settings, ingest, Path(cache), count)
+        trainer = WarmStartTrainer(
+            model=model, args=arguments, train_dataset=rows, processing_class=processor, settings=settings, ingest=ingest
+        )
+        trainer.follow(track)
+        trainer.train(resume_from_checkpoint=last_whole(folder))
+    history = trainer.state.log_history
+    with new_folder(out) as place:
+        save(merged(trainer.model), processor, place)
+        write_results(place, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})

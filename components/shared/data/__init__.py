@@ -1,0 +1,1 @@
+"""Rows, shards, sources and splits."""

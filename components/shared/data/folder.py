@@ -1,0 +1,68 @@
+"""The source `folder`: a CSV of labels and the image files that it names, as a stream of rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from components.settings import Settings, Task
+from components.shared.data.labels import Label, read_labels, table_path
+from components.shared.data.rows import SPLITS, Row
+from components.shared.data.splits import balanced_splits, shuffle_key
+from components.shared.errors import ConcordError
+from components.shared.regression.shots import label_bins
+
+
+def read_folder(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
+    """Split and row of every image, train first, each split in a shuffled order that the ids alone decide.
+
+    The table is checked whole in this call; then, as rows are asked for, one image is read at a time, and its bytes are
+    passed on as they are.
+
+    Raises:
+        ConcordError: the table has faults, a split is empty, or a file cannot be read.
+    """
+    table = table_path(folder, settings.ingest)
+    members = _split(table, read_labels(table, settings.ingest), settings)
+    return (
+        (split, Row(label.id, _content(table, label), label.target, settings.task.question, _origin(table, label)))
+        for split in SPLITS
+        for label in members[split]
+    )
+
+
+def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
+    """The labels of each split, shuffled."""
+    if settings.ingest.split == "given":
+        splits = [label.split for label in labels]
+        remedy = "Give it rows, or set ingest.split: balanced."
+    else:
+        splits = _balanced(labels, settings.task, settings.ingest.max_per_label)
+        remedy = "No label has three rows, one for each split: widen task.bin_width, or add images."
+    members: dict[str, list[Label]] = {split: [] for split in SPLITS}
+    for label, split in zip(labels, splits, strict=True):
+        members[split].append(label)
+    if empty := [split for split in SPLITS if not members[split]]:
+        raise ConcordError(f"{table}: {len(labels)} rows, none of them in {' or '.join(empty)}. {remedy}")
+    for rows in members.values():
+        rows.sort(key=lambda label: shuffle_key(label.id, "order"))
+    return members
+
+
+def _balanced(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    with np.errstate(invalid="ignore"):  # a target too large for an integer; the validate step finds it out of range
+        bins = label_bins([label.target for label in labels], task.bin_width, task.resolution)
+    return balanced_splits([label.id for label in labels], bins.tolist(), max_per_label)
+
+
+def _origin(table: Path, label: Label) -> str:
+    return f"{table.name}:{label.line} {label.image}"
+
+
+def _content(table: Path, label: Label) -> bytes:
+    try:
+        return (table.parent / label.image).read_bytes()
+    except OSError as error:
+        raise ConcordError(
+            f"{table}:{label.line}: {label.image}: cannot be read ({error.strerror}). Make it readable."
+        ) from None

@@ -1,0 +1,231 @@
+"""Analog gauges, drawn from a table of scenes: the default experiment's source.
+
+A scene is one line of text: what the dial shows and how it is seen. `draw_scenes` draws the table from a seed, readings
+long-tailed as in a plant (mostly near the operating point, alarms rare); `render` turns one line into pixels. Between
+them lies data/scenes.csv, which DVC versions: every pixel follows from it.
+
+Ambiguity is part of it. In about a third of the scenes glare lies over the needle or the needle hardly differs from the
+face, so that the picture leaves a range of readings open: that is what makes a model shrink towards the common ones.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from components.settings import Settings
+from components.shared.data.rows import SPLITS, Row
+from components.shared.errors import ConcordError
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One gauge. Lengths in shares of the image's side, angles in degrees, light in [0, 1].
+
+    Attributes:
+        reading: what the needle shows, in percent of the scale.
+        face, ink, needle, rim: grey of the dial, its marks, the needle and the housing.
+        tint: hue of the light: red minus blue.
+        start, sweep: angle of the scale's zero (clockwise from straight up) and the angle to its end.
+        turn: how far the gauge is mounted off the upright.
+        radius, x, y: the dial's size and centre.
+        majors, minors: marks with and between numbers.
+        width, tail: the needle's width and the length of its tail.
+        light, light_angle: fall-off of the light across the picture, and where it comes from.
+        glare, glare_offset, glare_width: strength of a reflection over the dial, its angle from the needle, its width.
+        blur, noise: standard deviations; `noise_seed` decides the grain.
+    """
+
+    id: str
+    split: str
+    reading: int
+    face: float
+    ink: float
+    needle: float
+    rim: float
+    tint: float
+    start: float
+    sweep: float
+    turn: float
+    radius: float
+    x: float
+    y: float
+    majors: int
+    minors: int
+    width: float
+    tail: float
+    light: float
+    light_angle: float
+    glare: float
+    glare_offset: float
+    glare_width: float
+    blur: float
+    noise: float
+    noise_seed: int
+
+
+def label_counts(head: int, operating_point: int, decay: float, floor: int) -> NDArray[np.int64]:
+    """Training scenes for each reading 0..100: `head` at the operating point, falling by e every `decay` percent on both
+    sides, never under `floor`."""
+    distance = np.abs(np.arange(101) - operating_point)
+    return np.maximum(np.rint(head * np.exp(-distance / decay)), floor).astype(np.int64)
+
+
+def draw_scenes(seed: int, train: NDArray[np.int64], val: int, test: int) -> list[Scene]:
+    """The table of scenes.
+
+    Args:
+        seed: decides everything.
+        train: `(101,)` training scenes per reading.
+        val, test: scenes per reading; both are balanced.
+    """
+    rng = np.random.default_rng(seed)
+    per_reading = {"train": train, "val": np.full(101, val), "test": np.full(101, test)}
+    scenes = []
+    for split in SPLITS:
+        readings = np.repeat(np.arange(101), per_reading[split])
+        rng.shuffle(readings)
+        scenes += [_draw(rng, f"{split}-{i:05d}", split, int(reading)) for i, reading in enumerate(readings)]
+    return scenes
+
+
+def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scene:
+    def between(low: float, high: float) -> float:
+        return round(float(rng.uniform(low, high)), 4)
+
+    dark = rng.random() < 0.3
+    face = between(0.08, 0.25) if dark else between(0.7, 0.95)
+    ink = between(0.7, 0.9) if dark else between(0.05, 0.3)
+    # Half of the scenes are seen well; the rest, more and more, by a severity that no label depends on.
+    severity = max(0.0, float(rng.random()) * 2 - 1)
+    faded = rng.random() < 0.5
+    contrast = 1 - 0.9 * severity if faded else between(0.8, 1.0)
+    needle = round(face + (ink - face) * contrast, 4)
+    return Scene(
+        id=name,
+        split=split,
+        reading=reading,
+        face=face,
+        ink=ink,
+        needle=needle,
+        rim=between(0.1, 0.6),
+        tint=between(-0.08, 0.08),
+        start=between(-140, -130),
+        sweep=between(262, 278),
+        turn=between(-4, 4),
+        radius=between(0.41, 0.46),
+        x=between(0.485, 0.515),
+        y=between(0.485, 0.515),
+        majors=int(rng.choice([5, 10])),
+        minors=int(rng.choice([2, 4, 5])),
+        width=between(0.018, 0.035),
+        tail=between(0.0, 0.12),
+        light=between(0.0, 0.35),
+        light_angle=between(0, 360),
+        glare=between(0.0, 0.3) if faded else round(0.3 + 0.7 * severity, 4),
+        glare_offset=between(-14, 14),
+        glare_width=between(10, 16 + 30 * severity),
+        blur=between(0.2, 0.6 + 0.9 * severity),
+        noise=between(0.01, 0.03 + 0.06 * severity),
+        noise_seed=int(rng.integers(2**31)),
+    )
+
+
+def render(scene: Scene, size: int) -> bytes:
+    """The scene as a JPEG of `size` x `size` pixels."""
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x, y = grid[None, :] - scene.x, grid[:, None] - scene.y
+    r = np.hypot(x, y)
+    # Clockwise from straight up, in degrees, counted from the scale's zero.
+    bearing = np.degrees(np.arctan2(x, -y)) - scene.turn
+    along = np.mod(bearing - scene.start, 360.0)
+    pixel = 1.0 / size
+
+    def inside(distance: Pixels) -> Pixels:
+        return np.clip(0.5 - distance / pixel, 0.0, 1.0)
+
+    def paint(canvas: Pixels, colour: float, cover: Pixels) -> Pixels:
+        return canvas + (colour - canvas) * cover
+
+    canvas = np.full((size, size), 0.45, np.float32)
+    canvas = paint(canvas, scene.rim, inside(r - scene.radius * 1.09))
+    canvas = paint(canvas, scene.face, inside(r - scene.radius))
+    for count, inner, width in ((scene.majors, 0.76, 0.016), (scene.majors * scene.minors, 0.86, 0.008)):
+        step = scene.sweep / count
+        off = np.abs(along - np.clip(np.rint(along / step), 0, count) * step)
+        sideways = r * np.radians(np.minimum(off, 90.0))
+        ends = np.maximum(scene.radius * inner - r, r - scene.radius * 0.94)
+        canvas = paint(canvas, scene.ink, inside(np.maximum(sideways - width, ends)))
+    angle = math.radians(scene.start + scene.turn + scene.sweep * scene.reading / 100)
+    ahead, aside = x * math.sin(angle) - y * math.cos(angle), x * math.cos(angle) + y * math.sin(angle)
+    reach = scene.radius * 0.84
+    taper = scene.width * (1 - 0.6 * np.clip(ahead / reach, 0, 1))
+    needle = np.maximum(np.abs(aside) - taper, np.maximum(ahead - reach, -scene.tail - ahead))
+    canvas = paint(canvas, scene.needle, inside(needle))
+    canvas = paint(canvas, scene.ink, inside(r - 0.035))
+    # A reflection: a bright sector around an angle near the needle's, strongest towards the rim.
+    glare_at = scene.sweep * scene.reading / 100 + scene.glare_offset
+    apart = np.abs(np.mod(along - glare_at + 180, 360) - 180)
+    shine = np.exp(-0.5 * (apart / scene.glare_width) ** 2) * np.clip(r / (0.35 * scene.radius), 0, 1)
+    canvas = paint(canvas, 0.97, (scene.glare * shine * inside(r - scene.radius)).astype(np.float32))
+    lit = math.radians(scene.light_angle)
+    canvas = canvas * (1 - scene.light * (0.5 + x * math.sin(lit) - y * math.cos(lit)))
+    colour = np.stack([canvas * (1 + scene.tint), canvas, canvas * (1 - scene.tint)], axis=-1)
+    image = Image.fromarray(_bytes(colour)).filter(ImageFilter.GaussianBlur(scene.blur * size / 64))
+    grain = np.random.default_rng(scene.noise_seed).normal(0, scene.noise, (size, size, 1))
+    image = Image.fromarray(_bytes(np.asarray(image, np.float32) / 255 + grain))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def _bytes(colour: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def write_scenes(scenes: list[Scene]) -> str:
+    """The table as CSV text."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [f.name for f in fields(Scene)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(scene) for scene in scenes)
+    return out.getvalue()
+
+
+def read_scenes(path: Path) -> Iterator[tuple[int, Scene]]:
+    """Line number and scene, one by one.
+
+    Raises:
+        ConcordError: the file is missing, or a line does not hold a scene.
+    """
+    if not path.is_file():
+        raise ConcordError(f"{path}: no such file. Make it: python -m components data make")
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [f.name for f in fields(Scene) if f.name not in (reader.fieldnames or [])]
+        if missing:
+            raise ConcordError(f"{path}: no column {', '.join(missing)}. Make it anew: python -m components data make")
+        for line in reader:
+            try:
+                scene = Scene(**{f.name: f.type(line[f.name]) for f in fields(Scene)})  # type: ignore[operator,arg-type]
+            except (TypeError, ValueError) as error:
+                raise ConcordError(f"{path}:{reader.line_num}: {error}. Mend the line, or make the table anew.") from None
+            if scene.split not in SPLITS:
+                raise ConcordError(f"{path}:{reader.line_num}: split is {scene.split!r}, expected {', '.join(SPLITS)}")
+            yield reader.line_num, scene
+
+
+def read_gauges(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
+    """Split and row of every scene in the folder's table, rendered as they are read."""
+    path = folder / settings.ingest.csv
+    for line, scene in read_scenes(path):
+        image = render(scene, settings.ingest.image_size)
+        yield scene.split, Row(scene.id, image, float(scene.reading), settings.task.question, f"{path.name}:{line}")

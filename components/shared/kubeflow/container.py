@@ -1,0 +1,36 @@
+"""The container that runs a step on Kubeflow: the command that everybody uses, with Kubeflow's paths in it."""
+
+from collections.abc import Mapping
+
+from kfp import dsl
+
+from components.steps import STEPS
+
+IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in its place
+
+
+def container(
+    name: str,
+    experiment: str,
+    settings: Mapping[str, str],
+    ports: Mapping[str, dsl.Artifact],
+    data_hash: str | None = None,
+) -> dsl.ContainerSpec:
+    """The step's container.
+
+    Args:
+        name: of the step.
+        experiment: MLflow's.
+        settings: section of params.yaml -> its content as JSON, a pipeline input. A step gets the sections that it
+            reads and no others, since Kubeflow runs a step again when any of its inputs changed.
+        ports: port name -> artifact.
+        data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
+    """
+    words = STEPS[name].command(paths={port: artifact.path for port, artifact in ports.items()})
+    words += ["--experiment", experiment]
+    for section, content in settings.items():
+        words += ["--section", section, content]
+    if data_hash is not None:
+        words += ["--data-hash", data_hash]
+    words += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
+    return dsl.ContainerSpec(image=IMAGE, command=words[:4], args=words[4:])

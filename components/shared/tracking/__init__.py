@@ -1,0 +1,1 @@
+"""What is known of a run afterwards: MLflow runs and DVC hashes."""

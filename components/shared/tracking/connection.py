@@ -1,0 +1,86 @@
+"""The way to MLflow: which store, quietly, and with no secret in anything that is printed or written."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from components.shared.errors import ConcordError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+_PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):[^/\s]*@")
+_TOKEN = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token|key|signature)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a database in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def masked(text: str) -> str:
+    """`text` with every password in a URI, and every secret of the environment, as `***`."""
+    text = _TOKEN.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return text
+
+
+def quiet() -> None:
+    """Keeps MLflow's own talk (schema migrations, missing git, telemetry) off the screen; warnings and errors stay.
+
+    An unreachable server is given up after some ten seconds, not MLflow's four minutes. Values that are set already in
+    the environment are left.
+    """
+    for name, value in (
+        ("GIT_PYTHON_REFRESH", "quiet"),
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+        ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
+    ):
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def connect() -> "MlflowClient":
+    """A client of the store that MLFLOW_TRACKING_URI names. MLflow is imported here, which takes seconds.
+
+    Raises:
+        ConcordError: the store cannot be reached or opened.
+    """
+    quiet()
+    from mlflow import MlflowClient
+
+    with told("open the store"):
+        client = MlflowClient(tracking_uri=tracking_uri())
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def told(deed: str) -> Iterator[None]:
+    """Turns MLflow's and its store's errors into one sentence for a person; `deed` completes "could not ..."."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        reason = masked(str(error).strip().partition("\n")[0])[:300]
+        raise ConcordError(
+            f"MLflow at {masked(tracking_uri())}: could not {deed}: {reason}. "
+            "Check MLFLOW_TRACKING_URI and that its server runs; without it the runs go to mlflow.db here."
+        ) from None

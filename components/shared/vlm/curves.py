@@ -1,0 +1,91 @@
+"""Training curves: to the tracker while training runs, to curve.csv and metrics.json at its end."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from components.shared.data.atomic import write_json, write_text
+from components.shared.tracking.runs import StepRun
+
+# Wall-clock figures: they go to the tracker, but not into outputs, which are the same bytes from the same inputs.
+_CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory")
+
+
+class Follow(TrainerCallback):
+    """Passes each log entry to the tracker and shows progress."""
+
+    def __init__(self, track: StepRun, show: Sequence[str]) -> None:
+        """`show` names the metrics on the progress line, best known first."""
+        self._track, self._show = track, show
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"),
+            refresh_per_second=1,
+        )
+        self._seen: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the bar."""
+        if state.is_world_process_zero:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, now="")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves it."""
+        if state.is_world_process_zero:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Logs."""
+        if not state.is_world_process_zero:
+            return
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and math.isfinite(v)}
+        self._track.log(numbers, state.global_step)
+        self._seen |= numbers
+        now = "  ".join(f"{name} {self._seen[name]:.3g}" for name in self._show if name in self._seen)
+        self._bar.update(self._task, now=now)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes it."""
+        if state.is_world_process_zero:
+            self._bar.stop()
+
+
+def write_results(folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, float | None]) -> None:
+    """Writes curve.csv (a line a step, a column a metric) and metrics.json (the last figures, and `metrics`)."""
+    lines: dict[int, dict[str, float]] = {}
+    for entry in history:
+        figures = {k: v for k, v in entry.items() if k not in ("step", "epoch") and not any(c in k for c in _CLOCK)}
+        lines.setdefault(int(entry["step"]), {}).update(figures)
+    names = sorted({name for line in lines.values() for name in line})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["step", *names], lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows({"step": step, **line} for step, line in sorted(lines.items()))
+    write_text(folder / "curve.csv", out.getvalue())
+    last = {name: next(line[name] for _, line in sorted(lines.items(), reverse=True) if name in line) for name in names}
+    finite = {k: v for k, v in last.items() if isinstance(v, int | float) and math.isfinite(v)}
+    write_json(folder / "metrics.json", {**finite, **metrics})

@@ -1,0 +1,77 @@
+"""Models and processors: from config, from a folder, from a hub; and back to a folder, as safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from components.settings import Model, Settings
+from components.shared.data.rows import read_table
+from components.shared.errors import ConcordError
+from components.shared.vlm.suppression import suppress_placeholders
+from components.shared.vlm.tiny import build_model, build_processor
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(place: str | Path, settings: Model, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """A model and its processor, placeholder tokens suppressed.
+
+    Args:
+        place: a folder that `save` wrote, any other local model folder, or a hub id.
+        settings: dtype and attention implementation.
+        revision: the hub commit; needed for a hub id.
+
+    Raises:
+        ConcordError: nothing that AutoModelForImageTextToText can load is there.
+    """
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            place,
+            revision=revision,
+            dtype=_DTYPES[settings.dtype],
+            attn_implementation=settings.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        processor = AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConcordError(
+            f"{place}: no vision-language model could be loaded: {first}\n"
+            "Give model.name as a hub id with its revision, or as a folder with safetensors weights and a processor."
+        ) from error
+    processor.tokenizer.padding_side = "left"
+    suppress_placeholders(model, processor)
+    return model, processor
+
+
+def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
+    """The model that training starts from: the tiny one with random weights, or the pretrained one.
+
+    Args:
+        ingest: folder of the row shards; the tiny model's tokenizer learns the questions of the training split.
+    """
+    if settings.model.name != "tiny":
+        return load(settings.model.name, settings.model, settings.model.revision)
+    tiny = settings.model.tiny
+    assert tiny is not None  # the settings see to it
+    questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
+    processor = build_processor(tiny, questions)
+    model = build_model(tiny, processor, settings.sft.seed).to(_DTYPES[settings.model.dtype])
+    model.set_attn_implementation(settings.model.attention)
+    suppress_placeholders(model, processor)
+    return model, processor
+
+
+def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Weights as safetensors with config and processor, loadable by the Auto classes alone."""
+    model.save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
