@@ -69,11 +69,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m components", description="Concord's pipeline, step by step.")
     commands = top.add_subparsers(dest="command", required=True, metavar="STEP")
     for step in STEPS.values():
-        sub = commands.add_parser(step.name, help=step.title)
+        sub = commands.add_parser(step.name, help=step.title, allow_abbrev=False)
         sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
         for port, default in {**step.inputs, **step.outputs}.items():
             if port == "data":
                 sub.add_argument("--data", type=Path, help="input (default: ingest.path in the settings)")
+                sub.add_argument("--data-hash", help=argparse.SUPPRESS)  # Kubeflow's
                 continue
             kind = "input" if port in step.inputs else "output"
             sub.add_argument(f"--{port}", type=Path, default=Path(default), help=f"{kind} (default: %(default)s)")
@@ -88,7 +89,6 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     """What only the compiled pipeline says (components/shared/kubeflow): settings as inputs, and where to report."""
     sub.add_argument("--experiment", help=argparse.SUPPRESS)
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
-    sub.add_argument("--data-hash", help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
 
 
@@ -101,12 +101,12 @@ def step_command(arguments: argparse.Namespace) -> None:
     settings = load_settings(arguments.params, sections)
     inputs = {port: given[port] or Path(settings.ingest.path) for port in step.inputs}
     outputs = {port: given[port] for port in step.outputs}
-    if arguments.data_hash is not None:
+    if (expected := given.get("data_hash")) is not None:
         from components.shared.tracking.hashes import dvc_hash
 
-        if (found := dvc_hash(inputs["data"])) != arguments.data_hash:
+        if (found := dvc_hash(inputs["data"])) != expected:
             raise ConcordError(
-                f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {arguments.data_hash!r}. "
+                f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {expected!r}. "
                 "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
             )
     run_step(step, settings, inputs, outputs, arguments.state)

@@ -2,9 +2,10 @@
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,12 +16,13 @@ from components.shared.regression.rewards import RewardName
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+SCREEN = 20  # faults that one message tells
 
 
 class Strict(BaseModel):
     """No unknown key, no silent conversion, no change after loading. A whole number will do where a float is due."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Task(Strict):
@@ -215,9 +217,13 @@ def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Sett
         ConcordError: the file is missing, is no YAML, or has a wrong key or value; every fault is named, with its key.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
     except FileNotFoundError:
         raise ConcordError(f"{path}: no such file. Give the params file with --params FILE.") from None
+    except OSError as error:
+        raise ConcordError(
+            f"{path}: cannot be read ({error.strerror}). Give the params file with --params FILE."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConcordError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -230,7 +236,22 @@ def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Sett
         return Settings.model_validate(raw)
     except ValidationError as error:
         faults = [f"{path}: {_describe(fault)}" for fault in error.errors()]
-        raise ConcordError("\n".join(faults)) from None
+        more = [f"and {len(faults) - SCREEN} more"] if len(faults) > SCREEN else []
+        raise ConcordError("\n".join(faults[:SCREEN] + more)) from None
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML would let the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} stands there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _describe(fault: ErrorDetails) -> str:
@@ -243,9 +264,18 @@ def _describe(fault: ErrorDetails) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing; every setting is written out, add it"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("float_type", "int_type") and _is_number(fault["input"]):
+        return f"{key}: {fault['input']!r} is text to YAML; write the number without quotes, 1.0e-4 and not 1e-4"
     if fault["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

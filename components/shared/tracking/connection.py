@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.shared.errors import ConcordError
@@ -22,6 +23,15 @@ _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACC
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or a database in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def absolute_tracking_uri() -> str:
+    """The same store, named so that a process in another working directory finds it."""
+    uri = tracking_uri()
+    scheme, marker, path = uri.partition(":///")
+    if marker and scheme.startswith("sqlite") and path and not path.startswith("/"):
+        return f"{scheme}:///{Path(path).resolve()}"
+    return uri
 
 
 def masked(text: str) -> str:

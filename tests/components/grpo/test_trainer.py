@@ -163,5 +163,7 @@ def test_a_saved_model_loads_with_the_auto_classes(warm: Path) -> None:
     ours, _ = load(warm, small_settings().model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, ours.state_dict()[name]), name
-    assert processor.tokenizer("35").input_ids == processor.tokenizer("3").input_ids + processor.tokenizer("5").input_ids
+    assert (
+        processor.tokenizer("35").input_ids == processor.tokenizer("3").input_ids + processor.tokenizer("5").input_ids
+    )
     assert not list(warm.glob("*.bin"))

@@ -1,0 +1,1 @@
+"""Raw input -> row shards of train, val and test."""

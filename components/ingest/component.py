@@ -1,0 +1,26 @@
+"""The Kubeflow face of ingest: the same command, in a container."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Output
+
+from components.shared.kubeflow.container import container
+
+
+@dsl.container_component
+def ingest(
+    experiment: str,
+    data_hash: str,
+    task_settings: str,
+    ingest_settings: str,
+    data: Input[Dataset],
+    out: Output[Dataset],
+    metrics: Output[Metrics],
+) -> dsl.ContainerSpec:
+    """Splits the raw input and packs it into Parquet shards."""
+    return container(
+        "ingest",
+        experiment,
+        {"task": task_settings, "ingest": ingest_settings},
+        {"data": data, "out": out},
+        data_hash,
+    )

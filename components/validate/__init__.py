@@ -1,0 +1,1 @@
+"""Row shards -> expectations kept, or the run stops."""

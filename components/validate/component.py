@@ -1,0 +1,24 @@
+"""The Kubeflow face of validate: the same command, in a container."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+
+from components.shared.kubeflow.container import container
+
+
+@dsl.container_component
+def validate(
+    experiment: str,
+    task_settings: str,
+    validate_settings: str,
+    ingest: Input[Dataset],
+    out: Output[Artifact],
+    metrics: Output[Metrics],
+) -> dsl.ContainerSpec:
+    """Checks the split tables against the expectations."""
+    return container(
+        "validate",
+        experiment,
+        {"task": task_settings, "validate": validate_settings},
+        {"ingest": ingest, "out": out},
+    )

@@ -1,0 +1,158 @@
+"""What the expectations are held against: the shards' fields, a row for each image, a row of figures for the splits."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.settings import Task
+from components.shared.data.progress import counted
+from components.shared.data.rows import SCHEMA, SPLITS, read_rows, shards
+from components.shared.errors import ConcordError
+from components.shared.regression.shots import SHOTS, ShotTable, label_bins
+from components.validate.images import Look, look, prepare
+
+BATCH = 64  # images held at once, encoded; each thread decodes one more
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures over all splits.
+
+    Attributes:
+        figures: name -> figure.
+        examples: name -> lines that say which rows or labels made the figure, for people.
+    """
+
+    figures: dict[str, float]
+    examples: dict[str, list[str]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row, a column a figure."""
+        return pd.DataFrame([self.figures])
+
+
+def field_table(folder: Path) -> pd.DataFrame:
+    """A row for each shard and field: `shard`, `field`, and its type as `expected` and as `found`.
+
+    Raises:
+        ConcordError: a split has no shard, or a shard is no whole Parquet file.
+    """
+    rows = []
+    wanted = {field.name: str(field.type) for field in SCHEMA}
+    for path in (path for split in SPLITS for path in shards(folder, split)):
+        try:
+            there = {field.name: str(field.type) for field in pq.read_schema(path)}
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
+        rows += [
+            {"shard": path.name, "field": name, "expected": wanted.get(name, "no"), "found": there.get(name, "no")}
+            for name in {**wanted, **there}
+        ]
+    return pd.DataFrame(rows)
+
+
+def row_table(folder: Path, task: Task) -> pd.DataFrame:
+    """A row for each image, in the shards' order: split, id, origin, target, and what a close look at the image gave.
+
+    Columns beside those of `Look`: `decodes`; `finite` (empty where the target is); `off_step`, how far the target is
+    from a whole step of the resolution, in steps (empty where the target is empty or not finite).
+    """
+    total = sum(pq.read_metadata(path).num_rows for split in SPLITS for path in shards(folder, split))
+    columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target")}
+    columns |= {field.name: [] for field in fields(Look)}
+    for row in counted(_looks(folder), "decoding images", total):
+        for name, value in row.items():
+            columns[name].append(value)
+    table = pd.DataFrame({name: pd.Series(values, dtype=_dtype(name)) for name, values in columns.items()})
+    steps = table["target"].where(np.isfinite(table["target"])) / task.resolution
+    table["off_step"] = (steps - steps.round()).abs()
+    table["finite"] = np.isfinite(table["target"]).astype(object).where(table["target"].notna(), None)
+    table["decodes"] = table["fault"].isna()
+    return table
+
+
+def _dtype(name: str) -> str:
+    return {"target": "float64", "width": "Int64", "height": "Int64"}.get(name, "object")
+
+
+def _looks(folder: Path) -> Iterator[dict[str, Any]]:
+    prepare()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for split in SPLITS:
+            for batch in _whole(folder, split):
+                found = pool.map(look, batch.column("image").field("bytes").to_pylist())
+                rows = batch.select(["id", "origin", "target"]).to_pylist()
+                for row, seen in zip(rows, found, strict=True):
+                    yield {"split": split, **row, **asdict(seen)}
+
+
+def _whole(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from read_rows(folder, split, BATCH)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConcordError(f"{folder}: a {split} shard is damaged ({reason}). Run the ingest step again.") from None
+
+
+def summarise(rows: pd.DataFrame, task: Task) -> Summary:
+    """Leakage between splits, imbalance, and the shot groups of the test split.
+
+    Args:
+        rows: as `row_table` gives it. Rows without a finite target take no part in the counts.
+    """
+    figures: dict[str, float] = {}
+    examples: dict[str, list[str]] = {}
+    figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
+    known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
+    targets = {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
+    counts = {split: _bin_counts(values, task) for split, values in targets.items()}
+    train, test = counts["train"], counts["test"]
+    figures["train_imbalance"] = float(train.max() / train.min()) if len(train) else 1.0
+    examples["train_imbalance"] = _fullest(train, "train")
+    figures["test_imbalance"] = float(test.max() / test.mean()) if len(test) else 1.0
+    examples["test_imbalance"] = _fullest(test, "test")
+    table = ShotTable.of(targets["train"], task.bin_width, task.resolution, task.many, task.few)
+    test_shots, train_shots = table.shot(targets["test"]), table.shot(targets["train"])
+    for shot in SHOTS:
+        figures[f"test_rows_{shot}"] = int((test_shots == shot).sum())
+        present = int((train_shots == shot).sum())
+        examples[f"test_rows_{shot}"] = [f"train has {present} {shot}-shot rows"]
+    return Summary(figures, examples)
+
+
+def _bin_counts(targets: np.ndarray, task: Task) -> "pd.Series[int]":
+    """Rows per label bin, indexed by the bin's lower end, fullest first."""
+    width = round(task.bin_width / task.resolution) * task.resolution
+    ends = pd.Series(label_bins(targets, task.bin_width, task.resolution) * width)
+    return ends.value_counts()
+
+
+def _fullest(counts: "pd.Series[int]", split: str) -> list[str]:
+    if not len(counts):
+        return [f"{split} has no row with a valid target"]
+    most, least = counts.index[0], counts.index[-1]
+    fullest, emptiest = counts.iloc[0], counts.iloc[-1]
+    return [f"{split}: {fullest} rows with label {most:g}, {emptiest} with {least:g}, {counts.mean():.1f} on average"]
+
+
+def _shared_images(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """How many pictures are in more than one split, and the first of them with their rows."""
+    known = rows[rows["content"].notna()]
+    repeated = known[known.duplicated("content", keep=False)]
+    splits = repeated.groupby("content", sort=False)["split"].nunique()
+    shared = splits.index[splits > 1]
+    examples = []
+    for content in shared[:3]:
+        same = repeated[repeated["content"] == content].drop_duplicates("split")
+        examples.append(" = ".join(f"{row.origin} ({row.split})" for row in same.itertuples()))
+    return len(shared), examples

@@ -1,0 +1,76 @@
+"""A small raw input of real files: images and a CSV, from which a test makes the fault that it is about."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from components.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Label -> images. With many: 12, few: 5, max_per_label: 4, the balanced rule leaves 32, 12 and 3 in train.
+COUNTS = {10: 40, 50: 20, 90: 9}
+TASK = {"low": 0, "high": 100, "resolution": 1, "bin_width": 1, "many": 12, "few": 5}
+INGEST = {
+    "source": "folder",
+    "csv": "labels.csv",
+    "image_column": "image",
+    "target_column": "reading",
+    "id_column": None,
+    "split": "balanced",
+    "split_column": None,
+    "max_per_label": 4,
+}
+VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3}
+
+
+def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:
+    """A noise image; each seed gives another one."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format)
+    return buffer.getvalue()
+
+
+class RawFolder:
+    """`FOLDER/labels.csv` and `FOLDER/images/`, valid until a test changes them.
+
+    Attributes:
+        rows: the table's records, [image, reading]; row k stands on line k + 2.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Writes a valid input."""
+        self.folder = folder
+        (folder / "images").mkdir(parents=True)
+        labels = [label for label, count in COUNTS.items() for _ in range(count)]
+        self.rows = [[f"images/{k:03d}.png", str(label)] for k, label in enumerate(labels)]
+        for k, (image, _) in enumerate(self.rows):
+            (folder / image).write_bytes(encoded(k))
+        self.write()
+
+    def write(self, header: Iterable[str] = ("image", "reading"), encoding: str = "utf-8") -> None:
+        """Writes the table anew."""
+        with open(self.folder / "labels.csv", "w", encoding=encoding, newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *self.rows])
+
+
+def write_params(path: Path, **sections: dict[str, Any]) -> Settings:
+    """The repository's params.yaml, set up for a `RawFolder`, with changes by section; as file and as settings."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for section, values in (("task", TASK), ("ingest", INGEST), ("validate", VALIDATE), *sections.items()):
+        raw[section] |= values
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return load_settings(path)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below, by relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,300 @@
+"""Validate, through the command line: what passes, what stops the run, and how it is told."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.__main__ import main
+from components.shared.data.rows import SCHEMA, read_table
+from tests.components.raw_folder import ROOT, SHARED_DATA, RawFolder, content, encoded, write_params
+
+INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
+WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]
+SHARDS, OUT, DOCS = Path("artifacts/ingest"), Path("artifacts/validate"), Path("reports/data_docs")
+
+
+@pytest.fixture
+def raw(store: Path) -> RawFolder:
+    """In the working directory, with params.yaml for it."""
+    write_params(store / "params.yaml")
+    return RawFolder(store / "data")
+
+
+@pytest.mark.usefixtures("raw")
+def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(INGEST) == main(WORDS) == 0
+    result = json.loads((OUT / "result.json").read_text())
+    assert all(item["success"] for item in result.values())
+    assert {item["expectation"] for item in result.values()} == {
+        "ExpectColumnPairValuesToBeEqual",
+        "ExpectColumnValuesToNotBeNull",
+        "ExpectColumnValuesToBeUnique",
+        "ExpectColumnValuesToBeInSet",
+        "ExpectColumnValuesToBeBetween",
+        "ExpectColumnMaxToBeBetween",
+    }
+    assert result["target_in_range"]["observed"] == {"rows": 69, "unexpected": 0}
+    assert result["target_in_range"]["arguments"] == {"column": "target", "min_value": 0.0, "max_value": 100.0}
+    assert result["train_imbalance"]["observed"] == {"value": 32 / 3}
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    assert metrics["rows"] == {"train": 47, "val": 11, "test": 11}
+    assert metrics["expectations_met"] == len(result) == 15
+    assert metrics["smallest_side"] == metrics["largest_side"] == 12
+    assert (DOCS / "index.html").is_file()
+    assert f"Data Docs: {DOCS}/index.html" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_same_splits_give_the_same_bytes_and_new_data_docs() -> None:
+    assert main(INGEST) == main(WORDS) == 0
+    first, pages = content(OUT), content(DOCS)
+    assert main(WORDS) == 0
+    assert content(OUT) == first
+    assert len(content(DOCS)) == len(pages)
+    assert content(DOCS).keys() != pages.keys()  # they name the time of the run
+
+
+Change = Callable[[RawFolder], object]
+
+
+def image(line: int, data: bytes) -> Change:
+    return lambda raw: (raw.folder / raw.rows[line - 2][0]).write_bytes(data)
+
+
+def target(line: int, value: str) -> Change:
+    def change(raw: RawFolder) -> None:
+        raw.rows[line - 2][1] = value
+        raw.write()
+
+    return change
+
+
+def params(**sections: dict) -> Change:
+    return lambda raw: write_params(Path("params.yaml"), **sections)
+
+
+def splits(test: dict[int, int]) -> Change:
+    """Splits given in the table, with so many test rows of each label; one row of each label for val."""
+
+    def change(raw: RawFolder) -> None:
+        seen: dict[str, int] = {}
+        for row in raw.rows:
+            k = seen[row[1]] = seen.get(row[1], 0) + 1
+            row.append("test" if k <= test[int(row[1])] else "val" if k == test[int(row[1])] + 1 else "train")
+        raw.write(header=["image", "reading", "part"])
+        # Few: the 9 rows of a label less those for val and test. Medium: 20 less those.
+        params(task={"few": 9, "many": 15}, ingest={"split": "given", "split_column": "part"})(raw)
+
+    return change
+
+
+def leak(raw: RawFolder) -> None:
+    """Every picture of the last label is one and the same, saved in two ways."""
+    picture = Image.open(io.BytesIO(encoded(1)))
+    for k, (path, _) in enumerate(raw.rows[60:]):
+        picture.save(raw.folder / path, "PNG" if k % 2 else "BMP")
+
+
+def deep() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# From the raw input, through ingest: what opening no image cannot see.
+FAULTS: dict[str, tuple[Change, list[str]]] = {
+    "truncated image": (
+        image(9, encoded(9, size=64)[:-300]),
+        [
+            "every image decodes completely",
+            "1 of 69",
+            "labels.csv:9 images/007.png",
+            "truncated",
+            "Replace these files",
+        ],
+    ),
+    "text as image": (
+        image(9, b"<html>404</html>"),
+        ["labels.csv:9 images/007.png", "no image in a known format", "or remove their rows"],
+    ),
+    "16-bit image": (image(9, deep()), ["8-bit RGB", "labels.csv:9 images/007.png", "mode I;16", "Convert"]),
+    "target above the range": (
+        target(9, "101"),
+        ["in the task's range, 0 to 100 %", "labels.csv:9 images/007.png", "target 101.0", "task.low and task.high"],
+    ),
+    "target far off": (target(9, "1e300"), ["labels.csv:9 images/007.png", "target 1e+300"]),
+    "target below the range": (target(9, "-1"), ["labels.csv:9 images/007.png", "target -1.0"]),
+    "labels finer than the resolution": (
+        target(9, "10.5"),
+        ["whole number of steps of 1 %", "labels.csv:9 images/007.png", "target 10.5", "task.resolution"],
+    ),
+    "one picture in two splits": (
+        leak,
+        ["in two splits", "Found: 1", "labels.csv:6", "(train) = labels.csv:6", "(test)"],
+    ),
+    "test without few-shot rows": (
+        splits({10: 5, 50: 5, 90: 0}),
+        ["at least 3 few-shot rows", "Found: 0", "train has 8 few-shot rows", "ingest.split: balanced", "task.few"],
+    ),
+    "test without many-shot rows": (splits({10: 0, 50: 5, 90: 5}), ["at least 3 many-shot rows", "task.many"]),
+    "test as long-tailed as train": (
+        splits({10: 25, 50: 3, 90: 3}),
+        ["test is balanced", "Found: 2.42", "25 rows with label 10, 3 with", "ingest.split: balanced"],
+    ),
+    "train not long-tailed": (
+        params(validate={"min_imbalance": 11}),
+        ["train is long-tailed", "Found: 10.7", "32 rows with label 10, 3 with 90", "validate.min_imbalance"],
+    ),
+}
+
+
+def check_told(expected: list[str], before: dict[str, bytes], told: str) -> None:
+    assert not [part for part in expected if part not in told], told
+    assert "Traceback" not in told
+    assert len(told.splitlines()) < 24, told
+    assert content(OUT) == before
+    assert not list(Path("artifacts").glob(".*.partial"))
+
+
+@pytest.fixture
+def earlier(raw: RawFolder) -> dict[str, bytes]:
+    """An earlier output, which a fault must leave as it is."""
+    OUT.mkdir(parents=True)
+    (OUT / "result.json").write_text("earlier")
+    return content(OUT)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_raw_input_is_told_with_its_row(
+    raw: RawFolder, earlier: dict[str, bytes], fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change, expected = FAULTS[fault]
+    change(raw)
+    assert main(INGEST) == 0
+    capfd.readouterr()
+    assert main(WORDS) == 1
+    check_told([*expected, f"Data Docs: {DOCS}/index.html"], earlier, capfd.readouterr().err)
+    page = (DOCS / "index.html").read_text(encoding="utf-8")
+    assert "Failed" in page or "failed" in page
+
+
+def table(split: str, column: str, values: list[object]) -> Callable[[], None]:
+    """Puts values at the head of a column of a split's shard, as no ingest would."""
+
+    def change() -> None:
+        path = SHARDS / f"{split}-00000.parquet"
+        whole = pq.read_table(path)
+        index = whole.schema.get_field_index(column)
+        changed = values + whole.column(column).to_pylist()[len(values) :]
+        pq.write_table(
+            whole.set_column(index, SCHEMA.field(column), pa.array(changed, SCHEMA.field(column).type)), path
+        )
+
+    return change
+
+
+def without(column: str) -> None:
+    path = SHARDS / "val-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+
+
+def cut() -> None:
+    path = SHARDS / "test-00000.parquet"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+# In the shards themselves.
+SHARD_FAULTS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "null target": (table("val", "target", [None]), ["every row has a target", "1 of 69", "(val)", "labels.csv:"]),
+    "NaN target": (table("val", "target", [float("nan")]), ["every row has a target", "1 of 69"]),
+    "infinite target": (table("val", "target", [float("inf")]), ["every target is finite", "target inf", "(val)"]),
+    "null id": (table("test", "id", [None]), ["every row has an id", "(test)"]),
+    "ids repeated over splits": (
+        lambda: table("val", "id", read_table(SHARDS, "train")["id"].to_pylist()[:1])(),
+        ["ids are unique over all splits", "2 of 69", "(train)", "(val)"],
+    ),
+    "empty image": (
+        table("val", "image", [{"bytes": b"", "path": None}, {"bytes": None, "path": "x"}]),
+        ["2 of 69", "empty (0 bytes)"],
+    ),
+    "missing field": (
+        lambda: without("target"),
+        ["row schema", "val-00000.parquet: field target", "found no", "ingest"],
+    ),
+    "cut shard": (cut, ["artifacts/ingest/test-00000.parquet: no whole Parquet file", "Run the ingest step again"]),
+    "no shard": (lambda: (SHARDS / "test-00000.parquet").unlink(), ["no test shards", "Run the ingest step"]),
+}
+
+
+@pytest.mark.parametrize("fault", SHARD_FAULTS)
+def test_a_fault_of_the_shards_is_told(
+    earlier: dict[str, bytes], fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(INGEST) == 0
+    change, expected = SHARD_FAULTS[fault]
+    change()
+    capfd.readouterr()
+    assert main(WORDS) == 1
+    check_told(expected, earlier, capfd.readouterr().err)
+
+
+def test_many_failures_still_fit_a_screen(
+    raw: RawFolder, earlier: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for k in range(30):
+        image(k + 2, b"x")(raw)
+        target(k + 2, "150.5")(raw)
+    params(validate={"min_imbalance": 50, "min_rows_per_shot": 40})(raw)
+    assert main(INGEST) == 0
+    capfd.readouterr()
+    assert main(WORDS) == 1
+    told = capfd.readouterr().err
+    check_told(["30 of 69", "and 27 more", "- and ", "; the Data Docs show them"], earlier, told)
+
+
+def test_the_real_command_exits_1_without_a_traceback(raw: RawFolder) -> None:
+    target(9, "101")(raw)
+    assert main(INGEST) == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "components", *WORDS], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert "labels.csv:9 images/007.png" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not OUT.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "ingest"),
+    [
+        ("meter-digits", {"high": 10, "resolution": 0.1, "bin_width": 0.1}, {"target_column": "reading"}),
+        ("han-strokes", {"low": 1}, {"image_column": "path", "target_column": "strokes"}),
+    ],
+)
+def test_real_data_pass(store: Path, name: str, task: dict, ingest: dict) -> None:
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    limits = {"min_imbalance": 5, "max_test_imbalance": 4, "min_rows_per_shot": 10}
+    write_params(
+        store / "params.yaml",
+        task={**task, "many": 100, "few": 20},
+        ingest={**ingest, "max_per_label": 30},
+        validate=limits,
+    )
+    assert main([*INGEST[:3], "--data", str(folder), *INGEST[5:]]) == 0
+    assert main(WORDS) == 0
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    assert metrics["images_in_two_splits"] == 0
+    assert min(metrics[f"test_rows_{shot}"] for shot in ("many", "medium", "few")) >= 10

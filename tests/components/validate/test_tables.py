@@ -1,0 +1,102 @@
+"""The tables that the expectations are held against."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.shared.data.rows import SPLITS, Row, ShardWriter
+from components.shared.errors import ConcordError
+from components.validate.tables import field_table, row_table, summarise
+from tests.components.raw_folder import encoded, write_params
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    targets = {"train": [1.0, 1.0, 2.5, float("nan"), float("inf")], "val": [1.0], "test": [2.0, 7.0]}
+    seed = 0
+    for split in SPLITS:
+        with ShardWriter(tmp_path, split, shard_mb=256) as writer:
+            for target in targets[split]:
+                data = encoded(seed) if (split, target) != ("train", 2.5) else b"not an image"
+                writer.add(Row(f"{split} {seed}", data, target, "How much?", f"t.csv:{seed}"))
+                seed += 1
+    return tmp_path
+
+
+def test_a_row_for_each_image(shards: Path) -> None:
+    rows = row_table(shards, write_params(shards / "params.yaml").task)
+    assert rows["split"].tolist() == ["train"] * 5 + ["val"] + ["test"] * 2
+    assert rows["id"].tolist()[:2] == ["train 0", "train 1"]
+    assert rows["origin"].tolist()[5] == "t.csv:5"
+    assert rows["decodes"].tolist() == [True, True, False, True, True, True, True, True]
+    assert rows["width"].tolist()[:2] == [12, 12]
+    assert rows["finite"].tolist() == [True, True, True, None, False, True, True, True]
+    assert rows["off_step"].tolist()[:3] == [0, 0, 0.5]
+    assert rows["off_step"].isna().tolist() == [False, False, False, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("target", [0.3, 0.7, 8.9, 1.1, 300.1])
+def test_tenths_are_whole_steps_of_a_tenth(tmp_path: Path, target: float) -> None:
+    for split in SPLITS:
+        with ShardWriter(tmp_path, split, shard_mb=256) as writer:
+            writer.add(Row(split, encoded(0), target, "?", "t.csv:2"))
+    task = write_params(tmp_path / "params.yaml", task={"resolution": 0.1}).task
+    assert row_table(tmp_path, task)["off_step"].max() < 1e-6
+
+
+def frame(**splits: list[float]) -> pd.DataFrame:
+    rows = [(split, target) for split, targets in splits.items() for target in targets]
+    table = pd.DataFrame(rows, columns=["split", "target"])
+    return table.assign(origin=[f"t.csv:{k}" for k in range(len(table))], content=[str(k) for k in range(len(table))])
+
+
+def test_imbalance_and_shots(tmp_path: Path) -> None:
+    task = write_params(tmp_path / "params.yaml").task  # many > 12, few < 5, range 0 to 100
+    rows = frame(train=[1.0] * 20 + [2.0] * 5 + [3.0] * 4, val=[1.0], test=[1.0] * 3 + [2.0, 3.0, 4.0, np.nan, 101.0])
+    summary = summarise(rows, task)
+    assert summary.figures == {
+        "images_in_two_splits": 0,
+        "train_imbalance": 5.0,
+        "test_imbalance": 2.0,
+        "test_rows_many": 3,
+        "test_rows_medium": 1,
+        "test_rows_few": 2,
+    }
+    assert summary.examples["train_imbalance"] == ["train: 20 rows with label 1, 4 with 3, 9.7 on average"]
+    assert summary.examples["test_rows_few"] == ["train has 4 few-shot rows"]
+
+
+def test_leakage_counts_pictures_in_two_splits_not_repeats_in_one(tmp_path: Path) -> None:
+    rows = frame(train=[1.0, 1.0, 2.0], val=[1.0], test=[2.0, 3.0])
+    rows["content"] = ["a", "a", "b", "c", "b", None]
+    summary = summarise(rows, write_params(tmp_path / "params.yaml").task)
+    assert summary.figures["images_in_two_splits"] == 1
+    assert summary.examples["images_in_two_splits"] == ["t.csv:2 (train) = t.csv:4 (test)"]
+
+
+def test_undecodable_images_are_no_leak(tmp_path: Path) -> None:
+    rows = frame(train=[1.0], val=[1.0], test=[2.0]).assign(content=None)
+    assert summarise(rows, write_params(tmp_path / "params.yaml").task).figures["images_in_two_splits"] == 0
+
+
+def test_no_valid_target_at_all_is_no_crash(tmp_path: Path) -> None:
+    rows = frame(train=[np.nan], val=[1.0], test=[np.inf])
+    figures = summarise(rows, write_params(tmp_path / "params.yaml").task).figures
+    assert figures["test_rows_few"] == 0
+    assert figures["train_imbalance"] == 1
+
+
+def test_fields_are_compared_shard_by_shard(shards: Path) -> None:
+    fields = field_table(shards)
+    assert set(fields["shard"]) == {f"{split}-00000.parquet" for split in SPLITS}
+    assert (fields["expected"] == fields["found"]).all()
+    assert len(fields) == 18
+
+
+def test_a_truncated_shard_names_the_file(shards: Path) -> None:
+    path = shards / "val-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ConcordError, match=r"val-00000\.parquet: no whole Parquet file .* Run the ingest step again"):
+        field_table(shards)
