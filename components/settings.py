@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from components.shared.regression.rewards import RewardName
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 SCREEN = 20  # faults that one message tells
 
 
@@ -58,7 +60,7 @@ class Ingest(Strict):
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    split: Literal["balanced", "given"]
+    split: Literal["balanced", "given"] = Field(description="gauges bring their own: given")
     split_column: str | None = Field(description="with split: given; its values are train, val, test")
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
@@ -66,6 +68,8 @@ class Ingest(Strict):
 
     @model_validator(mode="after")
     def _split_named(self) -> "Ingest":
+        if self.source == "gauges" and self.split != "given":
+            raise ValueError(f"source: gauges brings its own splits, so split: {self.split} must be split: given")
         if self.split == "given" and not self.split_column:
             raise ValueError("split: given needs split_column, the column that holds train, val or test")
         return self
@@ -116,7 +120,11 @@ class Model(Strict):
     def _whole(self) -> "Model":
         if self.name == "tiny" and self.tiny is None:
             raise ValueError("name: tiny needs the section model.tiny")
-        if self.name != "tiny" and self.revision is None and not Path(self.name).exists():
+        if self.name == "tiny" or Path(self.name).is_dir():
+            return self
+        if not HUB_ID.fullmatch(self.name):
+            raise ValueError(f"name: {self.name} is no local folder, and no hub id (OWNER/NAME) either")
+        if self.revision is None:
             raise ValueError(f"name: {self.name} is no local folder, so it needs a revision (the hub commit to use)")
         return self
 

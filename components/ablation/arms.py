@@ -2,12 +2,14 @@
 
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from components.settings import Settings
+from components.shared.data.atomic import write_json
 
 Arm = Literal["sft", "mae", "ccc"]
 
@@ -39,7 +41,7 @@ class Silent:
 
 
 def run(job: Job) -> float:
-    """Trains the arm and returns its training wall time in seconds, import and loading left out."""
+    """Trains the arm and returns its wall time in seconds, imports left out."""
     stamp = job.folder / "seconds.json"
     if stamp.exists():
         return float(json.loads(stamp.read_text())["seconds"])
@@ -50,7 +52,7 @@ def run(job: Job) -> float:
     torch.set_num_threads(job.threads)
     transformers.logging.set_verbosity_error()
     seconds = _continue_sft(job) if job.arm == "sft" else _reinforce(job)
-    stamp.write_text(json.dumps({"seconds": seconds}))
+    write_json(stamp, {"seconds": seconds})
     return seconds
 
 
@@ -59,9 +61,12 @@ def _reinforce(job: Job) -> float:
 
     grpo = job.settings.grpo.model_copy(update={"reward": job.arm, "seed": job.seed})
     settings = job.settings.model_copy(update={"grpo": grpo})
-    start = time.monotonic()
-    step.run(settings, Silent(), ingest=job.ingest, sft=job.warm, out=job.folder, state=job.folder.parent / "state")  # type: ignore[arg-type]
-    return time.monotonic() - start
+    track: Any = Silent()
+    # From the first step or not at all: of an arm that went on from a checkpoint, only the rest would be timed.
+    with tempfile.TemporaryDirectory(dir=job.folder.parent, prefix="state-") as state:
+        start = time.monotonic()
+        step.run(settings, track, ingest=job.ingest, sft=job.warm, out=job.folder, state=Path(state))
+        return time.monotonic() - start
 
 
 def _continue_sft(job: Job) -> float:

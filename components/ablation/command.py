@@ -1,8 +1,8 @@
 """`python -m components ablation`: SFT continued, per-sample MAE reward and CCC-GRPO from one warm start.
 
-Each arm gets the same extra training time, over several seeds, and is judged on the same test images. Everything is kept
-below --work, an arm a folder, so that a run that was stopped goes on where it was. Times are fair only where nothing
-else runs beside.
+Each arm gets the same extra training time, over several seeds, and is judged on the same test images. Everything is
+kept below --work, a folder for exactly these settings and inputs and in it one an arm, so that a run that was stopped
+goes on where it was. Times are fair only where nothing else runs beside.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def main(words: list[str]) -> None:
     """Runs what is missing, then writes the tables."""
     parser = argparse.ArgumentParser(prog="python -m components ablation", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
-    parser.add_argument("--ingest", type=Path, default=Path("artifacts/ingest"), help="row shards (default: %(default)s)")
+    parser.add_argument(
+        "--ingest", type=Path, default=Path("artifacts/ingest"), help="row shards (default: %(default)s)"
+    )
     parser.add_argument("--sft", type=Path, default=Path("artifacts/sft"), help="the warm start (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms at a time (default: one a core)")
@@ -41,14 +43,19 @@ def main(words: list[str]) -> None:
         if not place.exists():
             raise ConcordError(f"{place}: missing. Make it first: make run, or python -m components {maker}")
     out = given.out or Path("results") / f"ablation-{settings.experiment}"
-    work = given.work / settings.experiment
+    from components.shared.vlm.checkpoints import state_folder  # takes seconds
+
+    sections, inputs = ("task", "model", "sft", "grpo", "evaluate"), {"ingest": given.ingest, "sft": given.sft}
+    work = state_folder(given.work / settings.experiment, settings, sections, inputs)
     threads = max((os.cpu_count() or 1) // given.jobs, 1)
 
     def job(arm: Arm, seed: int, seconds: float | None = None) -> Job:
         return Job(arm, seed, settings, given.ingest, given.sft, work / f"{arm}-{seed}", threads, seconds)
 
     # Fresh processes: each sets its own number of threads, and none inherits another's allocator or generator.
-    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        given.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         arms: tuple[Arm, ...] = ("ccc", "mae")
         reinforced = [job(arm, seed) for seed in given.seeds for arm in arms]
         console.print(f"{len(reinforced)} runs of GRPO, {given.jobs} at a time, then {len(given.seeds)} of SFT as long")

@@ -41,9 +41,7 @@ def predict(work: tuple[Settings, Path, str, Path, Path, int]) -> None:
     partial.replace(place)
 
 
-def judge(
-    settings: Settings, ingest: Path, split: str, places: dict[str, Path], seeds: list[int]
-) -> dict[str, Any]:
+def judge(settings: Settings, ingest: Path, split: str, places: dict[str, Path], seeds: list[int]) -> dict[str, Any]:
     """Metrics of every model, and CCC-GRPO against each other arm and the warm start.
 
     Args:

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers import set_seed
 
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
@@ -29,9 +30,11 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
     """
     grpo, task = settings.grpo, settings.task
     model, processor = load(sft, settings.model)
+    set_seed(grpo.seed)  # of the adapters' first weights; the trainer sets it too late for them
     if settings.model.freeze_vision:
         vision_tower(model).requires_grad_(False)
-    folder = state_folder(state, settings, STEPS["grpo"].sections, {"ingest": ingest, "sft": sft})
+    inputs = {"ingest": ingest, "sft": sft}
+    folder = state_folder(state, settings, STEPS["grpo"].sections, inputs, Path(__file__).parent)
     with tempfile.TemporaryDirectory() as cache:
         rows = training_rows(ingest, Path(cache))
         shots = ShotTable.of(rows["target"][:], task.bin_width, task.resolution, task.many, task.few)

@@ -19,6 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from components.settings import Grpo, Settings
+from components.shared.errors import ConcordError
 from components.shared.regression.advantages import group_advantages
 from components.shared.regression.answers import parse_answers
 from components.shared.regression.rewards import format_reward, regression_reward
@@ -37,8 +38,17 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
 
     Args:
         world_size: number of ranks; the inputs of a step are shared out among them.
+
+    Raises:
+        ConcordError: the step's completions cannot be shared out evenly.
     """
     rows = grpo.prompts * grpo.generations
+    if rows % (grpo.accumulation * world_size):
+        raise ConcordError(
+            f"grpo: {grpo.prompts} prompts x {grpo.generations} generations cannot be shared out evenly over "
+            f"{grpo.accumulation} accumulation x {world_size} ranks. Make prompts a multiple of "
+            f"{grpo.accumulation * world_size}."
+        )
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=grpo.steps,
@@ -56,7 +66,6 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         shuffle_dataset=False,  # the presentations are a shuffle already
         save_strategy="steps",
         save_steps=grpo.checkpoint_every,
-        save_total_limit=2,
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
@@ -69,6 +78,12 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
 
 class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     """GRPO whose reward sees the whole minibatch: `ccc`, or `mae`, `mse`, `pearson` for ablations."""
+
+    # TRL's and transformers' own, whose declared types are looser than what stands there once they are set up.
+    model: Any
+    args: Any
+    max_completion_length: Any
+    _buffered_inputs: Any
 
     def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
         """Takes GRPOTrainer's arguments but `reward_funcs`."""
@@ -150,9 +165,9 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
-            batch = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            batch: Any = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
             # TRL shuffles rows here, which scatters groups over micro-batches; the presentations are shuffled already.
-            parts = split_tensor_dict(batch, self.args.steps_per_generation)
+            parts: Any = split_tensor_dict(batch, self.args.steps_per_generation)
             self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -168,7 +183,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         first, owners = _first_rows(self._owners)
         rows = first.tolist()
         ids = [torch.tensor(prompt_ids[row]) for row in rows]
-        pads = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
+        pads: dict[str, Any] = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
         batch = {
             "input_ids": pad(ids, padding_value=self._tokenizer.pad_token_id, **pads),
             "mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **pads),
@@ -209,7 +224,14 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if not self.sharing or self._owners is None or compute_aux_loss:
             return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **fields
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **fields,
             )
         first, owners = _first_rows(self._owners)
         length = input_ids.shape[1] - logits_to_keep

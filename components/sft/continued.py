@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from components.settings import Settings
 from components.sft.trainer import InOrder, sft_presentations, training_arguments
@@ -14,7 +14,7 @@ from components.shared.vlm.curves import write_results
 from components.shared.vlm.lora import merged, trainable
 from components.shared.vlm.models import load, save
 
-NEVER = 1_000_000
+NEVER = 100_000  # steps; their schedule is 8 bytes an image
 
 
 class Until(TrainerCallback):
@@ -28,9 +28,7 @@ class Until(TrainerCallback):
         """Starts the clock."""
         self._start = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at it."""
         control.should_training_stop |= time.monotonic() - self._start >= self._seconds
 
@@ -38,7 +36,7 @@ class Until(TrainerCallback):
 def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
     """Continues SFT from `warm` for `seconds`, at GRPO's learning rate held constant, and writes the model to `out`."""
     model, processor = load(warm, settings.model)
-    model = trainable(model, settings.model)
+    set_seed(settings.sft.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(settings.sft, settings.model, Path(scratch))
         arguments.max_steps = NEVER
@@ -48,7 +46,9 @@ def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Pa
         arguments.eval_strategy = arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
         rows = sft_presentations(settings, ingest, Path(scratch), NEVER * settings.sft.batch_size)
-        trainer = InOrder(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+        trainer = InOrder(
+            model=trainable(model, settings.model), args=arguments, train_dataset=rows, processing_class=processor
+        )
         trainer.add_callback(Until(seconds))
         trainer.train()
     with new_folder(out) as place:

@@ -7,6 +7,8 @@ SFT. So the pictures are changed (their reading is not), and the end is decided 
 import tempfile
 from pathlib import Path
 
+from transformers import set_seed
+
 from components.settings import Settings
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.data.atomic import new_folder
@@ -27,15 +29,20 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out
         state: training state goes to a folder below it; a killed run goes on from there.
     """
     del validate
-    model, processor = base_model(settings, ingest)
-    model = trainable(model, settings.model)
-    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest})
+    base, processor = base_model(settings, ingest)
+    set_seed(settings.sft.seed)  # of the adapters' first weights; the trainer sets it too late for them
+    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest}, Path(__file__).parent)
     with tempfile.TemporaryDirectory() as cache:
         arguments = training_arguments(settings.sft, settings.model, folder)
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
         rows = sft_presentations(settings, ingest, Path(cache), count)
         trainer = WarmStartTrainer(
-            model=model, args=arguments, train_dataset=rows, processing_class=processor, settings=settings, ingest=ingest
+            model=trainable(base, settings.model),
+            args=arguments,
+            train_dataset=rows,
+            processing_class=processor,
+            settings=settings,
+            ingest=ingest,
         )
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=last_whole(folder))

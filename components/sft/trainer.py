@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, with a look at greedy validation MAE in place of a validation loss, and checkpoints that are whole."""
+"""TRL's SFTTrainer, with a look at greedy validation MAE in place of a validation loss, and with whole checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.generation import answer
-from components.shared.vlm.prompts import completion, prompt
+from components.shared.vlm.prompts import answer_tokens, completion, prompt
 
 
 def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
@@ -39,8 +39,8 @@ def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
         eval_steps=sft.eval_every,
         save_strategy="steps",
         save_steps=sft.eval_every,
-        save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # the patience that is used up already
         metric_for_best_model="val_mae",
         greater_is_better=False,
         logging_steps=50,
@@ -73,11 +73,14 @@ class InOrder(SFTTrainer):
     """SFT on presentations in their order: they are a shuffle already."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
 
 class WarmStartTrainer(SealedCheckpoints, InOrder):
-    """SFT whose evaluation is the MAE of greedy answers to validation images, and which ends when that stops falling."""
+    """SFT whose evaluation is the MAE of greedy answers to validation images; it ends when that stops falling."""
+
+    control: Any  # transformers' own, without a declared type
 
     def __init__(self, *, settings: Settings, ingest: Path, **kwargs: Any) -> None:
         """Takes SFTTrainer's arguments besides.
@@ -94,19 +97,15 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
         """Sends the curves to the tracker."""
         self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable")))
 
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""
         task, sft = self._settings.task, self._settings.sft
-        left, ids, texts, targets = sft.eval_rows, list[str](), list[str](), list[float]()
-        model = self.accelerator.unwrap_model(self.model)
+        left, texts, targets = sft.eval_rows, list[str](), list[float]()
+        model, length = self.accelerator.unwrap_model(self.model), answer_tokens(self.processing_class, task)
         for batch in read_rows(self._ingest, "val"):
             part = batch.slice(0, left)
             targets += part.column("target").to_pylist()
-            for names, raw in answer(
-                model, self.processing_class, [part], 2 * sft.batch_size, self._settings.evaluate.max_new_tokens
-            ):
-                ids += names
+            for _, raw in answer(model, self.processing_class, [part], 2 * sft.batch_size, length):
                 texts += raw
             left -= part.num_rows
             if left <= 0:

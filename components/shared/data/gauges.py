@@ -14,16 +14,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from components.settings import Settings
+from components.shared.data.labels import records
 from components.shared.data.rows import SPLITS, Row
 from components.shared.errors import ConcordError
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating]
+
+# What makes a grey red, at full strength.
+REDDER: Pixels = np.array([0.4, -0.25, -0.25], np.float32)
+# What a scene must keep so that it can be drawn.
+_POSITIVE = ("radius", "majors", "minors", "glare_width")
+_NOT_NEGATIVE = ("blur", "noise", "noise_seed")
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
+_REMEDY = "Mend it, or make the table anew: python -m components data make"
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Scene:
     Attributes:
         reading: what the needle shows, in percent of the scale.
         face, ink, needle, rim: grey of the dial, its marks, the needle and the housing.
+        red: how red the needle is; it fades with its contrast.
         tint: hue of the light: red minus blue.
         start, sweep: angle of the scale's zero (clockwise from straight up) and the angle to its end.
         turn: how far the gauge is mounted off the upright.
@@ -50,6 +61,7 @@ class Scene:
     face: float
     ink: float
     needle: float
+    red: float
     rim: float
     tint: float
     start: float
@@ -73,8 +85,8 @@ class Scene:
 
 
 def label_counts(head: int, operating_point: int, decay: float, floor: int) -> NDArray[np.int64]:
-    """Training scenes for each reading 0..100: `head` at the operating point, falling by e every `decay` percent on both
-    sides, never under `floor`."""
+    """Training scenes for each reading 0..100, `(101,)`: `head` at the operating point, falling by e every `decay`
+    percent on both sides, never under `floor`."""
     distance = np.abs(np.arange(101) - operating_point)
     return np.maximum(np.rint(head * np.exp(-distance / decay)), floor).astype(np.int64)
 
@@ -116,6 +128,7 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
         face=face,
         ink=ink,
         needle=needle,
+        red=round(float(rng.uniform(0.5, 1.0)) * contrast, 4),
         rim=between(0.1, 0.6),
         tint=between(-0.08, 0.08),
         start=between(-140, -130),
@@ -134,7 +147,7 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
         glare_offset=between(-14, 14),
         glare_width=between(10, 16 + 30 * severity),
         blur=between(0.2, 0.6 + 0.9 * severity),
-        noise=between(0.01, 0.03 + 0.06 * severity),
+        noise=between(0.005, 0.02 + 0.05 * severity),
         noise_seed=int(rng.integers(2**31)),
     )
 
@@ -152,10 +165,10 @@ def render(scene: Scene, size: int) -> bytes:
     def inside(distance: Pixels) -> Pixels:
         return np.clip(0.5 - distance / pixel, 0.0, 1.0)
 
-    def paint(canvas: Pixels, colour: float, cover: Pixels) -> Pixels:
-        return canvas + (colour - canvas) * cover
+    def paint(canvas: Pixels, colour: float | Pixels, cover: Pixels) -> Pixels:
+        return canvas + (colour - canvas) * cover[..., None]
 
-    canvas = np.full((size, size), 0.45, np.float32)
+    canvas: Pixels = np.full((size, size, 3), 0.45, np.float32)
     canvas = paint(canvas, scene.rim, inside(r - scene.radius * 1.09))
     canvas = paint(canvas, scene.face, inside(r - scene.radius))
     for count, inner, width in ((scene.majors, 0.76, 0.016), (scene.majors * scene.minors, 0.86, 0.008)):
@@ -169,7 +182,7 @@ def render(scene: Scene, size: int) -> bytes:
     reach = scene.radius * 0.84
     taper = scene.width * (1 - 0.6 * np.clip(ahead / reach, 0, 1))
     needle = np.maximum(np.abs(aside) - taper, np.maximum(ahead - reach, -scene.tail - ahead))
-    canvas = paint(canvas, scene.needle, inside(needle))
+    canvas = paint(canvas, scene.needle + scene.red * REDDER, inside(needle))
     canvas = paint(canvas, scene.ink, inside(r - 0.035))
     # A reflection: a bright sector around an angle near the needle's, strongest towards the rim.
     glare_at = scene.sweep * scene.reading / 100 + scene.glare_offset
@@ -177,9 +190,10 @@ def render(scene: Scene, size: int) -> bytes:
     shine = np.exp(-0.5 * (apart / scene.glare_width) ** 2) * np.clip(r / (0.35 * scene.radius), 0, 1)
     canvas = paint(canvas, 0.97, (scene.glare * shine * inside(r - scene.radius)).astype(np.float32))
     lit = math.radians(scene.light_angle)
-    canvas = canvas * (1 - scene.light * (0.5 + x * math.sin(lit) - y * math.cos(lit)))
-    colour = np.stack([canvas * (1 + scene.tint), canvas, canvas * (1 - scene.tint)], axis=-1)
-    image = Image.fromarray(_bytes(colour)).filter(ImageFilter.GaussianBlur(scene.blur * size / 64))
+    canvas = canvas * (1 - scene.light * (0.5 + x * math.sin(lit) - y * math.cos(lit)))[..., None]
+    image = Image.fromarray(_bytes(canvas * (1 + scene.tint * np.array([1, 0, -1])))).filter(
+        ImageFilter.GaussianBlur(scene.blur * size / 64)
+    )
     grain = np.random.default_rng(scene.noise_seed).normal(0, scene.noise, (size, size, 1))
     image = Image.fromarray(_bytes(np.asarray(image, np.float32) / 255 + grain))
     buffer = io.BytesIO()
@@ -204,23 +218,43 @@ def read_scenes(path: Path) -> Iterator[tuple[int, Scene]]:
     """Line number and scene, one by one.
 
     Raises:
-        ConcordError: the file is missing, or a line does not hold a scene.
+        ConcordError: the file is missing or no CSV in UTF-8, or a line does not hold a scene.
     """
     if not path.is_file():
         raise ConcordError(f"{path}: no such file. Make it: python -m components data make")
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [f.name for f in fields(Scene) if f.name not in (reader.fieldnames or [])]
-        if missing:
-            raise ConcordError(f"{path}: no column {', '.join(missing)}. Make it anew: python -m components data make")
-        for line in reader:
-            try:
-                scene = Scene(**{f.name: f.type(line[f.name]) for f in fields(Scene)})  # type: ignore[operator,arg-type]
-            except (TypeError, ValueError) as error:
-                raise ConcordError(f"{path}:{reader.line_num}: {error}. Mend the line, or make the table anew.") from None
-            if scene.split not in SPLITS:
-                raise ConcordError(f"{path}:{reader.line_num}: split is {scene.split!r}, expected {', '.join(SPLITS)}")
-            yield reader.line_num, scene
+    lines = records(path)
+    _, header = next(lines, (1, []))
+    missing = [f.name for f in fields(Scene) if f.name not in header]
+    if missing:
+        raise ConcordError(f"{path}:1: no column {', '.join(missing)}. {_REMEDY}")
+    for line, cells in lines:
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells under {len(header)} columns")
+            yield line, _scene(dict(zip(header, cells, strict=True)))
+        except ValueError as error:
+            raise ConcordError(f"{path}:{line}: {error}. {_REMEDY}") from None
+
+
+def _scene(cells: dict[str, str]) -> Scene:
+    """A scene that can be drawn; a ValueError says which cell forbids it."""
+    values: dict[str, Any] = {}
+    for field in fields(Scene):
+        kind, text = field.type, cells[field.name]
+        try:
+            values[field.name] = kind(text)  # type: ignore[operator]
+        except ValueError:
+            raise ValueError(f"{field.name} is {text!r}, expected {_KINDS[kind]}") from None
+        if kind is float and not math.isfinite(values[field.name]):
+            raise ValueError(f"{field.name} is {text!r}, expected {_KINDS[kind]}")
+    if values["split"] not in SPLITS:
+        raise ValueError(f"split is {values['split']!r}, expected {', '.join(SPLITS)}")
+    for name in (*_POSITIVE, *_NOT_NEGATIVE):
+        if values[name] < 0 or (name in _POSITIVE and values[name] == 0):
+            raise ValueError(
+                f"{name} is {cells[name]!r}, expected {'more than 0' if name in _POSITIVE else '0 or more'}"
+            )
+    return Scene(**values)
 
 
 def read_gauges(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:

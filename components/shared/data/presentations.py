@@ -1,8 +1,8 @@
 """The training set as an endless, seekable schedule: which image is shown when, and how it is changed.
 
-Presentation k shows image `permutation(seed, k // n)[k % n]`, changed by a generator seeded with (seed, k). Nothing else
-decides it: no sampler state, no worker, no history. So a run that starts again at step s sees what it would have seen,
-and the G copies of an input in one GRPO step are one and the same picture.
+Presentation k shows image `permutation(seed, k // n)[k % n]`, changed by a generator seeded with (seed, k). Nothing
+else decides it: no sampler state, no worker, no history. So a run that starts again at step s sees what it would have
+seen, and the G copies of an input in one GRPO step are one and the same picture.
 """
 
 from collections.abc import Callable
@@ -64,4 +64,4 @@ def presentations(
         names = next(iter(shown.values()))
         return {name: [shown[k][name] for k in batch["position"]] for name in names}
 
-    return Dataset.from_dict({"position": range(count)}).with_transform(show)
+    return Dataset.from_dict({"position": np.arange(count)}).with_transform(show)

@@ -127,7 +127,9 @@ def read_rows(folder: Path, split: str, batch_size: int = 256) -> Iterator[pa.Re
             yield from file.iter_batches(batch_size=batch_size)
 
 
-def read_table(folder: Path, split: str, columns: Iterable[str] = ("id", "target", "image_sha256", "origin")) -> pa.Table:
+def read_table(
+    folder: Path, split: str, columns: Iterable[str] = ("id", "target", "image_sha256", "origin")
+) -> pa.Table:
     """Some columns of a split, without the images unless asked."""
     names = list(columns)
     return pa.concat_tables([pq.read_table(path, columns=names) for path in shards(folder, split)])

@@ -23,7 +23,7 @@ def label_bins(targets: ArrayLike, width: float, resolution: float) -> NDArray[n
             0.3 / 0.1 = 2.9999999999999996 out of the wrong bin.
     """
     steps = np.rint(np.asarray(targets, np.float64) / resolution).astype(np.int64)
-    return steps // max(int(round(width / resolution)), 1)
+    return steps // max(round(width / resolution), 1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Training state that survives a kill: only whole checkpoints count."""
+"""Training state that survives a kill: only whole checkpoints count, and a run that goes on from one ends in the same
+bytes as a run that nothing disturbed."""
 
 import hashlib
 import json
@@ -13,12 +14,26 @@ from components.settings import Settings
 from components.shared.tracking.hashes import dvc_hash
 
 WHOLE = "whole"
+KEPT = 2
+SHARED = tuple(Path(__file__).parents[1] / name for name in ("data", "regression", "vlm"))
 
 
-def state_folder(state: Path, settings: Settings, sections: tuple[str, ...], inputs: dict[str, Path]) -> Path:
-    """The folder for the training state of exactly these settings and inputs: `state`/FINGERPRINT."""
+def state_folder(
+    state: Path, settings: Settings, sections: tuple[str, ...], inputs: dict[str, Path], code: Path | None = None
+) -> Path:
+    """The folder for the training state of exactly these settings and inputs, and of this code: `state`/FINGERPRINT.
+
+    Args:
+        sections: of the settings, those that decide the result.
+        inputs: port name -> path.
+        code: the step's folder; with it count the parts of components/shared that a training runs through. Without
+            it, a training that is mended by a change of code would go on from what the old code left.
+    """
     wanted = settings.model_dump(mode="json", by_alias=True)
     parts = {name: wanted[name] for name in sections} | {f"in.{port}": dvc_hash(path) for port, path in inputs.items()}
+    if code is not None:
+        files = [file for place in (code, *SHARED) for file in sorted(place.glob("*.py"))]
+        parts["code"] = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = state / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,22 +52,57 @@ def seal(folder: Path, step: int) -> None:
 
 def last_whole(folder: Path) -> str | None:
     """The newest whole checkpoint, or None. What a kill left half-written is removed."""
-    whole: list[tuple[int, Path]] = []
-    for place in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if (place / WHOLE).exists():
-            whole.append((int(place.name.rpartition("-")[2]), place))
-        else:
+    for place in _checkpoints(folder):
+        if not (place / WHOLE).exists():
             shutil.rmtree(place)
-    return str(max(whole)[1]) if whole else None
+    whole = _checkpoints(folder)
+    return str(whole[-1]) if whole else None
+
+
+def drop_old(folder: Path, best: str | None) -> None:
+    """Keeps the newest KEPT checkpoints, the newest and `best` always among them."""
+    places = _checkpoints(folder)
+    removable = [place for place in places[:-1] if best is None or place.name != Path(best).name]
+    for place in removable[: max(len(places) - KEPT, 0)]:
+        (place / WHOLE).unlink(missing_ok=True)  # first: a kill from here on leaves nothing that looks whole
+        shutil.rmtree(place)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order of their steps."""
+    return sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda place: int(place.name.rpartition("-")[2]))
 
 
 class SealedCheckpoints:
-    """Mixin for a Trainer: each checkpoint is sealed when it is written."""
+    """Mixin for a Trainer (transformers 5.23; the hooks are private) that is to survive a kill.
+
+    - Each checkpoint is sealed when it is written, and only then is an older one dropped; transformers drops first.
+    - A checkpoint closes the window over which logged figures are averaged, since a run that goes on opens a new one.
+    - A run that goes on from where training had come to its end, by patience too, trains no further.
+    """
+
+    _ended = False
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         if self.args.should_save:  # type: ignore[attr-defined]
-            seal(Path(self.args.output_dir), self.state.global_step)  # type: ignore[attr-defined]
+            folder = Path(self.args.output_dir)  # type: ignore[attr-defined]
+            seal(folder, self.state.global_step)  # type: ignore[attr-defined]
+            drop_old(folder, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.control.should_log |= self.control.should_save  # type: ignore[attr-defined]
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()  # type: ignore[misc]
+        self._ended = self.control.should_training_stop  # type: ignore[attr-defined]
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self._ended:
+            self.control.should_training_stop = True  # type: ignore[attr-defined]
+        else:
+            super()._run_epoch(**kwargs)  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No model card: its text names the machine's paths and the day."""

@@ -13,8 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from components.shared.data.atomic import write_json, write_text
 from components.shared.tracking.runs import StepRun
 
-# Wall-clock figures: they go to the tracker, but not into outputs, which are the same bytes from the same inputs.
+# They go to the tracker, but not into outputs, which are the same bytes from the same inputs: wall-clock figures, and
+# sums that transformers and TRL begin anew when a killed run goes on.
 _CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory")
+_BEGUN_ANEW = ("train_loss", "num_tokens")
 
 
 class Follow(TrainerCallback):
@@ -42,9 +44,7 @@ class Follow(TrainerCallback):
             self._bar.start()
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, now="")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves it."""
         if state.is_world_process_zero:
             self._bar.update(self._task, completed=state.global_step)
@@ -78,8 +78,13 @@ def write_results(folder: Path, history: Sequence[Mapping[str, Any]], metrics: M
     """Writes curve.csv (a line a step, a column a metric) and metrics.json (the last figures, and `metrics`)."""
     lines: dict[int, dict[str, float]] = {}
     for entry in history:
-        figures = {k: v for k, v in entry.items() if k not in ("step", "epoch") and not any(c in k for c in _CLOCK)}
-        lines.setdefault(int(entry["step"]), {}).update(figures)
+        figures = {
+            k: v
+            for k, v in entry.items()
+            if k not in ("step", "epoch", *_BEGUN_ANEW) and not any(c in k for c in _CLOCK)
+        }
+        if figures:
+            lines.setdefault(int(entry["step"]), {}).update(figures)
     names = sorted({name for line in lines.values() for name in line})
     out = io.StringIO()
     writer = csv.DictWriter(out, ["step", *names], lineterminator="\n", restval="")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from components.shared.vlm.prompts import prompt_with_image
@@ -15,7 +15,7 @@ from components.shared.vlm.prompts import prompt_with_image
 def decode_image(data: bytes) -> Image.Image:
     """An encoded image as RGB, upright."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @torch.no_grad()
@@ -32,7 +32,8 @@ def greedy(
     for key, value in batch.items():
         if torch.is_floating_point(value):
             batch[key] = value.to(model.dtype)
-    whole = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    generate: Any = model.generate
+    whole = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return processor.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

@@ -1,5 +1,7 @@
 """Which weights are trained: all of them, all but the vision tower, or low-rank adapters."""
 
+from typing import Any
+
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +23,10 @@ def vision_tower(model: PreTrainedModel) -> nn.Module:
             found = getattr(holder, name, None)
             if isinstance(found, nn.Module):
                 return found
-    raise ConcordError(f"model.freeze_vision: {type(model).__name__} has no vision tower under {', '.join(VISION_NAMES)}")
+    raise ConcordError(
+        f"model.freeze_vision: {type(model).__name__} has no vision tower under {', '.join(VISION_NAMES)}; "
+        "set it to false, or take another model"
+    )
 
 
 def trainable(model: PreTrainedModel, settings: Model) -> PreTrainedModel | PeftModel:
@@ -48,6 +53,6 @@ def lora_config(settings: Model) -> LoraConfig:
     )
 
 
-def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The plain model with the adapters added into its weights."""
+def merged(model: Any) -> PreTrainedModel:
+    """The plain model, with the adapters added into its weights where it has any."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from components.settings import Model, Settings
@@ -13,6 +14,7 @@ from components.shared.errors import ConcordError
 from components.shared.vlm.suppression import suppress_placeholders
 from components.shared.vlm.tiny import build_model, build_processor
 
+_REMEDY = "Give a hub id with its revision, or a folder with a model's safetensors weights and its processor."
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -25,24 +27,28 @@ def load(place: str | Path, settings: Model, revision: str | None = None) -> tup
         revision: the hub commit; needed for a hub id.
 
     Raises:
-        ConcordError: nothing that AutoModelForImageTextToText can load is there.
+        ConcordError: nothing that AutoModelForImageTextToText can load is there, or not the whole of it.
     """
+    if isinstance(place, Path) and not place.is_dir():
+        raise ConcordError(f"{place}: no such folder. {_REMEDY}")  # else it would be asked of a hub
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, info = AutoModelForImageTextToText.from_pretrained(
             place,
             revision=revision,
             dtype=_DTYPES[settings.dtype],
             attn_implementation=settings.attention,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
         processor = AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConcordError(
-            f"{place}: no vision-language model could be loaded: {first}\n"
-            "Give model.name as a hub id with its revision, or as a folder with safetensors weights and a processor."
-        ) from error
+        raise ConcordError(f"{place}: no vision-language model could be loaded: {first}\n{_REMEDY}") from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers would give them random values.
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConcordError(f"{place}: its weights lack {', '.join(missing[:3])}{more}. {_REMEDY}")
     processor.tokenizer.padding_side = "left"
     suppress_placeholders(model, processor)
     return model, processor
@@ -60,7 +66,8 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     assert tiny is not None  # the settings see to it
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
     processor = build_processor(tiny, questions)
-    model = build_model(tiny, processor, settings.sft.seed).to(_DTYPES[settings.model.dtype])
+    model: Any = build_model(tiny, processor, settings.sft.seed)
+    model = model.to(_DTYPES[settings.model.dtype])
     model.set_attn_implementation(settings.model.attention)
     suppress_placeholders(model, processor)
     return model, processor

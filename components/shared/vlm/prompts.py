@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from components.settings import Task
 from components.shared.regression.answers import format_answer
 
@@ -24,3 +26,14 @@ def prompt_with_image(question: str) -> Messages:
 def completion(target: float, task: Task) -> Messages:
     """The assistant's turn that SFT learns."""
     return [{"role": "assistant", "content": format_answer(target, task.resolution)}]
+
+
+def answer_tokens(processor: Any, task: Task) -> int:
+    """Tokens of the longest right answer, with the one that ends it: what greedy decoding needs at most.
+
+    Looks at a thousand labels, evenly spread over the range; a tokenizer may have `100` in one token and `37` in two.
+    """
+    steps = round((task.high - task.low) / task.resolution)
+    labels = task.low + task.resolution * np.linspace(0, steps, min(steps, 1000) + 1).round()
+    texts = [format_answer(label, task.resolution) for label in labels]
+    return 1 + max(len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False).input_ids)

@@ -63,9 +63,7 @@ def score(
     logits = prefix.logits[:, None]
     if completion_ids.shape[1] > 1:
         mask = torch.cat([prefix.mask, completion_mask[:, :-1].to(prefix.mask.dtype)], dim=1)
-        out = model(
-            input_ids=completion_ids[:, :-1], attention_mask=mask, past_key_values=prefix.cache, use_cache=True
-        )
+        out = model(input_ids=completion_ids[:, :-1], attention_mask=mask, past_key_values=prefix.cache, use_cache=True)
         logits = torch.cat([logits, out.logits], dim=1)
     log_probs = log_softmax(logits.float() / temperature, dim=-1)
     with torch.no_grad():
@@ -74,9 +72,7 @@ def score(
 
 
 @torch.no_grad()
-def sample(
-    model: Any, prefix: Prefix, max_new_tokens: int, temperature: float, ends: list[int], pad: int
-) -> Tensor:
+def sample(model: Any, prefix: Prefix, max_new_tokens: int, temperature: float, ends: list[int], pad: int) -> Tensor:
     """Draws a completion for each row of the prefix from the model's own distribution.
 
     Returns:

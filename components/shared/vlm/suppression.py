@@ -3,7 +3,8 @@
 A sampled image placeholder makes the next forward pass fail ("image features and image tokens do not match"). Here the
 LM head gets a bias of -1e4 at those ids: one place, and it holds wherever logits are made: in sampling, in greedy
 decoding, in TRL's fused log-probs and in the reference model alike, so that sampling and log-probs stay one
-distribution. The bias is a non-persistent buffer: it is in no state dict and in no saved model.
+distribution. The bias is a non-persistent buffer: it is in no state dict and in no saved model. A head that has a bias
+of its own gets the value in there, and keeps it: no gradient reaches a token of probability 0.
 """
 
 from typing import Any
@@ -37,11 +38,12 @@ def suppress_placeholders(model: PreTrainedModel, processor: Any) -> list[int]:
     if not isinstance(head, nn.Module) or not hasattr(head, "weight"):
         raise TypeError(f"{type(model).__name__} has no LM head to suppress tokens in")
     present = getattr(head, "bias", None)
-    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
     if isinstance(present, nn.Parameter):
         with torch.no_grad():
             present[ids] = SUPPRESSED
         return ids
+    weight: Any = head.weight
+    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
     bias[ids] = SUPPRESSED
     head._parameters.pop("bias", None)
     head.register_buffer("bias", bias, persistent=False)

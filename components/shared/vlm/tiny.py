@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(questions: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, trained on the questions, with every digit a token of its own. Any text can be written in it."""
+    """A byte-level BPE, trained on the questions, every digit a token of its own. Any text can be written in it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -62,9 +62,7 @@ def build_processor(settings: TinyModel, questions: list[str]) -> Idefics3Proces
     side = {"longest_edge": settings.image_size}
     images = Idefics3ImageProcessorPil(do_image_splitting=False, size=side, max_image_size=side)
     tokens = (settings.image_size // settings.patch_size // settings.pixel_shuffle) ** 2
-    return Idefics3Processor(
-        images, build_tokenizer(questions), image_seq_len=tokens, chat_template=CHAT_TEMPLATE
-    )
+    return Idefics3Processor(images, build_tokenizer(questions), image_seq_len=tokens, chat_template=CHAT_TEMPLATE)
 
 
 def build_model(settings: TinyModel, processor: Idefics3Processor, seed: int) -> Idefics3ForConditionalGeneration:

@@ -153,3 +153,9 @@ def test_a_broken_pointer_is_named(text: str, place: Path) -> None:
 def test_a_missing_pointer_is_named(place: Path) -> None:
     with pytest.raises(ConcordError, match=r"data\.dvc: missing"):
         ensure()
+
+
+def test_the_repository_s_data_can_be_made_anew_on_any_machine(tmp_path: Path) -> None:
+    data_command(["make", "--out", str(tmp_path / "data")])
+    out = yaml.safe_load((ROOT / "data.dvc").read_text(encoding="utf-8"))["outs"][0]
+    assert dvc_hash(tmp_path / "data") == out["md5"]

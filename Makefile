@@ -1,0 +1,73 @@
+# The one vocabulary: `make` alone prints it. Everything runs in .venv, which the first target that needs it makes from
+# requirements.lock (VENV=... puts it elsewhere, PYTHON=... names the interpreter).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(or $(shell command -v python3.11 2>/dev/null),python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# dvc.yaml says `python`, as everybody does; that is the environment's.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Found again under this name only where the lock and the place are the same: a changed lock, a moved folder or a set-up
+# that was broken off makes the environment anew.
+READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
+
+.PHONY: help setup run data test lint format ablation ui compile clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## make .venv from requirements.lock (every other target does it when it is due)
+
+run: $(READY) ## run the experiment that params.yaml describes; only what changed runs again
+	@$(PY) -m components data ensure
+	@$(PY) -m dvc repro
+	@$(PY) -m components summary
+
+data: $(READY) ## pull or make the raw input in data/, and check it against data.dvc
+	@$(PY) -m components data ensure
+
+test: $(READY) ## run the tests; ARGS='-k words' chooses some
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## check style, format and types, as CI does
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(READY) ## mend what ruff can mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+ablation: $(READY) ## SFT continued, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
+	@$(PY) -m components ablation $(ARGS)
+
+ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--port 5001' and the like
+	@$(PY) -m mlflow ui --backend-store-uri sqlite:///mlflow.db $(ARGS)
+
+compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
+	@$(PY) -m pipelines compile $(ARGS)
+
+clean: ## remove training state and caches of tools; outputs, MLflow's runs and .venv stay
+	rm -rf .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find components pipelines tests -name __pycache__ -prune -exec rm -rf {} +
+
+# torch first, with its own needs: where there is CUDA they are more than the lock can name. Then the lock as it stands:
+# resolving it would take a quarter of an hour.
+$(READY): export PIP_DISABLE_PIP_VERSION_CHECK := 1
+$(READY):
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "Python 3.11 is needed, and '$(PYTHON)' is not it. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setting up $(VENV) (some minutes)"
+	@'$(PYTHON)' -m venv --clear '$(VENV)'
+	@echo "1/3 torch"
+	@$(PY) -m pip install -qq --no-compile "$$(grep '^torch==' requirements.lock)" -c requirements.lock
+	@echo "2/3 requirements.lock"
+	@$(PY) -m pip install -qq --no-compile --no-deps -r requirements.lock
+	@echo "3/3 this package"
+	@$(PY) -m pip install -qq --no-compile --no-deps --no-build-isolation -e .
+	@$(PY) -m pip check
+	@touch $@

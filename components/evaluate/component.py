@@ -1,0 +1,34 @@
+"""The Kubeflow face of evaluate: the same command, in a container."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components.shared.kubeflow.container import container
+
+
+@dsl.container_component
+def evaluate(
+    experiment: str,
+    task_settings: str,
+    model_settings: str,
+    sft_settings: str,
+    evaluate_settings: str,
+    ingest: Input[Dataset],
+    sft: Input[Model],
+    grpo: Input[Model],
+    out: Output[Dataset],
+    report: Output[Artifact],
+    metrics: Output[Metrics],
+) -> dsl.ContainerSpec:
+    """Judges every model on the test set, by shot group."""
+    return container(
+        "evaluate",
+        experiment,
+        {
+            "task": task_settings,
+            "model": model_settings,
+            "sft": sft_settings,
+            "evaluate": evaluate_settings,
+        },
+        {"ingest": ingest, "sft": sft, "grpo": grpo, "out": out, "report": report},
+    )

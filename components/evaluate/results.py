@@ -1,0 +1,78 @@
+"""What the judgement found, as the report, the figures and the files share it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+
+from components.settings import Evaluate, Model, Settings
+from components.shared.regression.metrics import Array, Predictions, paired_difference
+from components.shared.regression.rewards import RewardName
+from components.shared.regression.shots import GROUPS, ShotTable
+from components.steps import metrics_file
+
+MODELS = ("base", "sft", "grpo")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model and its answers.
+
+    Attributes:
+        name: `base`, `sft` or `grpo`.
+        title: what a person reads.
+        table: the predictions, see `components.shared.data.predictions.SCHEMA`.
+        predictions: the same as arrays.
+        figures: what `components.shared.regression.metrics.evaluate` gives.
+    """
+
+    name: str
+    title: str
+    table: pa.Table
+    predictions: Predictions
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All of it.
+
+    Attributes:
+        train: training targets `(N,)`.
+        models: in the order of `MODELS`, on the same test images.
+        differences: shot group -> paired difference of absolute errors, GRPO minus SFT.
+    """
+
+    settings: Settings
+    train: Array
+    shots: ShotTable
+    models: Sequence[Judged]
+    differences: dict[str, dict[str, Any]]
+
+
+def titles(settings: Model, grpo: Path) -> dict[str, str]:
+    """What the models are called before people.
+
+    Args:
+        grpo: its model folder; the metrics there say which reward it was trained with.
+    """
+    with open(metrics_file(grpo), encoding="utf-8") as file:
+        kept = json.load(file)
+    reward = next((name for name in get_args(RewardName) if f"reward/{name}" in kept), None)
+    return {
+        "base": "untrained" if settings.name == "tiny" else "base model",
+        "sft": "SFT",
+        "grpo": "CCC-GRPO" if reward == "ccc" else f"GRPO ({reward.upper()})" if reward else "GRPO",
+    }
+
+
+def differences(models: Sequence[Judged], settings: Evaluate) -> dict[str, dict[str, Any]]:
+    """GRPO against SFT on the same images, group by group; below 0, GRPO is better."""
+    ours, theirs = (next(m.predictions for m in models if m.name == name) for name in ("grpo", "sft"))
+    return {
+        group: paired_difference([ours.errors], [theirs.errors], ours.members(group), settings.bootstrap, settings.seed)
+        for group in GROUPS
+    }

@@ -1,0 +1,33 @@
+"""The Kubeflow face of register: the same command, in a container."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components.shared.kubeflow.container import container
+
+
+@dsl.container_component
+def register(
+    experiment: str,
+    task_settings: str,
+    model_settings: str,
+    evaluate_settings: str,
+    register_settings: str,
+    ingest: Input[Dataset],
+    grpo: Input[Model],
+    evaluate: Input[Dataset],
+    out: Output[Artifact],
+    metrics: Output[Metrics],
+) -> dsl.ContainerSpec:
+    """Registers the model and promotes it when it is better than today's champion."""
+    return container(
+        "register",
+        experiment,
+        {
+            "task": task_settings,
+            "model": model_settings,
+            "evaluate": evaluate_settings,
+            "register": register_settings,
+        },
+        {"ingest": ingest, "grpo": grpo, "evaluate": evaluate, "out": out},
+    )

@@ -1,0 +1,81 @@
+"""The pipeline on Kubeflow: the steps of the step table, each in a container of its own."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.evaluate.component import evaluate
+from components.grpo.component import grpo
+from components.ingest.component import ingest
+from components.register.component import register
+from components.sft.component import sft
+from components.steps import STEPS
+from components.validate.component import validate
+
+
+def training_pipeline(settings: Mapping[str, Any], image: str, data_hash: str) -> BaseComponent:
+    """The pipeline, with an experiment's settings as the defaults of its inputs.
+
+    1. The raw input is imported by its URI; its hash is an input of its own, since a cache cannot see behind a URI.
+    2. ingest: raw input -> row shards.
+    3. validate: row shards -> the validation's result, without which nothing is trained.
+    4. sft: row shards -> the warm start.
+    5. grpo: row shards, warm start -> the trained model.
+    6. evaluate: row shards, both models -> predictions, metrics, report.
+    7. register: model, predictions -> a version in the registry.
+
+    Args:
+        settings: params.yaml, section -> content. Each section is an input of the pipeline and goes to the steps that
+            read it, so that a change of grpo's settings leaves the results of ingest, validate and sft in the cache.
+        image: the container image of every step.
+        data_hash: default of the input of that name: DVC's md5 of the raw input.
+    """
+    default = {section: json.dumps(content) for section, content in settings.items()}
+
+    @dsl.pipeline(name="concord-training", display_name="Concord training")
+    def training(
+        data_uri: str,
+        data_hash: str = data_hash,
+        experiment: str = settings["experiment"],
+        task_settings: str = default["task"],
+        ingest_settings: str = default["ingest"],
+        validate_settings: str = default["validate"],
+        model_settings: str = default["model"],
+        sft_settings: str = default["sft"],
+        grpo_settings: str = default["grpo"],
+        evaluate_settings: str = default["evaluate"],
+        register_settings: str = default["register"],
+    ) -> None:
+        """Raw images to a registered model: SFT warm start, CCC-GRPO, evaluation by shot, promotion on evidence."""
+        common = {"experiment": experiment, "task_settings": task_settings}
+        trains = {**common, "model_settings": model_settings}
+
+        raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata={"dvc_hash": data_hash})
+        raw.set_display_name("Raw input")
+        rows = ingest(**common, ingest_settings=ingest_settings, data_hash=data_hash, data=raw.output)
+        checked = validate(**common, validate_settings=validate_settings, ingest=rows.outputs["out"])
+        warm = sft(**trains, sft_settings=sft_settings, ingest=rows.outputs["out"], validate=checked.outputs["out"])
+        trained = grpo(**trains, grpo_settings=grpo_settings, ingest=rows.outputs["out"], sft=warm.outputs["out"])
+        judged = evaluate(
+            **trains,
+            sft_settings=sft_settings,
+            evaluate_settings=evaluate_settings,
+            ingest=rows.outputs["out"],
+            sft=warm.outputs["out"],
+            grpo=trained.outputs["out"],
+        )
+        registered = register(
+            **trains,
+            evaluate_settings=evaluate_settings,
+            register_settings=register_settings,
+            ingest=rows.outputs["out"],
+            grpo=trained.outputs["out"],
+            evaluate=judged.outputs["out"],
+        )
+        for task in (rows, checked, warm, trained, judged, registered):
+            task.set_container_image(image).set_display_name(STEPS[task.name].title)
+
+    return training

@@ -1,0 +1,54 @@
+"""A real MLflow store for each test: an empty database made once and copied."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from components.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from tests.components.gray_world import GrayWorld
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite file with MLflow's tables and nothing in them; making them takes seconds."""
+    from components.shared.tracking.connection import quiet
+
+    quiet()
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the default experiment keeps its artifacts where the database was made
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test, with an MLflow store of its own."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    """The repository's own experiment."""
+    return load_settings(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
+    """Row shards and two trained models, made once; do not write there."""
+    from tests.components import gray_world  # torch takes seconds, and most tests need none
+
+    return gray_world.make(tmp_path_factory.mktemp("gray"))

@@ -1,0 +1,50 @@
+"""DVC hashes, held against DVC itself."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.shared.errors import ConcordError
+from components.shared.tracking.hashes import dvc_hash
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of awkward names and sizes, added to a DVC repository without git."""
+    root = tmp_path_factory.mktemp("dvc")
+    tree = root / "tree"
+    (tree / "sub" / "deeper").mkdir(parents=True)
+    (tree / "empty-folder").mkdir()
+    (tree / "a.txt").write_text("one\r\ntwo\n")
+    (tree / "Zeta").write_bytes(b"")
+    (tree / "sub.txt").write_text("sorts between sub/ and sub0 by code point, not by folder")
+    (tree / "sub" / "ü 漢.bin").write_bytes(bytes(range(256)) * 5000)
+    (tree / "sub" / "deeper" / ".hidden").write_text("counts too")
+    (root / "file.bin").write_bytes(b"\x00" * 3_000_000)
+    for words in (("init", "--no-scm"), ("add", "tree", "file.bin")):
+        subprocess.run([sys.executable, "-m", "dvc", "--quiet", *words], cwd=root, check=True)
+    return root
+
+
+@pytest.mark.parametrize("name", ["tree", "file.bin"])
+def test_the_hash_is_the_one_that_dvc_writes(repository: Path, name: str) -> None:
+    tracked = yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]["md5"]
+    assert dvc_hash(repository / name) == tracked
+
+
+def test_one_changed_byte_changes_the_hash_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"a")
+    before = dvc_hash(tmp_path)
+    (tmp_path / "f").write_bytes(b"b")
+    assert dvc_hash(tmp_path) != before
+    listing = b'[{"md5": "0cc175b9c0f1b6a831c399e269772661", "relpath": "f"}]'  # md5 of "a"
+    assert before == hashlib.md5(listing).hexdigest() + ".dir"
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConcordError, match=r"nothing-here: missing"):
+        dvc_hash(tmp_path / "nothing-here")

@@ -1,0 +1,264 @@
+"""Step runs, on a real store: nesting, what is written, what a failure and a kill leave behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.settings import Settings
+from components.shared.errors import ConcordError
+from components.shared.tracking import runs
+from components.shared.tracking.connection import connect
+from components.shared.tracking.hashes import dvc_hash
+from components.shared.tracking.runs import StepRun, flat, run_that_made, step_run
+from components.steps import STEPS
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture
+def data(store: Path) -> Path:
+    (store / "data").mkdir()
+    (store / "data" / "a.csv").write_text("x\n1\n")
+    return store / "data"
+
+
+def test_flat_names_every_leaf() -> None:
+    assert flat({"a": {"b": [1, {"c": None}]}, "d": (2,)}) == {"a.b.0": 1, "a.b.1.c": None, "d.0": 2}
+
+
+def test_a_step_leaves_settings_curves_metrics_commit_and_hashes(data: Path, settings: Settings) -> None:
+    out = data.parent / "out"
+    out.mkdir()
+    (out / "model").write_text("weights")
+    with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
+        for step in range(2500):
+            run.log({"loss": 1 / (step + 1), "reward/ccc": 0.5}, step)
+        run.finish({"val": {"mae": 3.5, "ci": [3.0, 4.0], "empty": None}}, {"out": out})
+    client = connect()
+    kept = client.get_run(run.run_id)
+    assert kept.info.status == "FINISHED"
+    assert kept.data.metrics | {"loss": 0.0} == {
+        "loss": 0.0, "reward/ccc": 0.5, "val.mae": 3.5, "val.ci.0": 3.0, "val.ci.1": 4.0,
+    }  # fmt: skip
+    curve = client.get_metric_history(run.run_id, "loss")
+    assert [(m.step, m.value) for m in curve] == [(step, 1 / (step + 1)) for step in range(2500)]
+    assert kept.data.params["sft.lr"] == json.dumps(settings.sft.lr)
+    assert kept.data.params["task.question"] == settings.task.question
+    assert kept.data.params["model.lora"] == "null"
+    assert not any(name.startswith(("grpo.", "register.")) for name in kept.data.params)
+    assert kept.data.tags["concord.in.ingest"] == dvc_hash(data)
+    assert kept.data.tags["concord.out.out"] == dvc_hash(out)
+    assert "mlflow.source.git.commit" in kept.data.tags
+    (dataset,) = kept.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("ingest", dvc_hash(data))
+    assert run_that_made(client, run.experiment_id, dvc_hash(out)) == run.run_id
+    assert run_that_made(client, run.experiment_id, "0" * 32 + ".dir") is None
+
+
+def test_steps_with_the_same_settings_share_a_parent_and_others_do_not(data: Path, settings: Settings) -> None:
+    other = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"steps": 7})})
+    parents = []
+    for step, chosen in (("ingest", settings), ("validate", settings), ("ingest", other)):
+        with step_run(STEPS[step], chosen, {"data": data}) as run:
+            pass
+        parents.append(run.parent_id)
+    assert parents[0] == parents[1] != parents[2]
+    client = connect()
+    parent = client.get_run(parents[0])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["grpo.steps"] == str(settings.grpo.steps)
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parents[0]}'")
+    assert sorted(run.info.run_name for run in nested) == ["ingest", "validate"]
+    assert client.get_experiment(parent.info.experiment_id).name == settings.experiment
+
+
+def test_a_failing_step_is_marked_and_its_error_goes_on(data: Path, settings: Settings) -> None:
+    def step() -> None:
+        nonlocal run
+        with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+            run.log({"seen": 1.0}, 1)
+            raise ValueError("bad row at http://me:hunter2@host")
+
+    run: StepRun | None = None
+    with pytest.raises(ValueError, match="bad row"):
+        step()
+    assert run
+    client = connect()
+    kept = client.get_run(run.run_id)
+    assert kept.info.status == "FAILED"
+    assert kept.data.tags["concord.error"] == "ValueError: bad row at http://me:***@host"
+    assert kept.data.metrics["seen"] == 1.0
+    assert client.get_run(run.parent_id).info.status == "FAILED"
+
+
+def test_a_metric_that_is_no_number_is_refused(data: Path, settings: Settings) -> None:
+    with pytest.raises(TypeError, match=r"a\.b"), step_run(STEPS["ingest"], settings, {"data": data}) as run:
+        run.finish({"a": {"b": "three"}}, {})
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from components.settings import load_settings
+from components.shared.tracking.runs import step_run
+from components.steps import STEPS
+with step_run(STEPS["sft"], load_settings(Path(sys.argv[1])), {}) as run:
+    print(run.run_id, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_step_is_found_by_the_next_and_the_default_store_is_in_the_working_directory(
+    data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", KILLED, str(ROOT / "params.yaml")]
+    process = subprocess.Popen(
+        command, cwd=data.parent, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    killed = process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    assert process.stderr.read() == "", "MLflow talks"
+    process.wait()
+    client = connect()  # MLFLOW_TRACKING_URI of the test: the database that the process used by default
+    assert client.get_run(killed).info.status == "RUNNING"
+    with step_run(STEPS["validate"], settings, {}) as other:
+        assert client.get_run(killed).info.status == "RUNNING", "another step's run is not ours to judge"
+    with step_run(STEPS["sft"], settings, {}) as run:
+        assert client.get_run(killed).info.status == "KILLED"
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    assert run.parent_id == other.parent_id == client.get_run(killed).data.tags["mlflow.parentRunId"]
+
+
+def test_a_given_run_is_the_parent_and_keeps_its_status(
+    data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    given = client.create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+        pass
+    assert run.parent_id == given.info.run_id
+    assert run.experiment_id == "0"
+    assert client.get_run(given.info.run_id).info.status == "RUNNING"
+    assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == given.info.run_id
+
+
+def test_a_given_nested_run_is_written_into(data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect()
+    parent = client.create_run("0")
+    given = client.create_run("0", tags={"mlflow.parentRunId": parent.info.run_id, "mlflow.runName": "task-1"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+    for _ in range(2):  # a platform tries a failed task again, in the same run
+        with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+            run.finish({"rows": 3}, {"out": data})
+    kept = client.get_run(given.info.run_id)
+    assert run.run_id == given.info.run_id
+    assert run.parent_id is None
+    assert (kept.info.status, kept.data.metrics["rows"]) == ("FINISHED", 3.0)
+    assert kept.data.tags["mlflow.runName"] == "task-1"
+    assert kept.data.tags["concord.in.data"] == dvc_hash(data)
+    changed = settings.model_copy(update={"task": settings.task.model_copy(update={"question": "What?"})})
+    with pytest.raises(ConcordError, match=r"already has task\.question="), step_run(STEPS["ingest"], changed, {}):
+        pass
+
+
+def test_a_given_run_that_does_not_exist_is_told(
+    store: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(ConcordError, match=r"MLFLOW_RUN_ID=0+: no such run"), step_run(STEPS["sft"], settings, {}):
+        pass
+
+
+def test_a_deleted_experiment_is_told_with_the_way_back(data: Path, settings: Settings) -> None:
+    client = connect()
+    client.delete_experiment(client.create_experiment(settings.experiment))
+    with pytest.raises(ConcordError, match=r"deleted in MLflow.*restore"), step_run(STEPS["sft"], settings, {}):
+        pass
+
+
+def test_logging_costs_a_training_next_to_nothing(data: Path, settings: Settings) -> None:
+    points = {f"metric/{i}": 0.5 for i in range(15)}
+    with step_run(STEPS["grpo"], settings, {}) as run:
+        start = time.perf_counter()
+        for step in range(200):
+            run.log(points, step)
+        run._flush()
+        spent = (time.perf_counter() - start) / 200
+    assert spent < 0.02, f"{1000 * spent:.1f} ms a step"  # some 2 ms where nothing else runs
+
+
+@pytest.fixture
+def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[bytes]"]:
+    """A real tracking server on the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    uri = f"sqlite:///{store}/mlflow.db"
+    with open(store / "server.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", uri, "--artifacts-destination",
+             str(store / "served")],
+            cwd=store, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )  # fmt: skip
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (store / "server.log").read_text()
+            time.sleep(0.2)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_takes_the_same_and_an_outage_does_not_stop_a_training(
+    server: subprocess.Popen[bytes],
+    data: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
+    curve = data.parent / "report"
+    curve.mkdir()
+    (curve / "report.html").write_text("<p>")
+
+    def step() -> None:
+        with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
+            run._next_flush = 0.0
+            run.log({"loss": 1.0}, 1)
+            run.attach(curve, "report")
+            kept = connect().get_run(run.run_id)
+            assert kept.data.metrics == {"loss": 1.0}
+            assert kept.data.tags["mlflow.parentRunId"] == run.parent_id
+            assert kept.inputs.dataset_inputs[0].dataset.digest == dvc_hash(data)
+            assert [file.path for file in connect().list_artifacts(run.run_id, "report")] == ["report/report.html"]
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            run.log({"loss": 0.5}, 2)
+            assert "The step goes on" in " ".join(capsys.readouterr().err.split())
+            run.log({"loss": 0.25}, 3)
+            run.finish({}, {})
+
+    with pytest.raises(ConcordError, match="could not write the metrics"):
+        step()

@@ -1,0 +1,134 @@
+"""The command line: exit codes, and errors that a person can use."""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.__main__ import main
+from components.steps import STEPS
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["sftt"], ["sft", "--ingset", "x"], ["validate", "--data", "x"], ["sft", "--params"]]
+)
+def test_a_wrong_command_line_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: python -m components" in told(capsys)
+
+
+def test_help_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for step in STEPS.values():
+        assert step.title in out
+
+
+def test_help_needs_no_library_of_a_step() -> None:
+    """Else every call would cost their import, which is seconds."""
+    code = (
+        "import sys; from components.__main__ import parser; parser().format_help(); "
+        "heavy = ('torch', 'transformers', 'mlflow', 'kfp', 'great_expectations', 'dvc'); "
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_missing_params_are_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ingest"]) == 1
+    assert "error params.yaml: no such file. Give the params file with --params FILE." in told(capsys)
+
+
+def test_faulty_params_are_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(text.replace("  reward: ccc", "  rewrd: ccc"), encoding="utf-8")
+    assert main(["grpo", "--params", "p.yaml"]) == 1
+    message = told(capsys)
+    assert "p.yaml: grpo.rewrd: unknown key, did you mean reward?" in message
+    assert "Traceback" not in message
+    assert os.listdir(tmp_path) == ["p.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("ingest", "data: missing, and ingest reads it. Make it first: make data, or put the raw input in data/"),
+        ("sft", "artifacts/ingest: missing, and sft reads it. Make it first: python -m components ingest"),
+    ],
+)
+def test_a_missing_input_is_1_and_named(step: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([step, "--params", str(ROOT / "params.yaml")]) == 1
+    assert message in told(capsys)
+
+
+def test_the_settings_say_where_the_raw_input_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("  path: data ", "  path: ../elsewhere "), encoding="utf-8")
+    assert main(["ingest"]) == 1
+    assert "../elsewhere: missing" in told(capsys)
+    assert main(["ingest", "--data", "given"]) == 1
+    assert "given: missing" in told(capsys)
+
+
+def test_raw_input_of_another_hash_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (store / "raw").mkdir()
+    (store / "raw" / "scenes.csv").write_text("id\n", encoding="utf-8")
+    words = ["ingest", "--params", str(ROOT / "params.yaml"), "--data", "raw", "--data-hash"]
+    assert main([*words, "0" * 32 + ".dir"]) == 1
+    message = told(capsys)
+    assert "raw: its hash is " in message
+    assert "0" * 32 in message
+    found = re.search(r"its hash is (\S+),", message)
+    assert found
+    main([*words, found[1]])  # the same hash: it goes on, to what is wrong with the table
+    assert "its hash is" not in told(capsys)
+
+
+def test_a_step_waits_for_another_that_makes_the_same(tmp_path: Path) -> None:
+    """A step may outlive the `make run` that started it, and the next run must not write beside it."""
+    code = (
+        "import sys; from pathlib import Path; from components.shared.data.exclusive import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): print('in', flush=True)"
+    )
+    lock = tmp_path / "artifacts" / ".sft.lock"
+    lock.parent.mkdir()
+    with open(lock, "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        words = [sys.executable, "-c", code, "artifacts/sft"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as second:
+            assert second.stderr is not None
+            assert second.stdout is not None
+            assert "artifacts/sft is being made by process 4711; waiting" in second.stderr.readline()
+            time.sleep(0.2)
+            assert second.poll() is None
+            fcntl.flock(file, fcntl.LOCK_UN)
+            assert second.stdout.readline() == "in\n"
+            assert second.wait(timeout=60) == 0
+            assert lock.read_text(encoding="ascii") == str(second.pid)

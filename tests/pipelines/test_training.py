@@ -1,0 +1,159 @@
+"""The compiled Kubeflow pipeline says what the step table says, and its words run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.local import placeholder_utils
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.__main__ import parser
+from components.settings import load_settings
+from components.steps import STEPS, Step
+from pipelines.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+EACH = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+IMAGE = "registry.example/concord:7"
+HASH = "0123456789abcdef0123456789abcdef.dir"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("pipeline") / "training.yaml"
+    params = str(ROOT / "params.yaml")
+    assert main(["compile", "--params", params, "--image", IMAGE, "--data-hash", HASH, "--out", str(out)]) == 0
+    spec = yaml.safe_load(out.read_text(encoding="utf-8"))
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # what a server reads
+    return spec
+
+
+def task(compiled: dict[str, Any], name: str) -> dict[str, Any]:
+    return compiled["root"]["dag"]["tasks"][name]
+
+
+def words(compiled: dict[str, Any], name: str) -> list[str]:
+    container = compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    return container["command"] + container["args"]
+
+
+def test_tasks_are_the_steps_and_the_import_of_the_raw_input(compiled: dict[str, Any]) -> None:
+    assert set(compiled["root"]["dag"]["tasks"]) == {"importer", *STEPS}
+
+
+@EACH
+def test_component_is_the_step(step: Step, compiled: dict[str, Any]) -> None:
+    component = compiled["components"][f"comp-{step.name}"]
+    assert set(component["inputDefinitions"]["artifacts"]) == set(step.inputs)
+    assert set(component["outputDefinitions"]["artifacts"]) == {*step.outputs, "metrics"}
+    types = component["outputDefinitions"]["artifacts"]
+    assert types["metrics"]["artifactType"]["schemaTitle"] == "system.Metrics"
+    is_model = types["out"]["artifactType"]["schemaTitle"] == "system.Model"
+    assert is_model == (step.name in ("sft", "grpo"))
+    sections = {f"{section}_settings" for section in step.sections}
+    own = {"data_hash"} if "data" in step.inputs else set()
+    assert set(component["inputDefinitions"]["parameters"]) == {"experiment", *sections, *own}
+    executor = compiled["deploymentSpec"]["executors"][f"exec-{step.name}"]
+    assert executor["container"]["image"] == IMAGE
+
+
+@EACH
+def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
+    paths = {port: f"{{{{$.inputs.artifacts['{port}'].path}}}}" for port in step.inputs}
+    paths |= {port: f"{{{{$.outputs.artifacts['{port}'].path}}}}" for port in step.outputs}
+    command = step.command(paths=paths)
+    found = words(compiled, step.name)
+    assert found[: len(command)] == command
+    extra = ["--experiment", "{{$.inputs.parameters['experiment']}}"]
+    for section in step.sections:
+        extra += ["--section", section, f"{{{{$.inputs.parameters['{section}_settings']}}}}"]
+    if "data" in step.inputs:
+        extra += ["--data-hash", "{{$.inputs.parameters['data_hash']}}"]
+    assert found[len(command) :] == [*extra, "--executor-input", "{{$}}"]
+
+
+@EACH
+def test_task_has_the_title_and_is_fed_by_the_steps_it_reads(step: Step, compiled: dict[str, Any]) -> None:
+    found = task(compiled, step.name)
+    assert found["taskInfo"]["name"] == step.title
+    fed = {port: next(iter(given.values())) for port, given in found["inputs"]["artifacts"].items()}
+    for port, source in fed.items():
+        maker = ("importer", "artifact") if port == "data" else (port, "out")
+        assert (source["producerTask"], source["outputArtifactKey"]) == maker
+    assert set(found["dependentTasks"]) == {source["producerTask"] for source in fed.values()}
+    for name, given in found["inputs"]["parameters"].items():
+        assert given == {"componentInputParameter": name}  # of the pipeline, under the same name
+
+
+def test_pipeline_s_inputs_are_params_yaml(compiled: dict[str, Any]) -> None:
+    inputs = compiled["root"]["inputDefinitions"]["parameters"]
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert set(inputs) == {"data_uri", "data_hash", "experiment", *(f"{s}_settings" for s in raw if s != "experiment")}
+    assert inputs["experiment"]["defaultValue"] == raw["experiment"]
+    assert inputs["data_hash"]["defaultValue"] == HASH
+    assert "defaultValue" not in inputs["data_uri"]
+    for section in raw.keys() - {"experiment"}:
+        assert json.loads(inputs[f"{section}_settings"]["defaultValue"]) == raw[section]
+
+
+def test_a_change_of_grpo_reaches_no_step_before_it(compiled: dict[str, Any]) -> None:
+    readers = [name for name in STEPS if "grpo_settings" in task(compiled, name)["inputs"]["parameters"]]
+    assert readers == ["grpo"]
+
+
+def test_raw_input_is_imported_with_its_hash(compiled: dict[str, Any]) -> None:
+    importer = compiled["deploymentSpec"]["executors"]["exec-importer"]["importer"]
+    assert importer["metadata"] == {"dvc_hash": "{{$.inputs.parameters['metadata']}}"}
+    given = task(compiled, "importer")["inputs"]["parameters"]
+    assert given["metadata"] == {"componentInputParameter": "data_hash"}
+    assert given["uri"] == {"componentInputParameter": "data_uri"}
+
+
+@EACH
+def test_words_that_kubeflow_fills_in_are_the_experiment(step: Step, compiled: dict[str, Any]) -> None:
+    """Kubeflow's own local resolver puts in the defaults; our command line must read the same settings out of them."""
+    inputs = compiled["root"]["inputDefinitions"]["parameters"]
+    executor_input = {
+        "inputs": {
+            "parameterValues": {name: value.get("defaultValue", "gs://raw") for name, value in inputs.items()},
+            "artifacts": {port: {"artifacts": [{"name": port, "uri": f"/in/{port}"}]} for port in step.inputs},
+        },
+        "outputs": {
+            "artifacts": {port: {"artifacts": [{"name": port, "uri": f"/out/{port}"}]} for port in step.outputs},
+            "outputFile": "/out/executor_output.json",
+        },
+    }
+    filled = placeholder_utils.replace_placeholders(
+        words(compiled, step.name), executor_input, "training", step.name, "/root", "run"
+    )
+    given = parser().parse_args(filled[3:])
+    for port in step.inputs:
+        assert vars(given)[port] == Path(f"/in/{port}")
+    for port in step.outputs:
+        assert vars(given)[port] == Path(f"/out/{port}")
+    assert json.loads(given.executor_input) == executor_input
+    sections = dict(given.section) | {"experiment": json.dumps(given.experiment)}
+    assert set(sections) == {"experiment", *step.sections}
+    params = ROOT / "params.yaml"
+    assert load_settings(params, sections) == load_settings(params)
+
+
+def test_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        command = ["compile", "--params", str(ROOT / "params.yaml"), "--data-hash", HASH, "--out", str(tmp_path / name)]
+        assert main(command) == 0
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+def test_faulty_params_are_told_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    params.write_text(text.replace("generations:", "generation:"), encoding="utf-8")
+    assert main(["compile", "--params", str(params), "--out", str(tmp_path / "p.yaml")]) == 1
+    told = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "grpo.generation: unknown key, did you mean generations?" in told
+    assert not (tmp_path / "p.yaml").exists()

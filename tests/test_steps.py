@@ -1,0 +1,119 @@
+"""The step table, dvc.yaml and the command line say the same. (The compiled pipeline: pipelines/test_training.py.)"""
+
+import ast
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+from components.__main__ import parser
+from components.steps import STEPS, Step
+
+ROOT = Path(__file__).parents[1]
+EACH = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+
+# Code that records, shows, checks or calls, and decides nothing about what a step makes: see the head of dvc.yaml.
+NOT_DEPENDED_ON = (
+    "components/__main__.py",
+    "components/settings.py",
+    "components/steps.py",
+    "components/shared/errors.py",
+    "components/shared/data/progress.py",
+    "components/shared/tracking/",
+)
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, PipelineStage]:
+    """The stages as DVC itself reads them from dvc.yaml and params.yaml."""
+    with Repo(str(ROOT)) as repo:
+        return {stage.name: stage for stage in repo.index.stages if isinstance(stage, PipelineStage)}
+
+
+def test_every_input_is_made_by_an_earlier_step() -> None:
+    made = {"data": {"data"}}
+    for step in STEPS.values():
+        for port, path in step.inputs.items():
+            assert path in made[port], f"{step.name}: {port} is {path}"
+        assert "out" in step.outputs
+        assert not set(step.inputs) & set(step.outputs)
+        made[step.name] = set(step.outputs.values())
+
+
+def test_dvc_has_the_steps_in_order(stages: dict[str, PipelineStage]) -> None:
+    assert list(stages) == list(STEPS)
+
+
+@EACH
+def test_dvc_stage_is_the_step(step: Step, stages: dict[str, PipelineStage]) -> None:
+    stage = stages[step.name]
+    assert shlex.split(stage.cmd) == step.command()
+    assert stage.desc == step.title
+    assert [out.def_path for out in stage.outs] == list(step.outputs.values())
+    # Else DVC removes the output before the step has checked its input.
+    assert all(out.persist for out in stage.outs)
+    params = [dep for dep in stage.deps if hasattr(dep, "params")]
+    assert [(dep.def_path, dep.params) for dep in params] == [("params.yaml", list(step.sections))]
+    inputs = [dep.def_path for dep in stage.deps if dep not in params and not dep.def_path.startswith("components/")]
+    assert inputs == list(step.inputs.values())
+
+
+@EACH
+def test_dvc_stage_depends_on_the_code_that_the_step_imports(step: Step, stages: dict[str, PipelineStage]) -> None:
+    folder = f"components/{step.name}"
+    named = [dep.def_path for dep in stages[step.name].deps if dep.def_path.startswith("components/")]
+    assert named[0] == folder, "the step's own folder comes first"
+    imported = sorted(path for path in reached(ROOT / folder / "step.py") if not path.startswith(f"{folder}/"))
+    wanted = "\n".join(f"      - {path}" for path in imported)
+    assert named[1:] == imported, f"dvc.yaml, deps of {step.name}: the code in components/shared must be\n{wanted}"
+
+
+def test_steps_do_not_import_each_other() -> None:
+    for name in STEPS:
+        others = tuple(f"components/{other}/" for other in STEPS if other != name)
+        for path in reached(ROOT / "components" / name / "step.py"):
+            assert not path.startswith(others), f"{name} imports {path}"
+
+
+@EACH
+def test_command_line_takes_the_step_s_words_and_has_its_defaults(step: Step) -> None:
+    words = step.command()[3:]
+    given, bare = vars(parser().parse_args(words)), vars(parser().parse_args(words[:1]))
+    for port, path in {**step.inputs, **step.outputs}.items():
+        assert given[port] == Path(path)
+        # Without --data, the settings say where the raw input is.
+        assert bare[port] == (None if port == "data" else Path(path))
+
+
+def test_command_puts_other_paths_in_their_ports() -> None:
+    assert STEPS["grpo"].command("p.yaml", {"sft": "/in/1", "out": "/out/1"}) == [
+        "python", "-m", "components", "grpo", "--params", "p.yaml",
+        "--ingest", "artifacts/ingest", "--sft", "/in/1", "--out", "/out/1",
+    ]  # fmt: skip
+
+
+def reached(file: Path) -> set[str]:
+    """Our modules that `file` imports, at any depth and anywhere in the code, as paths below the root; without those
+    that are not depended on, and what only they import."""
+    found: set[str] = set()
+    waiting = [file]
+    while waiting:
+        for module in imported_modules(waiting.pop()):
+            path = ROOT / f"{module.replace('.', '/')}.py"
+            relative = path.relative_to(ROOT).as_posix()
+            if path.exists() and relative not in found and not relative.startswith(NOT_DEPENDED_ON):
+                found.add(relative)
+                waiting.append(path)
+    return found
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
