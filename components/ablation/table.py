@@ -1,9 +1,5 @@
 """The ablation's results file: Markdown for people, JSON for whoever plots it."""
 
-import datetime
-import importlib.metadata
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +9,7 @@ from components.ablation.judge import ARMS
 from components.settings import Settings
 from components.shared.data.atomic import write_json, write_text
 from components.shared.regression.shots import GROUPS
-
-VERSIONS = ("torch", "transformers", "trl", "peft")
-
-
-def surroundings() -> dict[str, Any]:
-    """Machine, date and versions that a figure was made with."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-    }
+from components.shared.surroundings import in_words, surroundings
 
 
 def write_tables(out: Path, settings: Settings, result: dict[str, Any]) -> None:
@@ -68,8 +53,7 @@ def markdown(settings: Settings, result: dict[str, Any]) -> str:
     for pair, groups in result["paired"].items():
         lines.append(f"| {_pair(pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
     lines += ["", _losses(result), ""]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    lines.append(f"{where['date']}; {where['machine']}; Python {where['python']}, {versions}.")
+    lines.append(in_words(where))
     return "\n".join(lines) + "\n"
 
 

@@ -14,8 +14,10 @@ from rich.text import Text
 
 from components.evaluate.results import MODELS
 from components.settings import load_settings
+from components.shared.data.atomic import write_text
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import GROUPS
+from components.shared.surroundings import in_words, surroundings
 
 
 def main(words: Sequence[str]) -> None:
@@ -32,6 +34,9 @@ def main(words: Sequence[str]) -> None:
         ("report", "reports/evaluate"),
     ):
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help="(default: %(default)s)")
+    parser.add_argument(
+        "--write", type=Path, help="also write it to this Markdown file, with machine and versions"
+    )
     given = parser.parse_args(words)
     settings = load_settings(given.params)
     figures = _read(given.evaluate / "metrics.json")
@@ -50,6 +55,8 @@ def main(words: Sequence[str]) -> None:
         console = Console(highlight=False, width=120)
     show(console, rows, settings.task.unit)
     console.print(Text(verdict(registration)), soft_wrap=True)
+    if given.write:
+        write_text(given.write, markdown(settings.experiment, rows, settings.task.unit, verdict(registration)))
     console.print(Text(f"Report: {given.report / 'report.html'}"), soft_wrap=True)
 
 
@@ -76,6 +83,25 @@ def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], un
         ),
         style="dim",
     )
+
+
+def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str, said: str) -> str:
+    """The same table for a results file."""
+    heads = [f"{part} {group}" for part in ("MAE", "GM") for group in GROUPS] + ["sd ratio", "unparseable"]
+    known = next(figures for _, figures in rows if figures)
+    lines = [f"# Run: {experiment}", "", f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for name, figures in rows:
+        cells = [cell for part in ("mae", "gm", "shape") for cell in _cells(figures, part)]
+        lines.append(f"| {name} | " + " | ".join(_flat(cell) for cell in cells) + " |")
+    sizes = ", ".join(f"{group} {known['groups'][group]['n']}" for group in GROUPS)
+    of = f"In {unit}. " if unit else ""
+    lines += ["", f"{of}Test images: {sizes}. In brackets: 95 % bootstrap interval over images. {said}"]
+    return "\n".join([*lines, "", in_words(surroundings())]) + "\n"
+
+
+def _flat(cell: Text) -> str:
+    value, _, bounds = cell.plain.partition("\n")
+    return f"{value} [{bounds}]" if bounds else value
 
 
 def _table(rows: Sequence[tuple[str, dict[str, Any] | None]], parts: Sequence[str]) -> Table:

@@ -56,7 +56,7 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         gradient_accumulation_steps=grpo.accumulation,
         num_generations=grpo.generations,
         learning_rate=grpo.lr,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=grpo.warmup_steps,
         weight_decay=0.0,
         beta=grpo.beta,

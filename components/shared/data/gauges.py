@@ -4,8 +4,9 @@ A scene is one line of text: what the dial shows and how it is seen. `draw_scene
 long-tailed as in a plant (mostly near the operating point, alarms rare); `render` turns one line into pixels. Between
 them lies data/scenes.csv, which DVC versions: every pixel follows from it.
 
-Ambiguity is part of it. In about a third of the scenes glare lies over the needle or the needle hardly differs from the
-face, so that the picture leaves a range of readings open: that is what makes a model shrink towards the common ones.
+Ambiguity is part of it: to a degree that no reading decides, glare lies over the needle, or it hardly differs from the
+face, under blur and noise, so that many pictures leave a range of readings open. That is what makes a model shrink
+towards the common ones.
 """
 
 import csv
@@ -116,10 +117,10 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
     dark = rng.random() < 0.3
     face = between(0.08, 0.25) if dark else between(0.7, 0.95)
     ink = between(0.7, 0.9) if dark else between(0.05, 0.3)
-    # Half of the scenes are seen well; the rest, more and more, by a severity that no label depends on.
-    severity = max(0.0, float(rng.random()) * 2 - 1)
+    # From seen well to hardly seen at all, whatever the reading.
+    severity = float(rng.random())
     faded = rng.random() < 0.5
-    contrast = 1 - 0.9 * severity if faded else between(0.8, 1.0)
+    contrast = 1 - 0.96 * severity if faded else 1 - 0.7 * severity
     needle = round(face + (ink - face) * contrast, 4)
     return Scene(
         id=name,
@@ -145,9 +146,9 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
         light_angle=between(0, 360),
         glare=between(0.0, 0.3) if faded else round(0.3 + 0.7 * severity, 4),
         glare_offset=between(-14, 14),
-        glare_width=between(10, 16 + 30 * severity),
-        blur=between(0.2, 0.6 + 0.9 * severity),
-        noise=between(0.005, 0.02 + 0.05 * severity),
+        glare_width=between(12, 18 + 40 * severity),
+        blur=between(0.2, 0.6 + 1.4 * severity),
+        noise=between(0.005, 0.02 + 0.12 * severity),
         noise_seed=int(rng.integers(2**31)),
     )
 

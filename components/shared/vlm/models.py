@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from components.settings import Model, Settings
 from components.shared.data.rows import read_table
 from components.shared.errors import ConcordError
+from components.shared.vlm.quiet import quiet
 from components.shared.vlm.suppression import suppress_placeholders
 from components.shared.vlm.tiny import build_model, build_processor
 
@@ -60,6 +61,7 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     Args:
         ingest: folder of the row shards; the tiny model's tokenizer learns the questions of the training split.
     """
+    quiet()
     if settings.model.name != "tiny":
         return load(settings.model.name, settings.model, settings.model.revision)
     tiny = settings.model.tiny
