@@ -14,10 +14,12 @@ from rich.text import Text
 
 from components.evaluate.results import MODELS
 from components.settings import load_settings
-from components.shared.data.atomic import write_text
+from components.shared.data.atomic import write_bytes, write_text
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import GROUPS
 from components.shared.surroundings import in_words, surroundings
+
+FIGURE = "bins.png"
 
 
 def main(words: Sequence[str]) -> None:
@@ -34,9 +36,7 @@ def main(words: Sequence[str]) -> None:
         ("report", "reports/evaluate"),
     ):
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help="(default: %(default)s)")
-    parser.add_argument(
-        "--write", type=Path, help="also write it to this Markdown file, with machine and versions"
-    )
+    parser.add_argument("--write", type=Path, help="also write it to this Markdown file, its figure beside")
     given = parser.parse_args(words)
     settings = load_settings(given.params)
     figures = _read(given.evaluate / "metrics.json")
@@ -57,6 +57,9 @@ def main(words: Sequence[str]) -> None:
     console.print(Text(verdict(registration)), soft_wrap=True)
     if given.write:
         write_text(given.write, markdown(settings.experiment, rows, settings.task.unit, verdict(registration)))
+        figure = given.report / FIGURE
+        if figure.exists():
+            write_bytes(given.write.with_suffix(".png"), figure.read_bytes())
     console.print(Text(f"Report: {given.report / 'report.html'}"), soft_wrap=True)
 
 

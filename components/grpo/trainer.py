@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
@@ -106,6 +107,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
 
     def follow(self, track: StepRun) -> None:
         """Sends the curves to the tracker."""
+        self.remove_callback(PrinterCallback)
         self.add_callback(Follow(track, ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")))
 
     # Rewards: over all ranks, groups whole.

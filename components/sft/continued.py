@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from components.settings import Settings
 from components.sft.trainer import InOrder, sft_presentations, training_arguments
@@ -49,6 +49,7 @@ def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Pa
         trainer = InOrder(
             model=trainable(model, settings.model), args=arguments, train_dataset=rows, processing_class=processor
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Until(seconds))
         trainer.train()
     with new_folder(out) as place:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from components.settings import Model, Settings, Sft
@@ -95,6 +95,7 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
 
     def follow(self, track: StepRun) -> None:
         """Sends the curves to the tracker."""
+        self.remove_callback(PrinterCallback)
         self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable")))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
