@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 _EXPECTED = (
     ".*gradient_checkpointing.*deprecated.*",  # TRL still goes by the old name
+    ".*is_gradient_checkpointing.*deprecated.*",
     ".*pin_memory.*no accelerator.*",
 )
 
