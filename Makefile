@@ -46,7 +46,8 @@ ablation: $(READY) ## SFT continued, GRPO with MAE reward, CCC-GRPO from one war
 	@$(PY) -m components ablation $(ARGS)
 
 ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--port 5001' and the like
-	@$(PY) -m mlflow ui --backend-store-uri sqlite:///mlflow.db $(ARGS)
+	@MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(PY) -m mlflow ui --workers 1 \
+	  --backend-store-uri sqlite:///mlflow.db $(ARGS)
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)

@@ -225,7 +225,7 @@ def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Sett
         ConcordError: the file is missing, is no YAML, or has a wrong key or value; every fault is named, with its key.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _NoKeyTwice)
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConcordError(f"{path}: no such file. Give the params file with --params FILE.") from None
     except OSError as error:
@@ -248,8 +248,11 @@ def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Sett
         raise ConcordError("\n".join(faults[:SCREEN] + more)) from None
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML would let the last of two equal keys win without a word."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML would let the last of two equal keys win without a word, and take 5e-05 for text.
+
+    DVC writes params.yaml for `dvc exp run -S` by YAML 1.2, where 5e-05 is a number.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -260,6 +263,11 @@ class _NoKeyTwice(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _describe(fault: ErrorDetails) -> str:
@@ -273,7 +281,7 @@ def _describe(fault: ErrorDetails) -> str:
         return f"{key}: missing; every setting is written out, add it"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("float_type", "int_type") and _is_number(fault["input"]):
-        return f"{key}: {fault['input']!r} is text to YAML; write the number without quotes, 1.0e-4 and not 1e-4"
+        return f"{key}: {fault['input']!r} is text; write the number without quotes"
     if fault["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"

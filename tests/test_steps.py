@@ -23,7 +23,10 @@ NOT_DEPENDED_ON = (
     "components/shared/errors.py",
     "components/shared/data/progress.py",
     "components/shared/tracking/",
+    "components/shared/vlm/quiet.py",
 )
+# Code that a step starts or packs by its path.
+BY_PATH = {"components/register/outside.py", "components/register/served_model.py"}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,18 @@ def test_dvc_stage_depends_on_the_code_that_the_step_imports(step: Step, stages:
     imported = sorted(path for path in reached(ROOT / folder / "step.py") if not path.startswith(f"{folder}/"))
     wanted = "\n".join(f"      - {path}" for path in imported)
     assert named[1:] == imported, f"dvc.yaml, deps of {step.name}: the code in components/shared must be\n{wanted}"
+
+
+@EACH
+def test_dvc_sees_of_the_step_s_folder_what_the_step_needs(step: Step) -> None:
+    """What .dvcignore hides could change without a rerun; what it does not hide reruns the step for nothing."""
+    folder = f"components/{step.name}"
+    needed = {path for path in reached(ROOT / folder / "step.py") if path.startswith(f"{folder}/")} | BY_PATH
+    needed |= {f"{folder}/__init__.py", f"{folder}/step.py"}
+    with Repo(str(ROOT)) as repo:
+        for file in (ROOT / folder).glob("*.py"):
+            path = file.relative_to(ROOT).as_posix()
+            assert repo.dvcignore.is_ignored_file(str(file)) == (path not in needed), f".dvcignore: {path}"
 
 
 def test_steps_do_not_import_each_other() -> None:

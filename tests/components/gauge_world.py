@@ -79,3 +79,32 @@ class Curves:
     def steps(self, name: str) -> list[int]:
         """At which steps the metric was logged."""
         return [step for step, metrics in self.points if name in metrics]
+
+
+QUESTIONS = ["What does the gauge read?", "How many strokes does this character have, all told?", "Age?"]
+
+
+def tiny(settings: Settings, seed: int = 3) -> tuple[Any, Any]:
+    """An untrained model that knows QUESTIONS, and its processor."""
+    from components.shared.vlm.tiny import build_model, build_processor
+
+    assert settings.model.tiny is not None
+    processor = build_processor(settings.model.tiny, QUESTIONS)
+    return build_model(settings.model.tiny, processor, seed), processor
+
+
+def asked(processor: Any, count: int, size: int = 32) -> Any:
+    """A batch of noise images and questions of different lengths, ready for the model."""
+    from PIL import Image
+
+    from components.shared.vlm.prompts import prompt_with_image
+
+    texts = [
+        processor.apply_chat_template(
+            prompt_with_image(QUESTIONS[k % len(QUESTIONS)]), add_generation_prompt=True, tokenize=False
+        )
+        for k in range(count)
+    ]
+    rng = np.random.default_rng(0)
+    images = [[Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))] for _ in range(count)]
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")

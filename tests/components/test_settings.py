@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -119,13 +120,23 @@ def test_a_wrong_type_is_named_with_its_value(path: tuple[str, ...], told: Calla
         assert any(repr(value) in line for line in lines), f"{key} with {value!r} is told as {lines}"
 
 
-@pytest.mark.parametrize("text", ["1e-4", "'0.5'", '"3"'])
-def test_a_number_that_yaml_reads_as_text_is_told_as_that(text: str, told: Callable[[Any], str]) -> None:
+@pytest.mark.parametrize("text", ["'0.5'", '"3"', '"1e-4"'])
+def test_a_number_in_quotes_is_told_as_that(text: str, told: Callable[[Any], str]) -> None:
     content = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    changed = content.replace("  beta: 0.04", f"  beta: {text}")
+    changed = re.sub(r"(\n  beta: )\S+", rf"\g<1>{text}", content)
     assert changed != content
     assert "params.yaml: grpo.beta: " in told(changed)
-    assert "is text to YAML; write the number without quotes, 1.0e-4 and not 1e-4" in told(changed)
+    assert "is text; write the number without quotes" in told(changed)
+
+
+@pytest.mark.parametrize("text", ["5e-05", "5E-5", "5.e-5", "5.0e-5", "0.00005", "+5e-5"])
+def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    content = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    changed = re.sub(r"(\n  beta: )\S+", rf"\g<1>{text}", content)
+    assert changed != content
+    file.write_text(changed, encoding="utf-8")
+    assert load_settings(file).grpo.beta == 5e-5
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,11 @@ def test_large_input_goes_to_several_shards_under_the_limit(raw: RawFolder) -> N
     assert read_table(OUT, "train").num_rows == 47
 
 
+BY_SCENE = {"source": "gauges", "split": "given", "split_column": "split"}
+
+
 def test_gauges_are_the_other_source(store: Path) -> None:
-    write_params(store / "params.yaml", ingest={"source": "gauges", "csv": "scenes.csv", "image_size": 16})
+    write_params(store / "params.yaml", ingest={**BY_SCENE, "csv": "scenes.csv", "image_size": 16})
     (store / "data").mkdir()
     scenes = draw_scenes(0, label_counts(head=3, operating_point=50, decay=9.0, floor=1), val=1, test=1)
     (store / "data" / "scenes.csv").write_text(write_scenes(scenes))

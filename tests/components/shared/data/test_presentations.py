@@ -1,7 +1,7 @@
 """The schedule of presentations: seekable, every image once an epoch, copies that are one object."""
 
+import io
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 from components.settings import Augment
 from components.shared.data.presentations import presentations, training_rows
 from components.shared.data.rows import Row, ShardWriter
+from tests.components.raw_folder import encoded
 
 N = 11
 CHANGES = Augment(rotate=5, shift=0.05, zoom=0.05, light=0.2, noise=0.02)
@@ -20,8 +21,6 @@ NONE = Augment(rotate=0, shift=0, zoom=0, light=0, noise=0)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    from tests.components.raw_folder import encoded
-
     folder = tmp_path_factory.mktemp("rows")
     with ShardWriter(folder, "train", 1) as writer:
         for k in range(N):
@@ -58,7 +57,7 @@ def test_a_longer_schedule_begins_like_a_shorter_one(rows: Dataset) -> None:
 
 
 def test_every_image_once_an_epoch_in_an_order_of_its_own(rows: Dataset) -> None:
-    shown = schedule(rows)["id"][:]
+    shown = schedule(rows)[:]["id"]
     epochs = [shown[start : start + N] for start in range(0, 3 * N, N)]
     for epoch in epochs:
         assert Counter(epoch) == Counter(rows["id"][:])
@@ -86,7 +85,7 @@ def test_copies_in_one_fetch_are_one_object(rows: Dataset) -> None:
 def test_one_image_twice_in_a_fetch_is_changed_twice(rows: Dataset) -> None:
     """Two presentations of a row, in two epochs, are two pictures."""
     shown = schedule(rows)
-    ids = shown["id"][:]
+    ids = shown[:]["id"]
     first, second = (k for k, id in enumerate(ids) if id == "row-0" and k < 2 * N)
     fetched = shown.__getitems__([first, second])
     assert fetched[0]["id"] == fetched[1]["id"] == "row-0"
@@ -94,13 +93,9 @@ def test_one_image_twice_in_a_fetch_is_changed_twice(rows: Dataset) -> None:
 
 
 def test_without_changes_the_picture_is_the_image(rows: Dataset) -> None:
-    from tests.components.raw_folder import encoded
-
     shown = schedule(rows, changes=NONE)[0]
-    k = int(shown["id"].removeprefix("row-"))
-    import io
-
-    assert shown["picture"].tobytes() == Image.open(io.BytesIO(encoded(k, size=16))).tobytes()
+    original = encoded(int(shown["id"].removeprefix("row-")), size=16)
+    assert shown["picture"].tobytes() == Image.open(io.BytesIO(original)).tobytes()
 
 
 def test_it_ends_where_it_was_asked_to(rows: Dataset) -> None:
