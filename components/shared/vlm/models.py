@@ -78,6 +78,10 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     """Weights as safetensors with config and processor, loadable by the Auto classes alone."""
     model.save_pretrained(folder, safe_serialization=True)
+    # A tokenizer remembers how it padded last, and would write that down: the same model, in other bytes.
+    if (backend := getattr(processor.tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_padding()
+        backend.no_truncation()
     processor.save_pretrained(folder)
 
 

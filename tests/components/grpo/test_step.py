@@ -1,0 +1,165 @@
+"""GRPO as a step: every reward, adapters, accumulation, a model that answers nothing, and being stopped."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.grpo.step import run
+from components.sft.step import run as sft_run
+from components.shared.errors import ConcordError
+from components.shared.vlm.models import base_model, save
+from tests.components.gauge_world import LORA, Curves, ingested, write_params
+from tests.components.raw_folder import content
+
+
+@pytest.fixture(scope="module")
+def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ingested(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned the format, and little more."""
+    place = tmp_path_factory.mktemp("warm")
+    settings = write_params(place / "params.yaml", sft={"max_steps": 80, "eval_every": 80, "lr": 0.004})
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=place / "sft", state=place / "state")  # type: ignore[arg-type]
+    return place / "sft"
+
+
+@pytest.fixture(scope="module")
+def untrained(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("untrained")
+    save(*base_model(write_params(place / "params.yaml"), ingest), place / "sft")
+    return place / "sft"
+
+
+def train(ingest: Path, warm: Path, place: Path, stop_after: int | None = None, **sections: Any) -> tuple[Path, Curves]:
+    """Runs the step with small settings; its state stands in `place` as well, so that a second call goes on."""
+    settings = write_params(place / "params.yaml", **sections)
+    track, out = Curves(stop_after), place / "grpo"
+    run(settings, track, ingest=ingest, sft=warm, out=out, state=place / "state")  # type: ignore[arg-type]
+    return out, track
+
+
+def curve(out: Path) -> dict[int, dict[str, float]]:
+    with open(out / "curve.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {int(line["step"]): {k: float(v) for k, v in line.items() if k != "step" and v} for line in lines}
+
+
+def changed(out: Path, warm: Path) -> list[str]:
+    """Weights that are not those of the warm start."""
+    after, before = load_file(out / "model.safetensors"), load_file(warm / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(value.isfinite().all() for value in after.values())
+    return [name for name, value in after.items() if not torch.equal(value, before[name])]
+
+
+@pytest.mark.parametrize("reward", ["ccc", "mae", "mse", "pearson"])
+def test_every_reward_trains_and_is_watched(reward: str, ingest: Path, warm: Path, tmp_path: Path) -> None:
+    out, track = train(ingest, warm, tmp_path, grpo={"reward": reward, "steps": 3})
+    lines = curve(out)
+    assert list(lines) == track.steps("loss") == [1, 2, 3]
+    watched = {
+        f"reward/{reward}", f"spread/{reward}", "reward/format", "spread/format", "invalid", "batch_mae/all", "kl",
+        "entropy", "loss", "grad_norm", "learning_rate",
+    }  # fmt: skip
+    for line in lines.values():
+        assert watched <= line.keys()
+        assert 0 <= line["invalid"] < 0.5
+        assert line[f"spread/{reward}"] > 0
+        assert -1 <= line[f"reward/{reward}"] <= 1
+        assert line["batch_mae/all"] < 100
+        assert any(f"batch_mae/{shot}" in line for shot in ("many", "medium", "few"))
+    assert lines[1]["kl"] == pytest.approx(0, abs=1e-4)
+    assert lines[3]["kl"] > 0
+    assert len(changed(out, warm)) > 20
+    assert "step_time" in {name for _, point in track.points for name in point}
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert figures["steps"] == 3
+    assert not [name for name in figures if "time" in name or "second" in name]
+
+
+def test_the_same_seed_gives_the_same_bytes(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    one, again, other = (
+        train(ingest, warm, tmp_path / name, grpo={"seed": seed, "steps": 2})[0]
+        for name, seed in (("one", 0), ("again", 0), ("other", 1))
+    )
+    assert content(one) == content(again)
+    assert content(one)["model.safetensors"] != content(other)["model.safetensors"]
+
+
+def test_a_model_that_answers_nothing_is_no_crash(ingest: Path, untrained: Path, tmp_path: Path) -> None:
+    """Every reward is the same then, and there is nothing to learn."""
+    out, _ = train(ingest, untrained, tmp_path, grpo={"steps": 2})
+    lines = curve(out)
+    for line in lines.values():
+        assert line["invalid"] == 1
+        assert line["reward/ccc"] == -1
+        assert line["reward/format"] == line["spread/ccc"] == 0
+        assert "batch_mae/all" not in line
+        assert line["loss"] == pytest.approx(0, abs=1e-6)
+    changed(out, untrained)
+
+
+PLAIN = {"grpo": {"steps": 5}}
+ADAPTED = {"model": {"lora": LORA, "freeze_vision": True}, "grpo": {"steps": 5, "accumulation": 2, "lr": 0.01}}
+
+
+@pytest.mark.parametrize("sections", [PLAIN, ADAPTED], ids=["plain", "lora"])
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(
+    sections: dict[str, Any], ingest: Path, warm: Path, tmp_path: Path
+) -> None:
+    """From the last checkpoint: weights, adapters, samples, dropout, curves and figures as if nothing had happened."""
+    whole, _ = train(ingest, warm, tmp_path / "whole", **sections)
+    with pytest.raises(KeyboardInterrupt):
+        train(ingest, warm, tmp_path / "stopped", stop_after=3, **sections)
+    assert not (tmp_path / "stopped" / "grpo").exists()
+    resumed, track = train(ingest, warm, tmp_path / "stopped", **sections)
+    assert track.steps("loss") == [3, 4, 5]
+    assert content(resumed) == content(whole)
+    names = changed(whole, warm)
+    assert names
+    if sections is ADAPTED:
+        assert all("text_model.layers" in name or "connector" in name for name in names)
+
+
+def test_a_run_stopped_at_its_very_end_trains_no_further(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    out, _ = train(ingest, warm, tmp_path, grpo={"steps": 3})
+    before = content(out)
+    out.rename(tmp_path / "elsewhere")
+    again, track = train(ingest, warm, tmp_path, grpo={"steps": 3})
+    assert track.steps("loss") == []
+    assert content(again) == before
+
+
+def test_no_reference_other_advantages_and_whole_accumulation(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    out, _ = train(ingest, warm, tmp_path, grpo={"steps": 2, "beta": 0.0, "advantage": "none", "accumulation": 4})
+    lines = curve(out)
+    assert list(lines) == [1, 2]
+    assert not [name for line in lines.values() for name in line if name == "kl"]
+    assert changed(out, warm)
+
+
+def test_a_frozen_vision_tower_without_adapters(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    out, _ = train(ingest, warm, tmp_path, model={"freeze_vision": True}, grpo={"steps": 2})
+    names = changed(out, warm)
+    assert names
+    assert not any("vision_model" in name for name in names)
+
+
+def test_gradient_checkpointing_takes_trl_s_own_path(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    """The prefix cannot be shared with it; the step is the same, up to rounding, but for what is sampled."""
+    out, _ = train(ingest, warm, tmp_path, grpo={"steps": 2, "gradient_checkpointing": True})
+    assert list(curve(out)) == [1, 2]
+    assert changed(out, warm)
+
+
+def test_completions_that_cannot_be_shared_out(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConcordError, match=r"grpo: 4 prompts x 4 generations .* 3 accumulation .* multiple of 3"):
+        train(ingest, warm, tmp_path, grpo={"accumulation": 3})
