@@ -30,6 +30,7 @@ def load(place: str | Path, settings: Model, revision: str | None = None) -> tup
     Raises:
         ConcordError: nothing that AutoModelForImageTextToText can load is there, or not the whole of it.
     """
+    quiet()
     if isinstance(place, Path) and not place.is_dir():
         raise ConcordError(f"{place}: no such folder. {_REMEDY}")  # else it would be asked of a hub
     try:
