@@ -47,10 +47,8 @@ def run(job: Job) -> float:
         return float(json.loads(stamp.read_text())["seconds"])
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
     import torch
-    import transformers
 
     torch.set_num_threads(job.threads)
-    transformers.logging.set_verbosity_error()
     seconds = _continue_sft(job) if job.arm == "sft" else _reinforce(job)
     write_json(stamp, {"seconds": seconds})
     return seconds
