@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from components.settings import Settings
+from components.shared.data.predictions import judged, read_predictions, write_predictions
 from components.shared.data.rows import read_rows, read_table
-from components.shared.regression.answers import parse_answers
+from components.shared.errors import ConcordError
 from components.shared.regression.metrics import Predictions, evaluate, paired_difference
 from components.shared.regression.shots import GROUPS, ShotTable
 
@@ -23,21 +22,17 @@ def predict(work: tuple[Settings, Path, str, Path, Path, int]) -> None:
         return
     import torch
 
-    from components.shared.vlm.generation import answer
+    from components.shared.vlm.generation import answers
     from components.shared.vlm.models import load
 
     torch.set_num_threads(threads)
     model, processor = load(model_folder, settings.model)
-    ids: list[str] = []
-    texts: list[str] = []
     limits = settings.evaluate
-    for names, raw in answer(model, processor, read_rows(ingest, split), limits.batch_size, limits.max_new_tokens):
-        ids += names
-        texts += raw
-    values = parse_answers(texts, settings.task.low, settings.task.high)
-    table = pa.table({"id": ids, "text": texts, "value": pa.array(values, from_pandas=True)})
+    rows = read_rows(ingest, split, limits.batch_size)
+    ids, texts, values = answers(model, processor, rows, limits.batch_size, limits.max_new_tokens, settings.task)
+    targets, shots = _labels(settings, ingest, split)
     partial = place.with_suffix(".partial")
-    pq.write_table(table, partial)
+    write_predictions(partial, ids, targets, shots.tolist(), texts, values)
     partial.replace(place)
 
 
@@ -47,18 +42,13 @@ def judge(settings: Settings, ingest: Path, split: str, places: dict[str, Path],
     Args:
         places: predictions of `warm` and of ARM-SEED.
     """
-    task = settings.task
-    rows = read_table(ingest, split, ["id", "target"])
-    train = ShotTable.of(read_table(ingest, "train", ["target"])["target"], *_bins(settings))
-    targets = rows["target"].to_numpy()
-    shots = train.shot(targets)
+    rows = read_table(ingest, split, ["id"])["id"].to_pylist()
 
     def load(place: Path) -> Predictions:
-        table = pq.read_table(place)
-        if table["id"].to_pylist() != rows["id"].to_pylist():
-            raise ValueError(f"{place}: not the answers to this {split} split; remove it and run again")
-        values = table["value"].to_numpy(zero_copy_only=False).astype(np.float64)
-        return Predictions(targets, values, shots, task.low, task.high, task.resolution)
+        table = read_predictions(place)
+        if table["id"].to_pylist() != rows:
+            raise ConcordError(f"{place}: not the answers to this {split} split. Remove it and run again.")
+        return judged(table, settings.task)
 
     found = {name: load(place) for name, place in places.items()}
     limits = settings.evaluate
@@ -75,6 +65,8 @@ def judge(settings: Settings, ingest: Path, split: str, places: dict[str, Path],
     return {"split": split, "seeds": seeds, "models": models, "paired": paired}
 
 
-def _bins(settings: Settings) -> tuple[float, float, int, int]:
+def _labels(settings: Settings, ingest: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     task = settings.task
-    return task.bin_width, task.resolution, task.many, task.few
+    train = read_table(ingest, "train", ["target"])["target"].to_numpy()
+    targets = read_table(ingest, split, ["target"])["target"].to_numpy()
+    return targets, ShotTable.of(train, task.bin_width, task.resolution, task.many, task.few).shot(targets)

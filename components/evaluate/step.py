@@ -17,10 +17,9 @@ from components.shared.data.progress import counted
 from components.shared.data.rows import read_rows, read_table
 from components.shared.errors import ConcordError
 from components.shared.regression import metrics
-from components.shared.regression.answers import parse_answers
 from components.shared.regression.shots import ShotTable
 from components.shared.tracking.runs import StepRun
-from components.shared.vlm.generation import answer
+from components.shared.vlm.generation import answers
 from components.shared.vlm.models import base_model, device, load
 
 
@@ -79,13 +78,9 @@ def _predict(
     size = settings.evaluate.batch_size
     # Batches as the registered model gets them (register): the same neighbours, so the same rounding, the same answers.
     rows = counted(read_rows(ingest, "test", size), f"{title} answers", -(-test.num_rows // size))
-    ids: list[str] = []
-    texts: list[str] = []
-    for batch_ids, batch_texts in answer(model, processor, rows, size, settings.evaluate.max_new_tokens):
-        ids += batch_ids
-        texts += batch_texts
+    length = settings.evaluate.max_new_tokens
+    ids, texts, values = answers(model, processor, rows, size, length, settings.task)
     if ids != test["id"].to_pylist():
         raise RuntimeError("answers are not in the order of the test set")
     targets = test["target"].to_numpy()
-    values = parse_answers(texts, settings.task.low, settings.task.high)
     write_predictions(path, ids, targets, np.asarray(shots.shot(targets)).tolist(), texts, values)

@@ -11,13 +11,12 @@ from trl import SFTConfig, SFTTrainer
 
 from components.settings import Model, Settings, Sft
 from components.shared.data.presentations import presentations, training_rows
-from components.shared.data.rows import read_rows
-from components.shared.regression.answers import parse_answers
+from components.shared.data.rows import first, read_rows, read_table
 from components.shared.regression.metrics import Predictions
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
-from components.shared.vlm.generation import answer
+from components.shared.vlm.generation import answers
 from components.shared.vlm.prompts import answer_tokens, completion, prompt
 
 
@@ -101,19 +100,12 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""
         task, sft = self._settings.task, self._settings.sft
-        left, texts, targets = sft.eval_rows, list[str](), list[float]()
         model, length = self.accelerator.unwrap_model(self.model), answer_tokens(self.processing_class, task)
-        for batch in read_rows(self._ingest, "val"):
-            part = batch.slice(0, left)
-            targets += part.column("target").to_pylist()
-            for _, raw in answer(model, self.processing_class, [part], 2 * sft.batch_size, length):
-                texts += raw
-            left -= part.num_rows
-            if left <= 0:
-                break
-        values = parse_answers(texts, task.low, task.high)
+        rows = first(read_rows(self._ingest, "val"), sft.eval_rows)
+        _, _, values = answers(model, self.processing_class, rows, 2 * sft.batch_size, length, task)
+        targets = read_table(self._ingest, "val", ["target"])["target"].to_numpy()[: len(values)]
         shots = np.full(len(values), "all")
-        judged = Predictions(np.array(targets), values, shots, task.low, task.high, task.resolution)
+        judged = Predictions(targets, values, shots, task.low, task.high, task.resolution)
         figures = {
             "val_mae": float(judged.errors.mean()),
             "val_unparseable": float(judged.unparseable.mean()),

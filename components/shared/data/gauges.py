@@ -4,9 +4,10 @@ A scene is one line of text: what the dial shows and how it is seen. `draw_scene
 long-tailed as in a plant (mostly near the operating point, alarms rare); `render` turns one line into pixels. Between
 them lies data/scenes.csv, which DVC versions: every pixel follows from it.
 
-Ambiguity is part of it: to a degree that no reading decides, glare lies over the needle, or it hardly differs from the
-face, under blur and noise, so that many pictures leave a range of readings open. That is what makes a model shrink
-towards the common ones.
+Ambiguity is part of it, to a degree that no reading decides. The needle flutters about the reading, as on a pump's
+outlet, and the picture catches one moment of it; glare lies over the needle, or it hardly differs from the face, under
+blur and noise. So a picture leaves a range of readings open, in order along the scale, wide or narrow. That is what
+makes a model shrink towards the common ones.
 """
 
 import csv
@@ -32,7 +33,10 @@ Pixels = NDArray[np.floating]
 REDDER: Pixels = np.array([0.4, -0.25, -0.25], np.float32)
 # What a scene must keep so that it can be drawn.
 _POSITIVE = ("radius", "majors", "minors", "glare_width")
-_NOT_NEGATIVE = ("blur", "noise", "noise_seed")
+_NOT_NEGATIVE = ("smear", "blur", "noise", "noise_seed")
+# Standard deviation of the flutter, least and most, and how far beyond the scale the pins are, in percent of the scale.
+SWING = (6.0, 16.0)
+PIN = 3.0
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 _REMEDY = "Mend it, or make the table anew: python -m components data make"
 
@@ -42,7 +46,9 @@ class Scene:
     """One gauge. Lengths in shares of the image's side, angles in degrees, light in [0, 1].
 
     Attributes:
-        reading: what the needle shows, in percent of the scale.
+        reading: what the gauge shows on average over its flutter, in percent of the scale: the target.
+        caught: how far off the reading the needle stood when the picture was taken, in percent of the scale.
+        smear: over how much of the scale the needle moved to either side during the exposure, in percent.
         face, ink, needle, rim: grey of the dial, its marks, the needle and the housing.
         red: how red the needle is; it fades with its contrast.
         tint: hue of the light: red minus blue.
@@ -59,6 +65,8 @@ class Scene:
     id: str
     split: str
     reading: int
+    caught: float
+    smear: float
     face: float
     ink: float
     needle: float
@@ -120,20 +128,24 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
     # From seen well to hardly seen at all, whatever the reading.
     severity = float(rng.random())
     faded = rng.random() < 0.5
-    contrast = 1 - 0.96 * severity if faded else 1 - 0.7 * severity
+    contrast = 1 - 0.85 * severity if faded else 1 - 0.7 * severity
+    swing = float(rng.uniform(*SWING))
     needle = round(face + (ink - face) * contrast, 4)
     return Scene(
         id=name,
         split=split,
         reading=reading,
+        # The pins at both ends of the scale stop the needle.
+        caught=round(float(np.clip(reading + rng.normal(0, swing), -PIN, 100 + PIN)) - reading, 4),
+        smear=round(0.2 * swing, 4),
         face=face,
         ink=ink,
         needle=needle,
         red=round(float(rng.uniform(0.5, 1.0)) * contrast, 4),
         rim=between(0.1, 0.6),
         tint=between(-0.08, 0.08),
-        start=between(-140, -130),
-        sweep=between(262, 278),
+        start=between(-95, -85),
+        sweep=between(172, 188),
         turn=between(-4, 4),
         radius=between(0.41, 0.46),
         x=between(0.485, 0.515),
@@ -148,7 +160,7 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
         glare_offset=between(-14, 14),
         glare_width=between(12, 18 + 40 * severity),
         blur=between(0.2, 0.6 + 1.4 * severity),
-        noise=between(0.005, 0.02 + 0.12 * severity),
+        noise=between(0.005, 0.02 + 0.09 * severity),
         noise_seed=int(rng.integers(2**31)),
     )
 
@@ -178,15 +190,18 @@ def render(scene: Scene, size: int) -> bytes:
         sideways = r * np.radians(np.minimum(off, 90.0))
         ends = np.maximum(scene.radius * inner - r, r - scene.radius * 0.94)
         canvas = paint(canvas, scene.ink, inside(np.maximum(sideways - width, ends)))
-    angle = math.radians(scene.start + scene.turn + scene.sweep * scene.reading / 100)
+    shown = scene.sweep * (scene.reading + scene.caught) / 100
+    angle = math.radians(scene.start + scene.turn + shown)
     ahead, aside = x * math.sin(angle) - y * math.cos(angle), x * math.cos(angle) + y * math.sin(angle)
     reach = scene.radius * 0.84
     taper = scene.width * (1 - 0.6 * np.clip(ahead / reach, 0, 1))
-    needle = np.maximum(np.abs(aside) - taper, np.maximum(ahead - reach, -scene.tail - ahead))
-    canvas = paint(canvas, scene.needle + scene.red * REDDER, inside(needle))
+    fan = np.abs(ahead) * math.radians(scene.sweep * scene.smear / 100)
+    needle = np.maximum(np.abs(aside) - taper - fan, np.maximum(ahead - reach, -scene.tail - ahead))
+    # What moves during the exposure covers each place for a part of it only.
+    canvas = paint(canvas, scene.needle + scene.red * REDDER, inside(needle) * np.sqrt(taper / (taper + fan)))
     canvas = paint(canvas, scene.ink, inside(r - 0.035))
     # A reflection: a bright sector around an angle near the needle's, strongest towards the rim.
-    glare_at = scene.sweep * scene.reading / 100 + scene.glare_offset
+    glare_at = shown + scene.glare_offset
     apart = np.abs(np.mod(along - glare_at + 180, 360) - 180)
     shine = np.exp(-0.5 * (apart / scene.glare_width) ** 2) * np.clip(r / (0.35 * scene.radius), 0, 1)
     canvas = paint(canvas, 0.97, (scene.glare * shine * inside(r - scene.radius)).astype(np.float32))

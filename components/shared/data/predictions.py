@@ -1,4 +1,4 @@
-"""A model's answers to the test set as a Parquet file: what evaluate writes, and register judges and checks."""
+"""A model's answers to a split as a Parquet file: what evaluate and the ablation write, and register checks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def predictions_file(evaluate: Path, model: str) -> Path:
 def write_predictions(
     path: Path, ids: Sequence[str], targets: Array, shots: Sequence[str], texts: Sequence[str], values: Array
 ) -> None:
-    """Writes one model's answers; all arguments are `(N,)`, in the order of the test set, NaN for no valid answer."""
+    """Writes one model's answers; all arguments are `(N,)`, in the order of the split, NaN for no valid answer."""
     value = pa.array(values, pa.float64(), mask=~np.isfinite(values))
     columns = [pa.array(ids), pa.array(targets), pa.array(shots, pa.string()), pa.array(texts), value]
     pq.write_table(pa.table(columns, schema=SCHEMA), path)

@@ -127,6 +127,15 @@ def read_rows(folder: Path, split: str, batch_size: int = 256) -> Iterator[pa.Re
             yield from file.iter_batches(batch_size=batch_size)
 
 
+def first(rows: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """The first `count` rows of a stream; no more of it is read."""
+    for batch in rows:
+        yield batch.slice(0, count)
+        count -= batch.num_rows
+        if count <= 0:
+            return
+
+
 def read_table(
     folder: Path, split: str, columns: Iterable[str] = ("id", "target", "image_sha256", "origin")
 ) -> pa.Table:

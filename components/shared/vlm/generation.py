@@ -4,11 +4,14 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
+from components.settings import Task
+from components.shared.regression.answers import parse_answers
 from components.shared.vlm.prompts import prompt_with_image
 
 
@@ -60,3 +63,20 @@ def answer(
                 yield part.column("id").to_pylist(), greedy(model, processor, images, questions, max_new_tokens)
     finally:
         model.train(training)
+
+
+def answers(
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Iterable[pa.RecordBatch],
+    batch_size: int,
+    max_new_tokens: int,
+    task: Task,
+) -> tuple[list[str], list[str], np.ndarray]:
+    """Ids, raw completions and the numbers in them, `(N,)` with NaN for no valid answer, of all rows; see `answer`."""
+    ids: list[str] = []
+    texts: list[str] = []
+    for batch_ids, batch_texts in answer(model, processor, rows, batch_size, max_new_tokens):
+        ids += batch_ids
+        texts += batch_texts
+    return ids, texts, parse_answers(texts, task.low, task.high)

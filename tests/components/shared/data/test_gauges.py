@@ -11,6 +11,8 @@ from PIL import Image
 
 from components.settings import load_settings
 from components.shared.data.gauges import (
+    PIN,
+    SWING,
     Scene,
     draw_scenes,
     label_counts,
@@ -34,7 +36,7 @@ def pixels(scene: Scene, size: int = 64) -> np.ndarray:
 def clear(scene: Scene, reading: int) -> Scene:
     """The same gauge with nothing that hides its needle, which is as dark (or bright) as it can be."""
     needle = 1.0 if scene.ink > scene.face else 0.0
-    seen = {"needle": needle, "red": 0.0, "ink": scene.face, "tail": 0.0}
+    seen = {"needle": needle, "red": 0.0, "ink": scene.face, "tail": 0.0, "caught": 0.0, "smear": 0.0}
     return replace(scene, reading=reading, glare=0.0, light=0.0, blur=0.2, noise=0.0, **seen)
 
 
@@ -73,7 +75,8 @@ def test_a_scene_decides_its_pixels() -> None:
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("reading", 30), ("face", 0.3), ("needle", 0.4), ("red", 0.8), ("rim", 0.3), ("tint", 0.1), ("start", -40.0),
+        ("reading", 30), ("caught", 10.0), ("smear", 4.0),
+        ("face", 0.3), ("needle", 0.4), ("red", 0.8), ("rim", 0.3), ("tint", 0.1), ("start", -40.0),
         ("sweep", -60.0), ("turn", 20.0), ("radius", -0.1), ("x", 0.05), ("y", 0.05), ("majors", 3), ("minors", 3),
         ("width", 0.02), ("tail", 0.1), ("light", 0.5), ("light_angle", 90.0), ("glare", 0.5),
         ("glare_offset", 60.0), ("glare_width", 40.0), ("blur", 1.0), ("noise", 0.1), ("noise_seed", 1),
@@ -125,6 +128,28 @@ def test_some_pictures_leave_the_reading_open_whatever_it_is() -> None:
     assert 0.1 < hard.mean() < 0.6
     readings = np.array([s.reading for s in scenes])
     assert abs(np.corrcoef(hard, readings)[0, 1]) < 0.08  # nearly four standard errors
+
+
+def test_the_needle_flutters_about_the_reading_and_shows_by_its_smear_how_far() -> None:
+    scenes = [s for s in draw_scenes(3, np.full(101, 20), val=1, test=1) if 48 <= s.reading <= 52]
+    caught, smear = np.array([s.caught for s in scenes]), np.array([s.smear for s in scenes])
+    swing = smear / 0.2
+    assert SWING[0] <= swing.min() < swing.max() <= SWING[1]
+    scaled = caught / swing  # standard normal, but for the pins, three standard deviations and more away
+    assert abs(scaled.mean()) < 4 / np.sqrt(len(scaled))
+    assert scaled.std() == pytest.approx(1, abs=0.2)
+
+
+def test_the_pins_stop_the_needle() -> None:
+    scenes = draw_scenes(3, np.full(101, 20), val=1, test=1)
+    shown = np.array([s.reading + s.caught for s in scenes])
+    assert shown.min() == pytest.approx(-PIN)
+    assert shown.max() == pytest.approx(100 + PIN)
+
+
+def test_the_needle_stands_where_it_was_caught() -> None:
+    scene = clear(SCENES[0], 40)
+    assert render(replace(scene, caught=7.0), 64) == render(replace(scene, reading=47), 64)
 
 
 def test_glare_hides_the_needle() -> None:
