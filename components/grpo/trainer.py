@@ -5,7 +5,8 @@ What differs from TRL 1.16 (the version is pinned; the hooks are private):
   compares the whole minibatch does not depend on the world size;
 - advantages scale each reward on its own, in-group or over the batch;
 - micro-batches keep groups together;
-- sampling and log-probs share the prefix (components/shared/vlm/shared_prefix.py) where the model allows it.
+- sampling and log-probs share the prefix (components/shared/vlm/shared_prefix.py) where the model and the settings
+  allow it, and the processor does each input once (once.py).
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from components.grpo.once import OncePerInput
 from components.settings import Grpo, Settings
 from components.shared.errors import ConcordError
 from components.shared.regression.advantages import group_advantages
@@ -28,10 +30,8 @@ from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
-from components.shared.vlm.shared_prefix import SHARING, encode, sample, score
+from components.shared.vlm.shared_prefix import IMAGE_FIELDS, PER_TOKEN, SHARING, encode, sample, score, select
 from components.shared.vlm.suppression import suppress_placeholders
-
-IMAGE_FIELDS = ("pixel_values", "pixel_attention_mask")
 
 
 def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size: int) -> GRPOConfig:
@@ -92,16 +92,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         self._settings = settings
         if self.ref_model is not None:
             suppress_placeholders(self.accelerator.unwrap_model(self.ref_model), self.processing_class)
-        plain = self.accelerator.unwrap_model(self.model)
-        self.sharing = (
-            plain.config.model_type in SHARING
-            and not self.use_vllm
-            and not self.args.gradient_checkpointing
-            and self.top_p == 1.0
-            and not self.top_k
-            and self.min_p is None
-            and self.repetition_penalty == 1.0
-        )
+        self.unshared = self._obstacle()
+        self.sharing = self.unshared is None
         self._owners: Tensor | None = None
         self._advantages: Tensor | None = None
 
@@ -109,6 +101,20 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Follow(track, ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")))
+
+    def _obstacle(self) -> str | None:
+        """Why the prefix cannot be shared, in words; None where it can."""
+        kind = self.accelerator.unwrap_model(self.model).config.model_type
+        if kind not in SHARING:
+            return f"of the models, only {', '.join(SHARING)} are known to encode a prompt apart from what follows it"
+        if self.args.gradient_checkpointing:
+            return "gradient checkpointing keeps no keys and values"
+        return None
+
+    def _samples_itself(self) -> bool:
+        """Whether `sample` draws from the distribution that the settings ask for, and nothing else is to draw."""
+        plain = self.top_p == 1.0 and not self.top_k and self.min_p is None and self.repetition_penalty == 1.0
+        return plain and not self.use_vllm
 
     # Rewards: over all ranks, groups whole.
 
@@ -155,7 +161,12 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         # Presentations hand the copies of an input the very same picture.
         owners = [order.setdefault(id(row["image"]), len(order)) for row in inputs]
         self._owners = torch.tensor(owners, device=self.accelerator.device)
-        output = super()._generate_and_score_completions(inputs)
+        processor = self.processing_class
+        self.processing_class = OncePerInput(processor, *_first_rows(self._owners))
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self.processing_class = processor
         assert self._advantages is not None
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = self._advantages[start : start + len(inputs)]
@@ -178,7 +189,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
     ) -> Any:
-        if not self.sharing or self._owners is None:
+        if not self.sharing or self._owners is None or not self._samples_itself():
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -189,7 +200,12 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         batch = {
             "input_ids": pad(ids, padding_value=self._tokenizer.pad_token_id, **pads),
             "mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **pads),
-            **{name: torch.as_tensor(np.asarray(multimodal_fields[name]))[rows] for name in IMAGE_FIELDS},
+            **{
+                name: pad([torch.tensor(row) for row in value], padding_value=0, **pads)
+                if name in PER_TOKEN
+                else torch.as_tensor(np.asarray(value))
+                for name, value in select(multimodal_fields, first.cpu()).items()
+            },
         }
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
         model = self.accelerator.unwrap_model(self.model_wrapped)
@@ -224,7 +240,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         compute_aux_loss: bool = False,
         **fields: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if not self.sharing or self._owners is None or compute_aux_loss:
+        if not self.sharing or self._owners is None or compute_aux_loss or set(fields.get("num_images") or [1]) != {1}:
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -237,7 +253,9 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
             )
         first, owners = _first_rows(self._owners)
         length = input_ids.shape[1] - logits_to_keep
-        pictures = {name: fields[name][first] for name in IMAGE_FIELDS if fields.get(name) is not None}
+        pictures = select({name: fields.get(name) for name in IMAGE_FIELDS}, first)
+        for name in set(PER_TOKEN) & pictures.keys():
+            pictures[name] = pictures[name][:, :length]
         with self.accelerator.autocast():
             prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
             logps, entropy = score(
