@@ -15,7 +15,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # that was broken off makes the environment anew.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run data test lint format ablation ui compile clean
+.PHONY: help setup run data test lint format ablation bench ui compile clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ format: $(READY) ## mend what ruff can mend
 
 ablation: $(READY) ## SFT continued, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
 	@$(PY) -m components ablation $(ARGS)
+
+bench: $(READY) ## one GRPO step against TRL's stock trainer, timed; ARGS='--help' explains
+	@$(PY) -m components bench $(ARGS)
 
 ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--port 5001' and the like
 	@MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(PY) -m mlflow ui --workers 1 \

@@ -26,6 +26,7 @@ console = Console(stderr=True, highlight=False)
 # Commands that are not steps: module and function, which gets the remaining words.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "ablation": ("components.ablation.command", "main"),
+    "bench": ("components.bench.command", "main"),
     "data": ("components.ingest.data_command", "main"),
     "summary": ("components.evaluate.summary", "main"),
 }

@@ -85,6 +85,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     args: Any
     max_completion_length: Any
     _buffered_inputs: Any
+    processing_class: Any
 
     def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
         """Takes GRPOTrainer's arguments but `reward_funcs`."""
