@@ -3,10 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import set_seed
 
-from components.grpo.trainer import BatchRewardTrainer, training_arguments
+from components.grpo.trainer import BatchRewardTrainer, ranks, training_arguments
 from components.settings import Settings
 from components.shared.data.atomic import new_folder
 from components.shared.data.presentations import presentations, training_rows
@@ -52,7 +51,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
         )
         trainer = BatchRewardTrainer(
             model=model,
-            args=training_arguments(grpo, settings, folder, PartialState().num_processes),
+            args=training_arguments(grpo, settings, folder, ranks().num_processes),
             train_dataset=shown,
             processing_class=processor,
             peft_config=lora_config(settings.model) if settings.model.lora else None,

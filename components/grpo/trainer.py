@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import PrinterCallback
@@ -32,6 +33,11 @@ from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.shared_prefix import IMAGE_FIELDS, PER_TOKEN, SHARING, encode, sample, score, select
 from components.shared.vlm.suppression import suppress_placeholders
+
+
+def ranks() -> PartialState:
+    """The processes that torchrun or accelerate has started, joined; on CPU where there is no accelerator."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size: int) -> GRPOConfig:
@@ -70,6 +76,7 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
         seed=grpo.seed,
         bf16=settings.model.dtype == "bfloat16",
         gradient_checkpointing=grpo.gradient_checkpointing,
