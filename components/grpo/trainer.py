@@ -31,7 +31,7 @@ from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
-from components.shared.vlm.shared_prefix import IMAGE_FIELDS, PER_TOKEN, SHARING, encode, sample, score, select
+from components.shared.vlm.shared_prefix import IMAGE_FIELDS, PER_TOKEN, SHARING, Prefix, encode, sample, score, select
 from components.shared.vlm.suppression import suppress_placeholders
 
 
@@ -103,6 +103,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         self.unshared = self._obstacle()
         self.sharing = self.unshared is None
         self._owners: Tensor | None = None
+        self._kept: Prefix | None = None  # encoded while sampling, for the policy pass
         self._advantages: Tensor | None = None
 
     def follow(self, track: StepRun) -> None:
@@ -123,6 +124,16 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         """Whether `sample` draws from the distribution that the settings ask for, and nothing else is to draw."""
         plain = self.top_p == 1.0 and not self.top_k and self.min_p is None and self.repetition_penalty == 1.0
         return plain and not self.use_vllm
+
+    def _keeps_prefix(self) -> bool:
+        """Whether the policy pass may go on from the prefix that sampling has encoded.
+
+        The weights must be the same, one batch must be all that is sampled for, nothing may be dropped at random, and
+        no wrapper may be waiting for a forward pass of its own.
+        """
+        dropping = any(isinstance(part, torch.nn.Dropout) and part.p for part in self.model.modules())
+        one_batch = self.args.steps_per_generation == self.num_iterations == 1
+        return self.model.training and one_batch and not dropping and self.accelerator.num_processes == 1
 
     # Rewards: over all ranks, groups whole.
 
@@ -217,11 +228,13 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         }
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
         model = self.accelerator.unwrap_model(self.model_wrapped)
+        with torch.set_grad_enabled(self._keeps_prefix()), self.accelerator.autocast():
+            prefix = encode(model, batch.pop("input_ids"), batch.pop("mask"), batch)
+            self._kept = prefix if torch.is_grad_enabled() else None
         with torch.no_grad(), self.accelerator.autocast():
-            prefix = encode(model, batch.pop("input_ids"), batch.pop("mask"), batch).shared_by(owners)
             drawn = sample(
                 model,
-                prefix,
+                prefix.shared_by(owners),
                 self.max_completion_length,
                 self.temperature,
                 self.eos_token_ids,
@@ -265,7 +278,11 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         for name in set(PER_TOKEN) & pictures.keys():
             pictures[name] = pictures[name][:, :length]
         with self.accelerator.autocast():
-            prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
+            prefix = self._kept if torch.is_grad_enabled() else None
+            if prefix is None:
+                prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
+            else:
+                self._kept = None
             logps, entropy = score(
                 model,
                 prefix.shared_by(owners),

@@ -49,10 +49,12 @@ class Prefix:
     position: Tensor | None = None
 
     def shared_by(self, owners: Tensor) -> "Prefix":
-        """The prefix of each completion, `owners` `(N,)` naming its input. Uses this prefix up."""
-        self.cache.batch_select_indices(owners)
+        """The prefix of each completion, `owners` `(N,)` naming its input."""
+        cache = DynamicCache()
+        for index, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[owners], layer.values[owners], index)
         position = None if self.position is None else self.position[owners]
-        return Prefix(self.cache, self.logits[owners], self.mask[owners], position)
+        return Prefix(cache, self.logits[owners], self.mask[owners], position)
 
     def positions(self, start: int, count: int) -> dict[str, Tensor]:
         """What says to the model where `count` tokens stand, the first of them `start` after the prompt."""

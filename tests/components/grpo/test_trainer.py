@@ -117,6 +117,27 @@ def test_shared_prefix_equals_trl(warm: Path, tmp_path: Path) -> None:
         assert (ours[3][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-8, name
 
 
+def test_the_prefix_that_was_sampled_on_is_that_of_the_policy_pass(warm: Path, tmp_path: Path) -> None:
+    """The loss and its gradients are the same as with a prefix encoded anew; and it is used for one pass alone."""
+    trainer = make_trainer(warm, small_settings(), tmp_path)
+    batch = step_batch(trainer)
+    batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
+    assert trainer._kept is not None
+    loss, gradients = loss_and_gradients(trainer, batch)
+    assert trainer._kept is None
+    anew, gradients_anew = loss_and_gradients(trainer, batch)
+    assert loss == pytest.approx(anew, abs=1e-7)
+    assert gradients.keys() == gradients_anew.keys()
+    for name, gradient in gradients_anew.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_no_prefix_is_kept_over_a_change_of_the_weights(warm: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(warm, small_settings(accumulation=3), tmp_path)
+    step_batch(trainer)
+    assert trainer._kept is None
+
+
 def test_owners_follow_the_pictures(warm: Path, tmp_path: Path) -> None:
     batch = step_batch(make_trainer(warm, small_settings(), tmp_path))
     assert batch["owners"].tolist() == [i for i in range(6) for _ in range(4)]
