@@ -50,9 +50,9 @@ def test_the_clock_ends_a_training(tmp_path: Path) -> None:
 
 
 def test_sft_goes_on_for_the_time_it_is_given(world: tuple[Settings, Path, Path], tmp_path: Path) -> None:
-    work = job(world, tmp_path, "sft", seconds=0.7)
+    work = job(world, tmp_path, "sft", seconds=3.0)
     took = run(work)
-    assert took >= 0.7
+    assert took >= 3.0
     assert (work.folder / "curve.csv").exists()
     after, before = load_file(work.folder / "model.safetensors"), load_file(world[2] / "model.safetensors")
     assert any(not torch.equal(value, before[name]) for name, value in after.items())

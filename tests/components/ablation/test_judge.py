@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from components.ablation.judge import judge, predict
 from components.ablation.table import markdown, write_tables
 from components.settings import Settings
+from components.shared.data.predictions import write_predictions
 from components.shared.data.rows import Row, ShardWriter
+from components.shared.errors import ConcordError
 from components.shared.vlm.models import base_model, save
 from tests.components.gauge_world import write_params
 from tests.components.raw_folder import encoded
@@ -19,6 +22,7 @@ from tests.components.raw_folder import encoded
 # Readings of train; with many 3 and few 2: 10 is many-shot, 20 medium, 30 few.
 TRAIN = [10, 10, 10, 10, 10, 20, 20, 30]
 TEST = [10, 10, 20, 30]
+SHOT = {10: "many", 20: "medium", 30: "few"}
 # Answers, None where unparseable; and their absolute errors, by hand. The worst answer to 30 would have been 100.
 ANSWERS: dict[str, list[float | None]] = {
     "warm": [12, 8, 20, 20],  # 2 2 0 10: mean 3.5
@@ -50,13 +54,14 @@ def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_answers(folder: Path, answers: dict[str, list[float | None]]) -> dict[str, Path]:
+def write_answers(folder: Path, answers: dict[str, list[float | None]], shot: dict[int, str] = SHOT) -> dict[str, Path]:
     places = {}
     for name, values in answers.items():
         places[name] = folder / f"{name}.parquet"
         ids, texts = [f"test-{k}" for k in range(len(values))], ["" for _ in values]
-        table = pa.table({"id": ids, "text": texts, "value": pa.array(values, pa.float64())})
-        pq.write_table(table, places[name])
+        shots = [shot[target] for target in TEST]
+        parsed = np.array([np.nan if value is None else value for value in values])
+        write_predictions(places[name], ids, np.array(TEST, float), shots, texts, parsed)
     return places
 
 
@@ -134,7 +139,8 @@ def test_an_empty_shot_group_is_called_empty(settings: Settings, ingest: Path, t
     """No label is few-shot any more."""
     task = settings.task.model_copy(update={"many": 1, "few": 1})
     changed = settings.model_copy(update={"task": task})
-    found = judge(changed, ingest, "test", write_answers(tmp_path, ANSWERS), [0, 1])
+    answers = write_answers(tmp_path, ANSWERS, {10: "many", 20: "many", 30: "medium"})
+    found = judge(changed, ingest, "test", answers, [0, 1])
     found |= {"steps": STEPS, "seconds": SECONDS}
     write_tables(tmp_path / "ablation", changed, found)
     text = (tmp_path / "ablation.md").read_text(encoding="utf-8")
@@ -146,7 +152,7 @@ def test_an_empty_shot_group_is_called_empty(settings: Settings, ingest: Path, t
 def test_answers_to_other_images_are_refused(settings: Settings, ingest: Path, tmp_path: Path) -> None:
     places = write_answers(tmp_path, ANSWERS)
     pq.write_table(pq.read_table(places["mae-1"]).slice(1), places["mae-1"])
-    with pytest.raises(ValueError, match=r"mae-1\.parquet: not the answers to this test split"):
+    with pytest.raises(ConcordError, match=r"mae-1\.parquet: not the answers to this test split"):
         judge(settings, ingest, "test", places, [0, 1])
 
 
