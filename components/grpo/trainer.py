@@ -103,7 +103,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         self.unshared = self._obstacle()
         self.sharing = self.unshared is None
         self._owners: Tensor | None = None
-        self._kept: Prefix | None = None  # encoded while sampling, for the policy pass
+        self._kept: Prefix | None = None  # encoded while sampling, for the next policy pass
+        self._given: Prefix | None = None  # the same, during that pass
         self._advantages: Tensor | None = None
 
     def follow(self, track: StepRun) -> None:
@@ -245,10 +246,11 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._owners = inputs["owners"]
+        self._given, self._kept = self._kept, None
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._owners = None
+            self._owners = self._given = None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -278,11 +280,9 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         for name in set(PER_TOKEN) & pictures.keys():
             pictures[name] = pictures[name][:, :length]
         with self.accelerator.autocast():
-            prefix = self._kept if torch.is_grad_enabled() else None
+            prefix = self._given if torch.is_grad_enabled() else None
             if prefix is None:
                 prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
-            else:
-                self._kept = None
             logps, entropy = score(
                 model,
                 prefix.shared_by(owners),
