@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from rich.console import Console
 from transformers import set_seed
 
 from components.grpo.trainer import BatchRewardTrainer, ranks, training_arguments
@@ -17,6 +18,8 @@ from components.shared.vlm.lora import lora_config, merged, vision_tower
 from components.shared.vlm.models import load, save
 from components.shared.vlm.prompts import prompt
 from components.steps import STEPS
+
+console = Console(stderr=True, highlight=False)
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
@@ -57,6 +60,8 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
             peft_config=lora_config(settings.model) if settings.model.lora else None,
             settings=settings,
         )
+        if trainer.unshared:
+            console.print(f"images are encoded once per answer, not once per input: {trainer.unshared}")
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=last_whole(folder))
     with new_folder(out) as place:

@@ -153,11 +153,14 @@ def test_a_frozen_vision_tower_without_adapters(ingest: Path, warm: Path, tmp_pa
     assert not any("vision_model" in name for name in names)
 
 
-def test_gradient_checkpointing_takes_trl_s_own_path(ingest: Path, warm: Path, tmp_path: Path) -> None:
-    """The prefix cannot be shared with it; the step is the same, up to rounding, but for what is sampled."""
+def test_gradient_checkpointing_takes_trl_s_own_path(
+    ingest: Path, warm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prefix cannot be shared with it, and it says so; the step is the same but for what is sampled."""
     out, _ = train(ingest, warm, tmp_path, grpo={"steps": 2, "gradient_checkpointing": True})
     assert list(curve(out)) == [1, 2]
     assert changed(out, warm)
+    assert "gradient checkpointing keeps no keys" in " ".join(capsys.readouterr().err.split())
 
 
 def test_completions_that_cannot_be_shared_out(ingest: Path, warm: Path, tmp_path: Path) -> None:
