@@ -1,6 +1,7 @@
 """A few dozen small gauges, ingested, and settings with which a tiny model trains on them in a second."""
 
 import copy
+import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,13 @@ def ingested(folder: Path) -> Path:
     write_data(folder / "data")
     run(write_params(folder / "params.yaml"), Curves(), data=folder / "data", out=folder / "ingest")  # type: ignore[arg-type]
     return folder / "ingest"
+
+
+def curve(out: Path) -> dict[int, dict[str, float]]:
+    """The curve that a training step has written: its figures by step, empty cells left out."""
+    with open(out / "curve.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {int(line["step"]): {k: float(v) for k, v in line.items() if k != "step" and v} for line in lines}
 
 
 class Curves:

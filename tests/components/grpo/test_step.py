@@ -1,6 +1,5 @@
 """GRPO as a step: every reward, adapters, accumulation, a model that answers nothing, and being stopped."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from components.grpo.step import run
 from components.sft.step import run as sft_run
 from components.shared.errors import ConcordError
 from components.shared.vlm.models import base_model, save
-from tests.components.gauge_world import LORA, Curves, ingested, write_params
+from tests.components.gauge_world import LORA, Curves, curve, ingested, write_params
 from tests.components.raw_folder import content
 
 
@@ -44,12 +43,6 @@ def train(ingest: Path, warm: Path, place: Path, stop_after: int | None = None, 
     track, out = Curves(stop_after), place / "grpo"
     run(settings, track, ingest=ingest, sft=warm, out=out, state=place / "state")  # type: ignore[arg-type]
     return out, track
-
-
-def curve(out: Path) -> dict[int, dict[str, float]]:
-    with open(out / "curve.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    return {int(line["step"]): {k: float(v) for k, v in line.items() if k != "step" and v} for line in lines}
 
 
 def changed(out: Path, warm: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """The warm start: it ends by patience, keeps the best weights, tells nothing of the clock, and survives a stop."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from components.shared.regression.answers import parse_answers
 from components.shared.regression.metrics import Predictions
 from components.shared.vlm.generation import answer
 from components.shared.vlm.models import base_model, load
-from tests.components.gauge_world import LORA, Curves, ingested, write_params
+from tests.components.gauge_world import LORA, Curves, curve, ingested, write_params
 from tests.components.raw_folder import content
 
 
@@ -31,12 +30,6 @@ def train(ingest: Path, place: Path, stop_after: int | None = None, **sections: 
     track, out = Curves(stop_after), place / "sft"
     run(settings, track, ingest=ingest, validate=ingest, out=out, state=place / "state")  # type: ignore[arg-type]
     return out, track
-
-
-def curve(out: Path) -> dict[int, dict[str, float]]:
-    with open(out / "curve.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    return {int(line["step"]): {k: float(v) for k, v in line.items() if k != "step" and v} for line in lines}
 
 
 def metrics(out: Path) -> dict[str, float]:
