@@ -1,20 +1,25 @@
-"""The processor once per input: the G copies of a picture and its prompt are templated, tokenized and resized once.
+"""The processor once per input and step: the G copies of a picture and its prompt are templated, tokenized and resized
+once.
 
-TRL hands the processor every copy, twice a step: before sampling and before the log-probs.
+TRL hands the processor every copy, twice a step: as messages before sampling, and as text before the log-probs.
 """
 
-import json
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from components.shared.vlm.shared_prefix import select
+from components.shared.vlm.shared_prefix import PER_TOKEN, select
 
 
 class OncePerInput:
-    """Stands in for a processor while TRL prepares a batch whose rows belong to fewer inputs."""
+    """Stands in for a processor while TRL prepares a batch whose rows belong to fewer inputs.
+
+    Attributes:
+        batch: what the processor gave, a row an input, padded on the left; None before it was asked.
+    """
+
+    batch: BatchFeature | None = None
 
     def __init__(self, processor: Any, first: Tensor, owners: Tensor) -> None:
         """Takes the processor's place for one batch.
@@ -25,26 +30,26 @@ class OncePerInput:
         """
         self._processor = processor
         self._first, self._owners = first.tolist(), owners.cpu()
-        self._texts: dict[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the processor has."""
         return getattr(self._processor, name)
 
     def apply_chat_template(self, conversation: Any, tokenize: bool = False, **kwargs: Any) -> Any:
-        """A prompt as text, once for each wording; or the whole batch as token ids and fields, once for each input."""
-        if tokenize:
-            once = [conversation[row] for row in self._first]
-            return self._spread(self._processor.apply_chat_template(conversation=once, tokenize=True, **kwargs))
-        wording = json.dumps([conversation, sorted(kwargs)], default=lambda _: "picture")
-        if wording not in self._texts:
-            self._texts[wording] = self._processor.apply_chat_template(conversation, tokenize=False, **kwargs)
-        return self._texts[wording]
+        """The whole batch as token ids and fields; asked for text alone, nothing, since the batch stands already."""
+        if not tokenize:
+            return ""
+        once = [conversation[row] for row in self._first]
+        kwargs = {**kwargs, "padding": True, "return_tensors": "pt"}
+        self.batch = self._processor.apply_chat_template(conversation=once, tokenize=True, **kwargs)
+        rows = {**self.batch}
+        mask = rows.pop("attention_mask").bool()
+        for name in {"input_ids", *PER_TOKEN} & rows.keys():
+            rows[name] = [row[keep].tolist() for row, keep in zip(rows[name], mask, strict=True)]
+        return BatchFeature(select(rows, self._owners))
 
-    def __call__(self, images: Any, text: list[str], **kwargs: Any) -> Any:
-        """The batch as tensors, once for each input."""
-        once = {"images": [images[row] for row in self._first], "text": [text[row] for row in self._first]}
-        return self._spread(self._processor(**once, **kwargs))
-
-    def _spread(self, once: Any) -> BatchFeature:
-        return BatchFeature(select(dict(once), torch.as_tensor(self._owners)))
+    def __call__(self, images: Any, text: Any, **kwargs: Any) -> Any:
+        """The batch as tensors, padded on the left."""
+        if self.batch is None:
+            return self._processor(images=images, text=text, **kwargs)
+        return BatchFeature(select(dict(self.batch), self._owners))

@@ -19,7 +19,8 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from components.grpo.once import OncePerInput
 from components.settings import Grpo, Settings
@@ -31,7 +32,19 @@ from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
-from components.shared.vlm.shared_prefix import IMAGE_FIELDS, PER_TOKEN, SHARING, Prefix, encode, sample, score, select
+from components.shared.vlm.shared_prefix import (
+    IMAGE_FIELDS,
+    MASKED_ATTENTION,
+    PER_TOKEN,
+    SHARING,
+    Prefix,
+    Slots,
+    encode,
+    sample,
+    score,
+    score_whole,
+    select,
+)
 from components.shared.vlm.suppression import suppress_placeholders
 
 
@@ -114,11 +127,11 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
 
     def _obstacle(self) -> str | None:
         """Why the prefix cannot be shared, in words; None where it can."""
-        kind = self.accelerator.unwrap_model(self.model).config.model_type
-        if kind not in SHARING:
+        config = self.accelerator.unwrap_model(self.model).config
+        if config.model_type not in SHARING:
             return f"of the models, only {', '.join(SHARING)} are known to encode a prompt apart from what follows it"
-        if self.args.gradient_checkpointing:
-            return "gradient checkpointing keeps no keys and values"
+        if config.get_text_config()._attn_implementation not in MASKED_ATTENTION:
+            return f"of model.attention, only {' and '.join(MASKED_ATTENTION)} take the block mask that it needs"
         return None
 
     def _samples_itself(self) -> bool:
@@ -134,7 +147,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         """
         dropping = any(isinstance(part, torch.nn.Dropout) and part.p for part in self.model.modules())
         one_batch = self.args.steps_per_generation == self.num_iterations == 1
-        return self.model.training and one_batch and not dropping and self.accelerator.num_processes == 1
+        forgetful = dropping or self.args.gradient_checkpointing
+        return self.model.training and one_batch and not forgetful and self.accelerator.num_processes == 1
 
     # Rewards: over all ranks, groups whole.
 
@@ -213,34 +227,25 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        first, owners = _first_rows(self._owners)
-        rows = first.tolist()
-        ids = [torch.tensor(prompt_ids[row]) for row in rows]
-        pads: dict[str, Any] = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
-        batch = {
-            "input_ids": pad(ids, padding_value=self._tokenizer.pad_token_id, **pads),
-            "mask": pad([torch.ones_like(row) for row in ids], padding_value=0, **pads),
-            **{
-                name: pad([torch.tensor(row) for row in value], padding_value=0, **pads)
-                if name in PER_TOKEN
-                else torch.as_tensor(np.asarray(value))
-                for name, value in select(multimodal_fields, first.cpu()).items()
-            },
-        }
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        # One row an input, as OncePerInput has just had it made.
+        batch = {name: value.to(self.accelerator.device) for name, value in self.processing_class.batch.items()}
+        slots = Slots(self._owners, len(batch["input_ids"]))
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with torch.set_grad_enabled(self._keeps_prefix()), self.accelerator.autocast():
-            prefix = encode(model, batch.pop("input_ids"), batch.pop("mask"), batch)
-            self._kept = prefix if torch.is_grad_enabled() else None
-        with torch.no_grad(), self.accelerator.autocast():
-            drawn = sample(
-                model,
-                prefix.shared_by(owners),
-                self.max_completion_length,
-                self.temperature,
-                self.eos_token_ids,
-                self._tokenizer.pad_token_id,
-            )
+        keeping = self._keeps_prefix()
+        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+            with torch.set_grad_enabled(keeping), self.accelerator.autocast():
+                prefix = encode(model, batch.pop("input_ids"), batch.pop("attention_mask"), batch)
+                self._kept = prefix if keeping else None
+            with self.accelerator.autocast():
+                drawn = sample(
+                    model,
+                    prefix,
+                    slots,
+                    self.max_completion_length,
+                    self.temperature,
+                    self.eos_token_ids,
+                    self._tokenizer.pad_token_id,
+                )
         ends = set(self.eos_token_ids)
         return [_until(row, ends) for row in drawn.tolist()], None
 
@@ -279,17 +284,13 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         pictures = select({name: fields.get(name) for name in IMAGE_FIELDS}, first)
         for name in set(PER_TOKEN) & pictures.keys():
             pictures[name] = pictures[name][:, :length]
+        slots, completions = Slots(owners, len(first)), input_ids[:, length:]
         with self.accelerator.autocast():
-            prefix = self._given if torch.is_grad_enabled() else None
-            if prefix is None:
-                prefix = encode(model, input_ids[first, :length], attention_mask[first, :length], pictures)
-            logps, entropy = score(
-                model,
-                prefix.shared_by(owners),
-                input_ids[:, length:],
-                attention_mask[:, length:],
-                self.temperature,
-            )
+            if torch.is_grad_enabled() and self._given is not None:
+                logps, entropy = score(model, self._given, slots, completions, self.temperature)
+            else:
+                prompt = input_ids[first, :length], attention_mask[first, :length], pictures
+                logps, entropy = score_whole(model, *prompt, slots, completions, self.temperature)
         return logps, entropy if compute_entropy else None, None
 
 

@@ -45,7 +45,7 @@ def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Pa
         arguments.warmup_steps = settings.grpo.warmup_steps
         arguments.eval_strategy = arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
-        rows = sft_presentations(settings, ingest, Path(scratch), NEVER * settings.sft.batch_size)
+        rows = sft_presentations(settings, ingest, Path(scratch), NEVER * settings.sft.batch_size, processor)
         trainer = InOrder(
             model=trainable(model, settings.model), args=arguments, train_dataset=rows, processing_class=processor
         )

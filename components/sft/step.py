@@ -35,7 +35,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out
     with tempfile.TemporaryDirectory() as cache:
         arguments = training_arguments(settings.sft, settings.model, folder)
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
-        rows = sft_presentations(settings, ingest, Path(cache), count)
+        rows = sft_presentations(settings, ingest, Path(cache), count, processor)
         trainer = WarmStartTrainer(
             model=trainable(base, settings.model),
             args=arguments,

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer, with a look at greedy validation MAE in place of a validation loss, and with whole checkpoints."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import apply_chat_template
 
 from components.settings import Model, Settings, Sft
 from components.shared.data.presentations import presentations, training_rows
@@ -17,7 +19,7 @@ from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.generation import answers
-from components.shared.vlm.prompts import answer_tokens, completion, prompt
+from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
 
 
 def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
@@ -53,18 +55,24 @@ def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
     )
 
 
-def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int) -> Dataset:
-    """`count` presentations of the training split as TRL's SFT wants them: prompt, completion, images."""
+def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int, processor: Any) -> Dataset:
+    """`count` presentations of the training split as TRL's SFT wants them: prompt, completion, images.
+
+    Prompt and completion are text already: a template is filled in once for each question and target, where TRL's
+    collator would do it for each row of each batch.
+    """
+
+    @lru_cache(maxsize=4096)
+    def texts(question: str, target: float) -> dict[str, str]:
+        messages = {"prompt": prompt_with_image(question), "completion": completion(target, settings.task)}
+        return apply_chat_template(messages, processor)
+
     return presentations(
         training_rows(ingest, cache),
         count,
         settings.sft.seed,
         settings.sft.augment,
-        lambda row, picture: {
-            "prompt": prompt(row["question"]),
-            "completion": completion(row["target"], settings.task),
-            "images": [picture],
-        },
+        lambda row, picture: {**texts(row["question"], row["target"]), "images": [picture]},
     )
 
 

@@ -14,12 +14,16 @@ def augment(image: Image.Image, settings: Augment, rng: np.random.Generator) -> 
     if settings.light == settings.noise == 0:
         return image
     gain, shift = 1 + rng.uniform(-1, 1, 2) * settings.light
-    pixels = np.asarray(image, np.float32)
+    pixels = np.array(image, np.float32)
     middle = float(pixels.mean())
-    pixels = (pixels - middle) * gain + middle * shift
+    pixels -= middle
+    pixels *= gain
+    pixels += middle * shift
     if settings.noise:
-        pixels = pixels + rng.normal(0, 255 * settings.noise * rng.random(), pixels.shape[:2])[..., None]
-    return Image.fromarray((np.clip(pixels, 0, 255) + 0.5).astype(np.uint8))
+        strength = 255 * settings.noise * rng.random()
+        pixels += (strength * rng.standard_normal(pixels.shape[:2], np.float32))[..., None]
+    pixels += 0.5
+    return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
 
 
 def _move(image: Image.Image, settings: Augment, rng: np.random.Generator) -> Image.Image:
@@ -34,5 +38,6 @@ def _move(image: Image.Image, settings: Augment, rng: np.random.Generator) -> Im
     matrix = (a, b, cx - a * (cx + dx) - b * (cy + dy), -b, a, cy + b * (cx + dx) - a * (cy + dy))
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    fill = tuple(int(v) for v in np.median(border, axis=0))
+    half = len(border) // 2
+    fill = tuple(int(v) for v in np.partition(border, half, axis=0)[half])  # np.median takes thrice the time
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)

@@ -23,11 +23,11 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from components.grpo.trainer import BatchRewardTrainer, training_arguments
+from components.grpo.trainer import BatchRewardTrainer
 from components.settings import Settings
 from components.shared.vlm.models import save
 from components.shared.vlm.prompts import prompt
-from components.shared.vlm.shared_prefix import encode, sample
+from components.shared.vlm.shared_prefix import Slots, encode, sample
 from components.shared.vlm.suppression import placeholder_ids
 from components.shared.vlm.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS, make_trainer, small_settings
@@ -248,9 +248,8 @@ def test_padding_of_the_prompt_counts_for_nothing_with_mrope() -> None:
             }
             alone = encode(model, prompt_ids[i : i + 1, real], mask[i : i + 1, real], one)
             torch.testing.assert_close(whole.logits[i], alone.logits[0], atol=1e-5, rtol=0)
-            assert whole.position is not None
-            assert alone.position is not None
-            assert whole.position[i] == alone.position[0] < real.sum(), "an image takes fewer positions than tokens"
+            assert (whole.after[:, i] == alone.after[:, 0]).all()
+            assert (whole.after[:, i] < real.sum()).all(), "an image takes fewer positions than tokens"
 
 
 def test_greedy_answers_of_qwen_are_those_of_generate() -> None:
@@ -267,9 +266,9 @@ def test_greedy_answers_of_qwen_are_those_of_generate() -> None:
         input_ids=prompt_ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, **fields
     )
     with torch.no_grad():
-        prefix = encode(model, prompt_ids, mask, fields).shared_by(torch.arange(INPUTS))
+        prefix = encode(model, prompt_ids, mask, fields)
         # So cold that the likeliest token is drawn, whatever the draw.
-        ours = sample(model, prefix, 6, 1e-5, [63], 0)
+        ours = sample(model, prefix, Slots(torch.arange(INPUTS), INPUTS), 6, 1e-5, [63], 0)
     assert ours.tolist() == generated[:, prompt_ids.shape[1] :].tolist()
 
 
@@ -281,7 +280,7 @@ def test_samples_of_llava_follow_its_distribution(trainers: dict[str, BatchRewar
         prefix = encode(trainer.model.eval(), ids, mask, {"pixel_values": batch["pixel_values"][:1]})
         chances = torch.softmax(prefix.logits[0].double(), -1)
         torch.manual_seed(0)
-        drawn = sample(trainer.model, prefix.shared_by(torch.zeros(20_000, dtype=torch.long)), 1, 1.0, [], 0)
+        drawn = sample(trainer.model, prefix, Slots(torch.zeros(20_000, dtype=torch.long), 1), 1, 1.0, [], 0)
     counts = torch.bincount(drawn[:, 0], minlength=len(chances))
     assert counts[chances * 20_000 < 1e-3].sum() <= 1
     likely = chances * 20_000 > 5
@@ -293,8 +292,9 @@ def test_it_says_why_it_takes_trl_s_path(tmp_path: Path) -> None:
     settings = small_settings()
     processor = build_processor(settings.model.tiny, QUESTIONS)
     save(build_model(settings.model.tiny, processor, seed=3), processor, tmp_path / "warm")
-    trainer = make_trainer(tmp_path / "warm", small_settings(gradient_checkpointing=True), tmp_path / "out")
-    assert not trainer.sharing
-    assert trainer.unshared is not None
-    assert "gradient checkpointing" in trainer.unshared
-    assert training_arguments(settings.grpo, settings, tmp_path, 1).num_generations == 4
+    trainer = make_trainer(tmp_path / "warm", settings, tmp_path / "out")
+    assert trainer.unshared is None
+    trainer.model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    assert "eager and sdpa take the block mask" in (trainer._obstacle() or "")
+    trainer.model.config.model_type = "gemma3"
+    assert "only idefics3, llava, qwen2_5_vl" in (trainer._obstacle() or "")

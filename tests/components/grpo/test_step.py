@@ -146,14 +146,14 @@ def test_a_frozen_vision_tower_without_adapters(ingest: Path, warm: Path, tmp_pa
     assert not any("vision_model" in name for name in names)
 
 
-def test_gradient_checkpointing_takes_trl_s_own_path(
-    ingest: Path, warm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The prefix cannot be shared with it, and it says so; the step is the same but for what is sampled."""
-    out, _ = train(ingest, warm, tmp_path, grpo={"steps": 2, "gradient_checkpointing": True})
-    assert list(curve(out)) == [1, 2]
-    assert changed(out, warm)
-    assert "gradient checkpointing keeps no keys" in " ".join(capsys.readouterr().err.split())
+def test_gradient_checkpointing_changes_memory_alone(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    """The prefix is shared with it too, in one pass without a cache; the same is drawn and learned, up to rounding."""
+    plain, _ = train(ingest, warm, tmp_path / "plain", grpo={"steps": 3})
+    saving, _ = train(ingest, warm, tmp_path / "saving", grpo={"steps": 3, "gradient_checkpointing": True})
+    assert changed(plain, warm)
+    first, second = (load_file(out / "model.safetensors") for out in (plain, saving))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, atol=1e-5, rtol=0)
 
 
 def test_completions_that_cannot_be_shared_out(ingest: Path, warm: Path, tmp_path: Path) -> None:

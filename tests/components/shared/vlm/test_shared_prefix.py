@@ -13,10 +13,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
+from transformers import DynamicCache
 
 from components.settings import Settings
 from components.shared.vlm.models import load, save
-from components.shared.vlm.shared_prefix import Prefix, encode, sample, score
+from components.shared.vlm.shared_prefix import Prefix, Slots, encode, sample, score, score_whole
 from tests.components.gauge_world import asked, tiny, write_params
 
 V = 5
@@ -38,26 +39,31 @@ class Chain:
     """A language model that looks at the last token alone, so that every probability is known."""
 
     def __init__(self) -> None:
-        """Remembers the masks that it was given."""
+        """Remembers the masks and the positions that it was given."""
         self.masks: list[Tensor] = []
+        self.places: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Any, use_cache: bool) -> Any:
-        assert use_cache
-        assert input_ids.shape[1] == 1
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(_attn_implementation="sdpa"))
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **_: Any) -> Any:
         self.masks.append(attention_mask)
+        self.places.append(position_ids)
         return SimpleNamespace(logits=CHAIN.log()[input_ids])
 
 
 def chain_prefix(count: int) -> Prefix:
+    """`count` inputs, the first with a padded prompt."""
     mask = torch.ones(count, 7, dtype=torch.long)
     mask[0, :3] = 0
-    return Prefix(None, FIRST.log().repeat(count, 1), mask)  # type: ignore[arg-type]
+    return Prefix(DynamicCache(), FIRST.log().repeat(count, 1), mask, torch.full((count,), 7))
 
 
 def drawn(count: int, length: int = 4, temperature: float = 1.0, seed: int = 0) -> tuple[Tensor, Chain]:
     torch.manual_seed(seed)
     model = Chain()
-    return sample(model, chain_prefix(count), length, temperature, [END], PAD), model
+    inputs = count // 10
+    slots = Slots(torch.randperm(count) % inputs, inputs)
+    return sample(model, chain_prefix(inputs), slots, length, temperature, [END], PAD), model
 
 
 def fits(counts: Tensor, probabilities: Tensor) -> bool:
@@ -101,27 +107,45 @@ def test_after_the_end_there_is_padding_alone() -> None:
 
 def test_it_stops_when_all_have_ended() -> None:
     torch.manual_seed(0)
-    ended = Prefix(None, torch.eye(V)[END].log().repeat(3, 1), torch.ones(3, 2))  # type: ignore[arg-type]
+    ended = Prefix(DynamicCache(), torch.eye(V)[END].log().repeat(3, 1), torch.ones(3, 2), torch.full((3,), 2))
     model = Chain()
-    assert sample(model, ended, 8, 1.0, [END], PAD).tolist() == [[END]] * 3
+    assert sample(model, ended, Slots(torch.tensor([0, 1, 2]), 3), 8, 1.0, [END], PAD).tolist() == [[END]] * 3
     assert model.masks == []
 
 
 def test_several_tokens_may_end_it() -> None:
     torch.manual_seed(0)
-    ids = sample(Chain(), chain_prefix(500), 5, 1.0, [END, 2], PAD)
+    ids = sample(Chain(), chain_prefix(500), Slots(torch.arange(500), 500), 5, 1.0, [END, 2], PAD)
     for row in ids.tolist():
         ends = [i for i, token in enumerate(row) if token in (END, 2)]
         assert len(ends) <= 1
         assert all(token == PAD for token in (row[ends[0] + 1 :] if ends else []))
 
 
-def test_the_mask_grows_by_a_token_a_step() -> None:
+def test_each_slot_sees_the_prompt_and_itself() -> None:
     _, model = drawn(50, length=4)
-    assert [mask.shape[1] for mask in model.masks] == [8, 9, 10]
-    for mask in model.masks:
-        assert mask[0, :3].sum() == 0, "padding of the prompt stays masked"
-        assert mask[1:].all()
+    assert [mask.shape for mask in model.masks] == [(5, 1, 10, 7 + 10 * step) for step in (1, 2, 3)]
+    for step, mask in enumerate(model.masks, start=1):
+        assert not mask[0, 0, :, :3].any(), "padding of the prompt stays masked"
+        assert mask[0, 0, :, 3:7].all()
+        assert mask[1:, 0, :, :7].all()
+        for slot in range(10):
+            others = mask[:, 0, slot, 7:].view(5, step, 10)
+            assert others[..., slot].all()
+            assert others.sum() == 5 * step, "and of the suffixes nothing else"
+    assert [place.unique().tolist() for place in model.places] == [[7], [8], [9]]
+
+
+@pytest.mark.parametrize("owners", [[0, 0, 1, 1], [2, 0, 2, 1, 0, 2], [1, 1, 1]])
+def test_slots_give_back_what_was_spread(owners: list[int]) -> None:
+    slots = Slots(torch.tensor(owners), 3)
+    rows = torch.arange(2 * len(owners)).view(-1, 2)
+    spread = slots.spread(rows)
+    assert spread.shape == (3, max(owners.count(i) for i in range(3)), 2)
+    assert slots.collect(spread).tolist() == rows.tolist()
+    for i in range(3):
+        own = rows[[row for row, owner in enumerate(owners) if owner == i]]
+        assert spread[i, : len(own)].tolist() == own.tolist(), "in the order of the completions"
 
 
 def test_one_token_needs_no_further_pass() -> None:
@@ -143,10 +167,13 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
     return settings, folder / "model"
 
 
-def test_completions_see_their_own_prefix(warm: tuple[Settings, Path]) -> None:
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("whole_pass", [False, True], ids=["cached", "whole"])
+def test_completions_see_their_own_prefix(warm: tuple[Settings, Path], attention: str, whole_pass: bool) -> None:
     """Prompts padded to one length, shared out in a mixed order: as if each were encoded alone."""
     settings, folder = warm
     model, processor = load(folder, settings.model)
+    model.set_attn_implementation(attention)
     batch = asked(processor, 3)
     fields = {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
     owners = torch.tensor([2, 0, 2, 1, 0])
@@ -154,8 +181,13 @@ def test_completions_see_their_own_prefix(warm: tuple[Settings, Path]) -> None:
     mask = torch.ones_like(ids)
     mask[3, 1:] = 0
     with torch.no_grad():
-        prefix = encode(model, batch["input_ids"], batch["attention_mask"], fields).shared_by(owners)
-        logps, entropy = score(model, prefix, ids, mask, 0.7)
+        slots = Slots(owners, 3)
+        if whole_pass:
+            asked_for = batch["input_ids"], batch["attention_mask"], fields
+            logps, entropy = score_whole(model, *asked_for, slots, ids, 0.7)
+        else:
+            prefix = encode(model, batch["input_ids"], batch["attention_mask"], fields)
+            logps, entropy = score(model, prefix, slots, ids, 0.7)
         for row, owner in enumerate(owners.tolist()):
             keep = batch["attention_mask"][owner].bool()
             prompt = batch["input_ids"][owner][keep]
