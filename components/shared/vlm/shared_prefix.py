@@ -3,8 +3,8 @@
 A step of GRPO holds G completions of a few tokens on one image and prompt of hundreds. Here an input is one sequence:
 its prompt, and after it all its completions, side by side. A block mask lets each completion see the prompt and
 itself; its positions count on from the prompt's, as if it stood there alone. So the prompt's keys and values are
-neither computed nor held more than once. (The other way, a cache expanded to G copies, costs those copies in every layer
-and every sampled token, and adding up their gradients.)
+neither computed nor held more than once. (The other way, a cache expanded to G copies, costs those copies in every
+layer and at every sampled token, and adding up their gradients.)
 
 Positions are those that the whole sequence would have: a model with M-RoPE, where an image takes fewer positions than
 tokens, is asked for the prompt's positions, and the completions count on from there.
