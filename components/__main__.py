@@ -128,7 +128,13 @@ def main(words: list[str]) -> int:
             getattr(importlib.import_module(module), function)(words[1:])
             return 0
         step_command(parser().parse_args(words))
-    except ConcordError as error:
+    except Exception as error:
+        if not isinstance(error, ConcordError):
+            from components.shared.data.space import full_disk, no_space
+
+            if not no_space(Path(), error):
+                raise
+            error = ConcordError(full_disk(Path().absolute()))
         # Text, not markup: names and values from files may hold brackets, colons and control characters.
         message = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
         console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)

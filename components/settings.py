@@ -157,6 +157,13 @@ class Sft(Strict):
     augment: Augment
 
 
+class Recent(Strict):
+    """Anchors of earlier steps in the comparison set."""
+
+    inputs: Positive = Field(description="how many, at most")
+    steps: Positive = Field(description="for how many optimizer steps; older ones come from too old a policy")
+
+
 class Grpo(Strict):
     """GRPO with a batch-level reward, from the warm start."""
 
@@ -173,6 +180,7 @@ class Grpo(Strict):
     max_new_tokens: Positive
     reward_weight: float = Field(gt=0)
     format_weight: float = Field(ge=0)
+    recent: Recent | None = Field(description="null: the comparison set is the step's own inputs alone")
     advantage: Literal["group", "batch", "none"] = Field(description="what the advantages are divided by")
     checkpoint_every: Positive
     gradient_checkpointing: bool

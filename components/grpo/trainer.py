@@ -9,6 +9,7 @@ What differs from TRL 1.16 (the version is pinned; the hooks are private):
   allow it, and the processor does each input once (once.py).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from components.grpo.once import OncePerInput
 from components.settings import Grpo, Settings
+from components.shared.data.atomic import write_json
 from components.shared.errors import ConcordError
 from components.shared.regression.advantages import group_advantages
 from components.shared.regression.answers import parse_answers
+from components.shared.regression.recent import RecentAnchors
 from components.shared.regression.rewards import format_reward, regression_reward
 from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
@@ -46,6 +49,8 @@ from components.shared.vlm.shared_prefix import (
     select,
 )
 from components.shared.vlm.suppression import suppress_placeholders
+
+RECENT = "recent_anchors.json"  # in a checkpoint
 
 
 def ranks() -> PartialState:
@@ -115,6 +120,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
             suppress_placeholders(self.accelerator.unwrap_model(self.ref_model), self.processing_class)
         self.unshared = self._obstacle()
         self.sharing = self.unshared is None
+        recent = settings.grpo.recent
+        self._recent = RecentAnchors(recent.inputs, recent.steps) if recent else None
         self._owners: Tensor | None = None
         self._kept: Prefix | None = None  # encoded while sampling, for the next policy pass
         self._given: Prefix | None = None  # the same, during that pass
@@ -166,11 +173,30 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         predictions, targets = gather(local).cpu().numpy().T
         shots = np.array(gather_object([row["shot"] for row in inputs]))
         p, t = predictions.reshape(-1, grpo.generations), targets.reshape(-1, grpo.generations)[:, 0]
-        rewards = np.stack([regression_reward(grpo.reward, p, t, task.low, task.high), format_reward(p)])
+        rewards = np.stack([self._compared(p, t), format_reward(p)])
         advantages = group_advantages(rewards, [grpo.reward_weight, grpo.format_weight], grpo.advantage)
         self._advantages = torch.tensor(advantages.reshape(-1), dtype=torch.float32, device=device)
         self._watch(p, t, shots.reshape(-1, grpo.generations)[:, 0], rewards)
         return torch.tensor(rewards.reshape(2, -1).T.copy(), dtype=torch.float32, device=device)
+
+    def _compared(self, p: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """The regression reward of every answer `(B, G)`, the anchors of earlier steps beside the batch."""
+        task, grpo, step = self._settings.task, self._settings.grpo, self.state.global_step
+        if self._recent is None:
+            return regression_reward(grpo.reward, p, t, task.low, task.high)
+        joined = self._recent.joined(step, p, t)
+        self._recent.add(step, p, t)
+        return regression_reward(grpo.reward, *joined, task.low, task.high)[: len(t)]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._recent is not None and self.args.should_save:
+            write_json(Path(output_dir) / RECENT, self._recent.state())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._recent is not None and checkpoint is not None:
+            self._recent.restore(json.loads((Path(checkpoint) / RECENT).read_text(encoding="utf-8")))
 
     def _watch(self, p: np.ndarray, t: np.ndarray, shots: np.ndarray, rewards: np.ndarray) -> None:
         """Logs what tells early whether the batch is learned from: rewards, spread, invalid share, errors by shot."""

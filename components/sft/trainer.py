@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -20,6 +22,8 @@ from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.generation import answers
 from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
+
+IGNORED = -100  # the label of a token that is not learned
 
 
 def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
@@ -77,7 +81,29 @@ def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int,
 
 
 class InOrder(SFTTrainer):
-    """SFT on presentations in their order: they are a shuffle already."""
+    """SFT on presentations in their order, which is a shuffle already, with the language model's head on the columns of
+    answers alone: a few of some hundreds."""
+
+    _metrics: Any  # TRL's own, without a declared type
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross entropy per answer token, over all micro-batches and ranks of the step, as TRL has it."""
+        labels = inputs.pop("labels")[:, 1:]
+        columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+        outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
+        logits, wanted = outputs.logits.float().flatten(0, 1), labels[:, columns].flatten()
+        answered = (wanted != IGNORED).sum()
+        loss = cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+        loss = loss / (answered if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        right = torch.stack([(logits.argmax(dim=-1) == wanted).sum(), answered])
+        right = self.accelerator.gather(right[None]).sum(dim=0)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["mean_token_accuracy"].append((right[0] / right[1]).item())
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from components.shared.data.space import room_for
+
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
@@ -15,6 +17,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Whatever stood at `path` stays whole until then. After an error the half-written folder is removed; after a kill it
     is left as `.NAME.partial` and removed by the next call.
+
+    Raises:
+        ConcordError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
@@ -22,7 +27,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     _remove(partial)
     partial.mkdir()
     try:
-        yield partial
+        with room_for(path):
+            yield partial
     except BaseException:
         _remove(partial)
         raise

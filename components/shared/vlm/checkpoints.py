@@ -3,6 +3,7 @@ bytes as a run that nothing disturbed."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from components.settings import Settings
+from components.shared.data.atomic import write_json
+from components.shared.data.space import room_for
+from components.shared.errors import ConcordError
 from components.shared.tracking.hashes import dvc_hash
 
 WHOLE = "whole"
@@ -41,22 +45,38 @@ def state_folder(
 
 
 def seal(folder: Path, step: int) -> None:
-    """Marks the checkpoint of `step` as whole, once its files are on the disk."""
+    """Marks the checkpoint of `step` as whole, once its files are on the disk; the mark holds their sizes."""
     place = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-    for file in place.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-    (place / WHOLE).touch()
+    for file in _files(place):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(place / WHOLE, _sizes(place))
 
 
 def last_whole(folder: Path) -> str | None:
-    """The newest whole checkpoint, or None. What a kill left half-written is removed."""
+    """The newest whole checkpoint, or None. What a kill left half-written, or a crash of the machine cut short after it
+    was sealed, is removed."""
     for place in _checkpoints(folder):
-        if not (place / WHOLE).exists():
+        if not _is_whole(place):
             shutil.rmtree(place)
     whole = _checkpoints(folder)
     return str(whole[-1]) if whole else None
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        return json.loads((place / WHOLE).read_text(encoding="utf-8")) == _sizes(place)
+    except (OSError, ValueError):
+        return False
+
+
+def _files(place: Path) -> list[Path]:
+    return [file for file in place.rglob("*") if file.is_file() and file != place / WHOLE]
+
+
+def _sizes(place: Path) -> dict[str, int]:
+    """Bytes of each file, by its path in the checkpoint."""
+    return {file.relative_to(place).as_posix(): file.stat().st_size for file in _files(place)}
 
 
 def drop_old(folder: Path, best: str | None) -> None:
@@ -78,17 +98,32 @@ class SealedCheckpoints:
 
     - Each checkpoint is sealed when it is written, and only then is an older one dropped; transformers drops first.
     - A checkpoint closes the window over which logged figures are averaged, since a run that goes on opens a new one.
+    - A gradient that is not a number ends the training before it reaches the weights, and a full disk ends it in words.
     - A run that goes on from where training had come to its end, by patience too, trains no further.
     """
 
     _ended = False
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = Path(self.args.output_dir)  # type: ignore[attr-defined]
+        with room_for(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            if self.args.should_save:  # type: ignore[attr-defined]
+                seal(folder, self.state.global_step)  # type: ignore[attr-defined]
         if self.args.should_save:  # type: ignore[attr-defined]
-            folder = Path(self.args.output_dir)  # type: ignore[attr-defined]
-            seal(folder, self.state.global_step)  # type: ignore[attr-defined]
             drop_old(folder, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Over all ranks, so that they end together."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if not math.isfinite(norm):
+            step = self.state.global_step + 1  # type: ignore[attr-defined]
+            raise ConcordError(
+                f"training step {step}: the norm of the gradient is {norm}. The weights were not touched. Lower lr, "
+                "give it more warmup_steps, or train in float32; with the same settings it would go on from the last "
+                "checkpoint to the same place."
+            )
+        return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.control.should_log |= self.control.should_save  # type: ignore[attr-defined]

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 from transformers import DynamicCache
 
+from components.shared.errors import ConcordError
+
 # Causal decoders over [image and prompt | completion], whose prefix does not depend on what follows.
 SHARING = ("idefics3", "llava", "qwen2_5_vl")
 # Attention that takes a block mask.
@@ -196,6 +198,9 @@ def sample(
 
     Returns:
         `(N, L)` token ids, L at most `max_new_tokens`; after an end token, `padding`.
+
+    Raises:
+        ConcordError: a logit is not a number.
     """
     cache, device = prefix.reader(), prefix.logits.device
     stops = torch.tensor(ends, device=device)
@@ -204,6 +209,11 @@ def sample(
     going = torch.ones(logits.shape[:2], dtype=torch.bool, device=device)
     drawn: list[Tensor] = []
     while True:
+        if logits.isnan().any():
+            raise ConcordError(
+                "the model's logits are not numbers: its weights have grown beyond what its dtype holds. Lower lr, "
+                "give it more warmup_steps, or train in float32."
+            )
         chances = torch.softmax(logits.float() / temperature, dim=-1)
         token = torch.multinomial(chances.flatten(0, 1), 1).view(going.shape)
         token = torch.where(going, token, torch.full_like(token, padding))

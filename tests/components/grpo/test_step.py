@@ -104,7 +104,10 @@ PLAIN = {"grpo": {"steps": 5}}
 ADAPTED = {"model": {"lora": LORA, "freeze_vision": True}, "grpo": {"steps": 5, "accumulation": 2, "lr": 0.01}}
 
 
-@pytest.mark.parametrize("sections", [PLAIN, ADAPTED], ids=["plain", "lora"])
+REMEMBERING = {"grpo": {"steps": 5, "prompts": 2, "recent": {"inputs": 8, "steps": 4}}}
+
+
+@pytest.mark.parametrize("sections", [PLAIN, ADAPTED, REMEMBERING], ids=["plain", "lora", "recent"])
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     sections: dict[str, Any], ingest: Path, warm: Path, tmp_path: Path
 ) -> None:

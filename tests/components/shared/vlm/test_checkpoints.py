@@ -1,5 +1,6 @@
 """Training state: a folder for exactly these settings, inputs and code, and only whole checkpoints in it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_half_a_checkpoint_is_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-30").mkdir()
     assert last_whole(tmp_path) == str(tmp_path / "checkpoint-10")
     assert steps(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "deep/state.json", "whole"])
+def test_a_checkpoint_that_was_cut_short_after_its_seal_does_not_count(file: str, tmp_path: Path) -> None:
+    """A crash of the machine may lose the end of a file that was written before it, whatever its name says."""
+    checkpoint(tmp_path, 10)
+    cut = checkpoint(tmp_path, 20) / file
+    os.truncate(cut, cut.stat().st_size // 2)
+    assert last_whole(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert steps(tmp_path) == [10]
+
+
+def test_a_checkpoint_that_lost_a_file_does_not_count(tmp_path: Path) -> None:
+    (checkpoint(tmp_path, 10) / "deep" / "state.json").unlink()
+    assert last_whole(tmp_path) is None
 
 
 def test_half_a_first_checkpoint_is_no_start(tmp_path: Path) -> None:
