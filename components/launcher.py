@@ -85,7 +85,7 @@ def _run(settings: Launcher, words: list[str], logs: str) -> None:
         return
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    given = ["--config_file", settings.config, "--num_processes", ranks, *step]
+    given = ["--config_file", settings.config, "--num_processes", ranks, "--log_dir", logs, *step]
     launch_command(launch_command_parser().parse_args(given))
 
 

@@ -48,7 +48,7 @@ def state_folder(
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     folder = state / (fingerprint if world_size == 1 else f"{fingerprint}-{world_size}-ranks")
     others = [place for place in state.glob(f"{fingerprint}*") if place != folder and _checkpoints(place)]
-    if others and not folder.exists() and ranks().is_main_process:
+    if others and not _checkpoints(folder) and ranks().is_main_process:
         console.print(
             f"{others[0]} holds training state of another number of ranks; with {world_size} this run begins anew. "
             "Set launcher.num_processes back to go on from there."
