@@ -11,13 +11,16 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from components.launcher import HEAD_START, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
+from components.shared.data.exclusive import exclusive
 from components.shared.errors import ConcordError
 from components.steps import STEPS, Step, metrics_file
 
@@ -37,6 +40,8 @@ def run_step(
 ) -> None:
     """Runs one step: checks its inputs, opens its MLflow run, does the work, stamps what came out.
 
+    On many ranks all do the work, and the rest is rank 0's.
+
     Args:
         settings: the whole experiment.
         inputs, outputs: port name -> path.
@@ -45,16 +50,15 @@ def run_step(
     Raises:
         ConcordError: an input is missing, or the step found a fault; earlier outputs are whole.
     """
-    from components.shared.data.exclusive import exclusive
     from components.shared.tracking.runs import step_run
 
-    for port, path in inputs.items():
-        if not path.exists():
-            maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
-            raise ConcordError(f"{path}: missing, and {step.name} reads it. Make it first: {maker}")
-    console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
+    check_inputs(step, inputs)
     work: Callable[..., None] = importlib.import_module(f"components.{step.name}.step").run
     ports = {**inputs, **outputs, **({"state": state / step.name} if step.resumes else {})}
+    if rank() > 0:
+        work(settings, None, **ports)
+        return
+    console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
     with exclusive(outputs["out"]):
         start = time.monotonic()
         with step_run(step, settings, inputs) as tracked:
@@ -63,6 +67,14 @@ def run_step(
             tracked.finish(metrics, outputs)
     places = ", ".join(str(path) for path in outputs.values())
     console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {places}")
+
+
+def check_inputs(step: Step, inputs: Mapping[str, Path]) -> None:
+    """Raises ConcordError where an input is missing."""
+    for port, path in inputs.items():
+        if not path.exists():
+            maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
+            raise ConcordError(f"{path}: missing, and {step.name} reads it. Make it first: {maker}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,8 +105,13 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
 
 
-def step_command(arguments: argparse.Namespace) -> None:
-    """Runs the step that the command line names, and tells Kubeflow where it asked for it."""
+def step_command(words: list[str]) -> int:
+    """Runs the step that the command line names, on as many ranks as the settings say, and tells Kubeflow of it.
+
+    Returns:
+        The exit code.
+    """
+    arguments = parser().parse_args(words)
     step, given = STEPS[arguments.command], vars(arguments)
     sections = dict(arguments.section)
     if arguments.experiment is not None:
@@ -110,11 +127,21 @@ def step_command(arguments: argparse.Namespace) -> None:
                 f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {expected!r}. "
                 "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
             )
+    if world_size() > 1 and not step.parallel:
+        raise ConcordError(
+            f"{step.name}: runs as one process, and {world_size()} were started. Call it without a launcher."
+        )
+    if step.parallel and to_launch(settings.launcher):
+        check_inputs(step, inputs)
+        with exclusive(outputs["out"]):
+            pass  # nobody else is at it; the ranks, once they are up, do not wait for ever
+        return launch(settings.launcher, words)
     run_step(step, settings, inputs, outputs, arguments.state)
-    if arguments.executor_input is not None:
+    if arguments.executor_input is not None and rank() == 0:
         from components.shared.kubeflow.executor import write_executor_output
 
         write_executor_output(arguments.executor_input, outputs)
+    return 0
 
 
 def main(words: list[str]) -> int:
@@ -127,23 +154,36 @@ def main(words: list[str]) -> int:
             module, function = command
             getattr(importlib.import_module(module), function)(words[1:])
             return 0
-        step_command(parser().parse_args(words))
+        return step_command(words)
+    except KeyboardInterrupt:
+        if rank() == 0:
+            console.print("stopped; the next run goes on from here")
+        return 130
     except Exception as error:
-        if not isinstance(error, ConcordError):
-            from components.shared.data.space import full_disk, no_space
-
-            if not no_space(Path(), error):
+        message = _in_words(error)
+        if message is None:
+            if world_size() == 1:
                 raise
-            error = ConcordError(full_disk(Path().absolute()))
-        # Text, not markup: names and values from files may hold brackets, colons and control characters.
-        message = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
+            time.sleep(HEAD_START)  # where it is only that a peer has gone, this rank is ended now, and says nothing
+            traceback.print_exc()
+            return 1
+        if rank() > 0:
+            time.sleep(HEAD_START)  # the same error on rank 0 is told there
         console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)
         return 1
-    except KeyboardInterrupt:
-        console.print("stopped; the next run goes on from here")
-        return 130
-    return 0
+
+
+def _in_words(error: Exception) -> str | None:
+    """What a person is told of a fault that is known; None for any other."""
+    from components.shared.data.space import full_disk, no_space
+
+    if not isinstance(error, ConcordError) and not no_space(Path(), error):
+        return None
+    message = str(error) if isinstance(error, ConcordError) else full_disk(Path().absolute())
+    # Text, not markup: names and values from files may hold brackets, colons and control characters.
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in message)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_with_launcher()
+    leave(main(sys.argv[1:]))

@@ -129,6 +129,13 @@ class Model(Strict):
         return self
 
 
+class Launcher(Strict):
+    """How the training steps are started; it decides nothing about what they make."""
+
+    num_processes: Positive = Field(description="ranks; above 1 a training step starts them itself")
+    config: str | None = Field(description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine")
+
+
 class Augment(Strict):
     """Changes of the picture that keep the reading true. Each is the largest change that may be drawn."""
 
@@ -216,6 +223,7 @@ class Settings(Strict):
     ingest: Ingest
     validation: Validate = Field(alias="validate")  # pydantic has a method of that name
     model: Model
+    launcher: Launcher
     sft: Sft
     grpo: Grpo
     evaluate: Evaluate

@@ -17,6 +17,7 @@ class Step:
         outputs: port name -> default path. `out` is the step's own folder and holds its metrics.json.
         sections: the sections of params.yaml that decide what comes out.
         resumes: whether it keeps training state in .checkpoints and goes on from there after a kill.
+        parallel: whether it runs on many ranks as well; the section `launcher` says on how many.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Step:
     outputs: Mapping[str, str]
     sections: tuple[str, ...]
     resumes: bool = False
+    parallel: bool = False
 
     def command(self, params: str = "params.yaml", paths: Mapping[str, str] | None = None) -> list[str]:
         """The one command line that DVC, Kubeflow and a person call, with the ports' default paths or others."""
@@ -52,6 +54,7 @@ STEPS: dict[str, Step] = {
             _out("sft"),
             ("task", "model", "sft"),
             resumes=True,
+            parallel=True,
         ),
         Step(
             "grpo",
@@ -60,6 +63,7 @@ STEPS: dict[str, Step] = {
             _out("grpo"),
             ("task", "model", "grpo"),
             resumes=True,
+            parallel=True,
         ),
         Step(
             "evaluate",

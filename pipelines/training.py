@@ -30,6 +30,7 @@ def training_pipeline(settings: Mapping[str, Any], image: str, data_hash: str) -
     Args:
         settings: params.yaml, section -> content. Each section is an input of the pipeline and goes to the steps that
             read it, so that a change of grpo's settings leaves the results of ingest, validate and sft in the cache.
+            Only `launcher` is none, which decides no result: a step takes it from the params.yaml of its image.
         image: the container image of every step.
         data_hash: default of the input of that name: DVC's md5 of the raw input.
     """

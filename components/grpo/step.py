@@ -1,31 +1,32 @@
 """CCC-GRPO: reinforcement learning from the warm start, the reward being the concordance of the whole batch."""
 
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from transformers import set_seed
 
-from components.grpo.trainer import BatchRewardTrainer, ranks, training_arguments
+from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.data.atomic import new_folder
 from components.shared.data.presentations import presentations, training_rows
 from components.shared.regression.shots import ShotTable
 from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import last_whole, state_folder
+from components.shared.vlm.checkpoints import resume_point, state_folder
 from components.shared.vlm.curves import write_results
-from components.shared.vlm.lora import lora_config, merged, vision_tower
+from components.shared.vlm.lora import lora_config, merged, trainable, vision_tower
 from components.shared.vlm.models import load, save
 from components.shared.vlm.prompts import prompt
+from components.shared.vlm.ranks import node_cache, ranks, trained
 from components.steps import STEPS
 
 console = Console(stderr=True, highlight=False)
 
 
-def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
+def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
     """Trains from the warm start and writes the model to `out`, with metrics.json and curve.csv.
 
     Args:
+        track: rank 0's; None on the others, which take part in the training and write nothing.
         ingest: row shards.
         sft: the warm start; also the reference of the KL.
         state: training state goes to a folder below it; a killed run goes on from there.
@@ -35,10 +36,10 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
     set_seed(grpo.seed)  # of the adapters' first weights; the trainer sets it too late for them
     if settings.model.freeze_vision:
         vision_tower(model).requires_grad_(False)
-    inputs = {"ingest": ingest, "sft": sft}
-    folder = state_folder(state, settings, STEPS["grpo"].sections, inputs, Path(__file__).parent)
-    with tempfile.TemporaryDirectory() as cache:
-        rows = training_rows(ingest, Path(cache))
+    inputs, world_size = {"ingest": ingest, "sft": sft}, ranks().num_processes
+    folder = state_folder(state, settings, STEPS["grpo"].sections, inputs, Path(__file__).parent, world_size)
+    with node_cache() as cache:
+        rows = training_rows(ingest, cache)
         shots = ShotTable.of(rows["target"][:], task.bin_width, task.resolution, task.many, task.few)
         shown = presentations(
             rows,
@@ -54,16 +55,19 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
         )
         trainer = BatchRewardTrainer(
             model=model,
-            args=training_arguments(grpo, settings, folder, ranks().num_processes),
+            args=training_arguments(grpo, settings, folder, world_size),
             train_dataset=shown,
             processing_class=processor,
             peft_config=lora_config(settings.model) if settings.model.lora else None,
             settings=settings,
         )
-        if trainer.unshared:
+        if trainer.unshared and track is not None:
             console.print(f"images are encoded once per answer, not once per input: {trainer.unshared}")
         trainer.follow(track)
-        trainer.train(resume_from_checkpoint=last_whole(folder))
+        trainer.train(resume_from_checkpoint=resume_point(folder))
+    whole = trained(trainer, lambda: trainable(load(sft, settings.model)[0], settings.model))
+    if whole is None:
+        return
     with new_folder(out) as place:
-        save(merged(trainer.model), processor, place)
+        save(merged(whole), processor, place)
         write_results(place, trainer.state.log_history, {"steps": trainer.state.global_step})

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import PrinterCallback
@@ -35,6 +34,7 @@ from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
+from components.shared.vlm.ranks import spread
 from components.shared.vlm.shared_prefix import (
     IMAGE_FIELDS,
     MASKED_ATTENTION,
@@ -51,11 +51,6 @@ from components.shared.vlm.shared_prefix import (
 from components.shared.vlm.suppression import suppress_placeholders
 
 RECENT = "recent_anchors.json"  # in a checkpoint
-
-
-def ranks() -> PartialState:
-    """The processes that torchrun or accelerate has started, joined; on CPU where there is no accelerator."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size: int) -> GRPOConfig:
@@ -127,7 +122,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         self._given: Prefix | None = None  # the same, during that pass
         self._advantages: Tensor | None = None
 
-    def follow(self, track: StepRun) -> None:
+    def follow(self, track: StepRun | None) -> None:
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Follow(track, ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")))
@@ -139,6 +134,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
             return f"of the models, only {', '.join(SHARING)} are known to encode a prompt apart from what follows it"
         if config.get_text_config()._attn_implementation not in MASKED_ATTENTION:
             return f"of model.attention, only {' and '.join(MASKED_ATTENTION)} take the block mask that it needs"
+        if spread(self):
+            return "FSDP and DeepSpeed gather the weights for whole forward passes, the same number on every rank"
         return None
 
     def _samples_itself(self) -> bool:

@@ -4,7 +4,6 @@ RL on data that SFT has memorised learns nothing, and RL on a model that has not
 SFT. So the pictures are changed (their reading is not), and the end is decided by greedy answers to validation images.
 """
 
-import tempfile
 from pathlib import Path
 
 from transformers import set_seed
@@ -13,17 +12,19 @@ from components.settings import Settings
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.data.atomic import new_folder
 from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import last_whole, state_folder
+from components.shared.vlm.checkpoints import resume_point, state_folder
 from components.shared.vlm.curves import write_results
 from components.shared.vlm.lora import merged, trainable
 from components.shared.vlm.models import base_model, save
+from components.shared.vlm.ranks import node_cache, ranks, trained
 from components.steps import STEPS
 
 
-def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out: Path, state: Path) -> None:
+def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Path, out: Path, state: Path) -> None:
     """Trains the warm start and writes it to `out`, with metrics.json and curve.csv.
 
     Args:
+        track: rank 0's; None on the others, which take part in the training and write nothing.
         ingest: row shards.
         validate: the validation's result; it is not read, but nothing unchecked is trained on.
         state: training state goes to a folder below it; a killed run goes on from there.
@@ -31,11 +32,12 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out
     del validate
     base, processor = base_model(settings, ingest)
     set_seed(settings.sft.seed)  # of the adapters' first weights; the trainer sets it too late for them
-    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest}, Path(__file__).parent)
-    with tempfile.TemporaryDirectory() as cache:
-        arguments = training_arguments(settings.sft, settings.model, folder)
+    world_size = ranks().num_processes
+    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest}, Path(__file__).parent, world_size)
+    with node_cache() as cache:
+        arguments = training_arguments(settings.sft, settings.model, folder, world_size)
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
-        rows = sft_presentations(settings, ingest, Path(cache), count, processor)
+        rows = sft_presentations(settings, ingest, cache, count, processor)
         trainer = WarmStartTrainer(
             model=trainable(base, settings.model),
             args=arguments,
@@ -45,8 +47,11 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, validate: Path, out
             ingest=ingest,
         )
         trainer.follow(track)
-        trainer.train(resume_from_checkpoint=last_whole(folder))
+        trainer.train(resume_from_checkpoint=resume_point(folder))
+    whole = trained(trainer, lambda: trainable(base_model(settings, ingest)[0], settings.model))
+    if whole is None:
+        return
     history = trainer.state.log_history
     with new_folder(out) as place:
-        save(merged(trainer.model), processor, place)
+        save(merged(whole), processor, place)
         write_results(place, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})

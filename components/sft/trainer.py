@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
@@ -15,7 +16,8 @@ from trl.data_utils import apply_chat_template
 
 from components.settings import Model, Settings, Sft
 from components.shared.data.presentations import presentations, training_rows
-from components.shared.data.rows import first, read_rows, read_table
+from components.shared.data.rows import read_rows, read_table, stretch
+from components.shared.errors import ConcordError
 from components.shared.regression.metrics import Predictions
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
@@ -26,12 +28,25 @@ from components.shared.vlm.prompts import answer_tokens, completion, prompt_with
 IGNORED = -100  # the label of a token that is not learned
 
 
-def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
-    """Our settings in TRL's words."""
+def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1) -> SFTConfig:
+    """Our settings in TRL's words.
+
+    Args:
+        world_size: number of ranks; `batch_size` is shared out among them, so that a step shows the same pictures
+            whatever their number.
+
+    Raises:
+        ConcordError: it cannot be shared out evenly.
+    """
+    if sft.batch_size % world_size:
+        raise ConcordError(
+            f"sft: batch_size {sft.batch_size} cannot be shared out evenly over {world_size} ranks. "
+            f"Make it a multiple of {world_size}, or change launcher.num_processes."
+        )
     return SFTConfig(
         output_dir=str(folder),
         max_steps=sft.max_steps,
-        per_device_train_batch_size=sft.batch_size,
+        per_device_train_batch_size=sft.batch_size // world_size,
         gradient_accumulation_steps=sft.accumulation,
         learning_rate=sft.lr,
         lr_scheduler_type="cosine",
@@ -51,6 +66,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
         logging_steps=50,
         disable_tqdm=True,
         report_to="none",
+        use_cpu=not torch.accelerator.is_available(),
         seed=sft.seed,
         bf16=model.dtype == "bfloat16",
         gradient_checkpointing=sft.gradient_checkpointing,
@@ -126,7 +142,7 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
         self._settings, self._ingest = settings, ingest
         self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.sft.patience))
 
-    def follow(self, track: StepRun) -> None:
+    def follow(self, track: StepRun | None) -> None:
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
         self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable")))
@@ -134,10 +150,8 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""
         task, sft = self._settings.task, self._settings.sft
-        model, length = self.accelerator.unwrap_model(self.model), answer_tokens(self.processing_class, task)
-        rows = first(read_rows(self._ingest, "val"), sft.eval_rows)
-        _, _, values = answers(model, self.processing_class, rows, 2 * sft.batch_size, length, task)
-        targets = read_table(self._ingest, "val", ["target"])["target"].to_numpy()[: len(values)]
+        targets = read_table(self._ingest, "val", ["target"])["target"].to_numpy()[: sft.eval_rows]
+        values = self._values(len(targets))
         shots = np.full(len(values), "all")
         judged = Predictions(targets, values, shots, task.low, task.high, task.resolution)
         figures = {
@@ -148,6 +162,25 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, _prefixed(figures))
         return _prefixed(figures)
+
+    def _values(self, count: int) -> np.ndarray:
+        """The answers to the first `count` validation images, `(count,)`, NaN for no valid one.
+
+        Each rank reads as many of them, so that all take part in every collective; where the count does not divide,
+        stretches overlap.
+        """
+        task, world = self._settings.task, self.accelerator.num_processes
+        share = -(-count // world)
+        starts = [min(rank * share, count - share) for rank in range(world)]
+        rows = stretch(read_rows(self._ingest, "val"), starts[self.accelerator.process_index], share)
+        model, length = self.accelerator.unwrap_model(self.model), answer_tokens(self.processing_class, task)
+        batch_size = 2 * self.args.per_device_train_batch_size
+        _, _, mine = answers(model, self.processing_class, rows, batch_size, length, task)
+        parts = gather(torch.tensor(mine, device=self.accelerator.device)).cpu().numpy().reshape(world, share)
+        values = np.empty(count)
+        for start, part in zip(starts, parts, strict=True):
+            values[start : start + share] = part
+        return values
 
 
 def _prefixed(figures: dict[str, float]) -> dict[str, float]:

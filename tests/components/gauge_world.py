@@ -43,20 +43,20 @@ def write_params(path: Path, **sections: Mapping[str, Any]) -> Settings:
     return load_settings(path)
 
 
-def write_data(folder: Path) -> None:
+def write_data(folder: Path, train: Mapping[int, int] = TRAIN) -> None:
     """`FOLDER/scenes.csv`."""
     counts = np.zeros(101, np.int64)
-    for reading, count in TRAIN.items():
+    for reading, count in train.items():
         counts[reading] = count
     folder.mkdir(parents=True)
     (folder / "scenes.csv").write_text(write_scenes(draw_scenes(1, counts, val=1, test=1)), encoding="utf-8")
 
 
-def ingested(folder: Path) -> Path:
+def ingested(folder: Path, train: Mapping[int, int] = TRAIN) -> Path:
     """Row shards of the gauges, by the ingest step."""
     from components.ingest.step import run
 
-    write_data(folder / "data")
+    write_data(folder / "data", train)
     run(write_params(folder / "params.yaml"), Curves(), data=folder / "data", out=folder / "ingest")  # type: ignore[arg-type]
     return folder / "ingest"
 

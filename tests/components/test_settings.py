@@ -40,6 +40,7 @@ def full() -> dict[str, Any]:
     """params.yaml with the optional sections filled in."""
     raw = copy.deepcopy(RAW)
     raw["model"]["lora"] = dict(LORA)
+    raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
     return raw
 
 
@@ -75,7 +76,7 @@ def test_the_repository_s_experiment_loads_and_says_what_the_file_says(tmp_path:
 def test_every_section_of_a_step_is_there() -> None:
     for step in STEPS.values():
         assert set(step.sections) <= RAW.keys()
-    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment"}
+    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", "launcher"}
 
 
 @EACH

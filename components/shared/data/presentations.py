@@ -18,6 +18,7 @@ from components.settings import Augment
 from components.shared.data.augment import augment
 from components.shared.data.rows import shards
 from components.shared.vlm.generation import decode_image
+from components.shared.vlm.ranks import ranks
 
 Example = dict[str, Any]
 
@@ -26,14 +27,15 @@ def training_rows(ingest: Path, cache: Path) -> Dataset:
     """The training split, memory-mapped; images stay encoded.
 
     Args:
-        cache: folder for the mapped copy.
+        cache: folder for the mapped copy, which the ranks of one machine have in common.
     """
     from datasets import Image as ImageFeature
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     files = [str(path) for path in shards(ingest, "train")]
-    rows = Dataset.from_parquet(files, cache_dir=str(cache))
+    with ranks().local_main_process_first():
+        rows = Dataset.from_parquet(files, cache_dir=str(cache))
     return rows.cast_column("image", ImageFeature(decode=False))
 
 

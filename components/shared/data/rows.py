@@ -127,13 +127,16 @@ def read_rows(folder: Path, split: str, batch_size: int = 256) -> Iterator[pa.Re
             yield from file.iter_batches(batch_size=batch_size)
 
 
-def first(rows: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
-    """The first `count` rows of a stream; no more of it is read."""
+def stretch(rows: Iterable[pa.RecordBatch], start: int, count: int) -> Iterator[pa.RecordBatch]:
+    """The rows from `start` on, `count` of them at most; nothing is read beyond."""
     for batch in rows:
-        yield batch.slice(0, count)
-        count -= batch.num_rows
-        if count <= 0:
-            return
+        if start < batch.num_rows:
+            part = batch.slice(start, count)
+            yield part
+            count -= part.num_rows
+            if count <= 0:
+                return
+        start = max(start - batch.num_rows, 0)
 
 
 def read_table(

@@ -176,6 +176,7 @@ def step_run(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Iter
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
         "concord.git.dirty": str(dirty).lower(),
+        "concord.ranks": os.environ.get("WORLD_SIZE", "1"),
     } | {f"{INPUT}{port}": value for port, value in hashes.items()}
     with told(f"open the run of step {step.name}"):
         run, parent, owned = _open(client, step, settings, tags)
@@ -253,7 +254,7 @@ def _experiment_run(client: "MlflowClient", settings: Settings) -> "Run":
     """The parent of every step with these settings; made where there is none."""
     experiment_id = _experiment(client, settings.experiment)
     tree = settings_tree(settings)
-    mark = fingerprint(tree)
+    mark = fingerprint({section: content for section, content in tree.items() if section != "launcher"})
     query = f"tags.`{FINGERPRINT}` = '{mark}' and tags.`{KIND}` = 'experiment'"
     order = ["attributes.start_time ASC"]
     found = client.search_runs([experiment_id], query, max_results=1, order_by=order)

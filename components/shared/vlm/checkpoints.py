@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from components.settings import Settings
@@ -16,6 +17,9 @@ from components.shared.data.atomic import write_json
 from components.shared.data.space import room_for
 from components.shared.errors import ConcordError
 from components.shared.tracking.hashes import dvc_hash
+from components.shared.vlm.ranks import ranks
+
+console = Console(stderr=True, highlight=False)
 
 WHOLE = "whole"
 KEPT = 2
@@ -23,9 +27,16 @@ SHARED = tuple(Path(__file__).parents[1] / name for name in ("data", "regression
 
 
 def state_folder(
-    state: Path, settings: Settings, sections: tuple[str, ...], inputs: dict[str, Path], code: Path | None = None
+    state: Path,
+    settings: Settings,
+    sections: tuple[str, ...],
+    inputs: dict[str, Path],
+    code: Path | None = None,
+    world_size: int = 1,
 ) -> Path:
     """The folder for the training state of exactly these settings and inputs, and of this code: `state`/FINGERPRINT.
+
+    What so many ranks have left (`FINGERPRINT-2-ranks`) only as many go on from: each has random states of its own.
 
     Args:
         sections: of the settings, those that decide the result.
@@ -39,7 +50,13 @@ def state_folder(
         files = [file for place in (code, *SHARED) for file in sorted(place.glob("*.py"))]
         parts["code"] = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = state / fingerprint
+    folder = state / (fingerprint if world_size == 1 else f"{fingerprint}-{world_size}-ranks")
+    others = [place for place in state.glob(f"{fingerprint}*") if place != folder and _checkpoints(place)]
+    if others and not _checkpoints(folder) and ranks().is_main_process:
+        console.print(
+            f"{others[0]} holds training state of another number of ranks; with {world_size} this run begins anew. "
+            "Set launcher.num_processes back to go on from there."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -51,6 +68,12 @@ def seal(folder: Path, step: int) -> None:
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
     write_json(place / WHOLE, _sizes(place))
+
+
+def resume_point(folder: Path) -> str | None:
+    """`last_whole`, for every rank the same."""
+    with ranks().main_process_first():
+        return last_whole(folder)
 
 
 def last_whole(folder: Path) -> str | None:
@@ -108,6 +131,7 @@ class SealedCheckpoints:
         folder = Path(self.args.output_dir)  # type: ignore[attr-defined]
         with room_for(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            ranks().wait_for_everyone()  # each writes its random states into it
             if self.args.should_save:  # type: ignore[attr-defined]
                 seal(folder, self.state.global_step)  # type: ignore[attr-defined]
         if self.args.should_save:  # type: ignore[attr-defined]

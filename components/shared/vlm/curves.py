@@ -22,8 +22,8 @@ _BEGUN_ANEW = ("train_loss", "num_tokens")
 class Follow(TrainerCallback):
     """Passes each log entry to the tracker and shows progress."""
 
-    def __init__(self, track: StepRun, show: Sequence[str]) -> None:
-        """`show` names the metrics on the progress line, best known first."""
+    def __init__(self, track: StepRun | None, show: Sequence[str]) -> None:
+        """`show` names the metrics on the progress line, best known first. Only rank 0 has a tracker and a line."""
         self._track, self._show = track, show
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -40,13 +40,13 @@ class Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Opens the bar."""
-        if state.is_world_process_zero:
+        if self._track is not None:
             self._bar.start()
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, now="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves it."""
-        if state.is_world_process_zero:
+        if self._track is not None:
             self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
@@ -58,7 +58,7 @@ class Follow(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Logs."""
-        if not state.is_world_process_zero:
+        if self._track is None:
             return
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and math.isfinite(v)}
         self._track.log(numbers, state.global_step)
@@ -70,7 +70,7 @@ class Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Closes it."""
-        if state.is_world_process_zero:
+        if self._track is not None:
             self._bar.stop()
 
 

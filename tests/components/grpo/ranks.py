@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from components.grpo.trainer import BatchRewardTrainer, ranks, training_arguments
+from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.vlm.models import load
 from components.shared.vlm.prompts import prompt
+from components.shared.vlm.ranks import ranks
 from tests.components.grpo.test_trainer import QUESTIONS, pictures, small_settings
 
 PROMPTS, GENERATIONS = 9, 4

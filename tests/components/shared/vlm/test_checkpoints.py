@@ -134,6 +134,23 @@ def test_other_settings_inputs_or_code_start_anew(settings: Settings, inputs: di
     assert len(places) == 4
 
 
+def test_ranks_of_another_number_begin_anew_and_say_so(
+    settings: Settings, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def place(world_size: int) -> Path:
+        return state_folder(tmp_path / "state", settings, SECTIONS, inputs, world_size=world_size)
+
+    alone = place(1)
+    checkpoint(alone, 10)
+    assert place(1) == alone
+    assert capsys.readouterr().err == ""
+    pair = place(2)
+    assert pair != alone
+    assert last_whole(pair) is None
+    told = "".join(capsys.readouterr().err.split())
+    assert f"{alone}holdstrainingstateofanothernumberofranks;with2thisrunbeginsanew" in told
+
+
 def test_without_code_only_settings_and_inputs_count(settings: Settings, inputs: dict[str, Path]) -> None:
     state = inputs["ingest"].parent / "state"
     assert state_folder(state, settings, SECTIONS, inputs) == state_folder(state, settings, SECTIONS, inputs)

@@ -1,0 +1,46 @@
+"""When a step starts itself on many ranks, and when it does not. (The ranks themselves: tests/e2e/test_ranks.py.)"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from components.__main__ import main
+from components.launcher import launch, to_launch
+from components.settings import Launcher
+from components.shared.errors import ConcordError
+from components.steps import STEPS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"num_processes": 1, "config": None}, False),
+        ({"num_processes": 2, "config": None}, True),
+        ({"num_processes": 1, "config": "zero3.yaml"}, True),  # offloading, on one GPU
+    ],
+)
+def test_it_launches_unless_somebody_has(
+    settings: dict[str, object], wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert to_launch(Launcher.model_validate(settings)) == wanted
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not to_launch(Launcher.model_validate(settings))
+
+
+def test_the_steps_that_train_are_those_that_run_on_ranks() -> None:
+    assert [step.name for step in STEPS.values() if step.parallel] == ["sft", "grpo"]
+
+
+def test_a_config_that_is_not_there() -> None:
+    with pytest.raises(ConcordError, match=r"launcher.config: fsdp.yaml: no such file. `accelerate config` writes one"):
+        launch(Launcher(num_processes=2, config="fsdp.yaml"), ["sft"])
+
+
+def test_other_steps_refuse_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four of them would write one output."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["ingest", "--params", str(ROOT / "params.yaml")]) == 1
+    assert "ingest: runs as one process, and 4 were started" in re.sub(r"\s+", " ", capsys.readouterr().err)

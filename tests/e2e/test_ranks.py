@@ -1,0 +1,212 @@
+"""Two real ranks on one CPU: sft learns what it learns alone; grpo survives a kill of a rank, of all, of the launcher.
+
+The real command line, with launcher.num_processes in the settings and nothing else.
+"""
+
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from components.sft.step import run as sft_run
+from components.shared.data.rows import read_rows, stretch
+from components.shared.vlm.generation import answers
+from components.shared.vlm.models import base_model, load
+from components.shared.vlm.prompts import answer_tokens
+from tests.components.gauge_world import Curves, curve, ingested, write_params
+from tests.components.raw_folder import content
+from tests.e2e.looks import COUNTS
+from tests.e2e.test_kill import Place
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+# Answers of one, two and three digits: a rank's share of a batch has fewer tokens than another's.
+TRAIN = {5: 9, 30: 8, 35: 10, 60: 4, 90: 1, 100: 9}
+PAIR = {"num_processes": 2}
+SFT = {"max_steps": 4, "batch_size": 12, "accumulation": 2, "eval_every": 4, "lr": 0.001, "warmup_steps": 0}
+GRPO = {"steps": 60, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ingested(tmp_path_factory.mktemp("world"), TRAIN)
+
+
+@pytest.fixture(scope="module")
+def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with numbers."""
+    place = tmp_path_factory.mktemp("warm")
+    settings = write_params(place / "params.yaml", sft={"max_steps": 80, "eval_every": 80, "lr": 0.004})
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=place / "sft", state=place / "state")  # type: ignore[arg-type]
+    return place / "sft"
+
+
+@pytest.fixture
+def place(ingest: Path, tmp_path: Path) -> Any:
+    """Makes a run's place, with settings of its own."""
+    made = []
+
+    def make(name: str, **sections: Any) -> Place:
+        params = tmp_path / f"{name}.yaml"
+        write_params(params, **sections)
+        made.append(Place(tmp_path / name, params, ingest, tmp_path / f"{name}.db"))
+        made[-1].folder.mkdir()
+        return made[-1]
+
+    yield make
+    for process in [process for place in made for process in place.started]:
+        for one in family(process):
+            one.kill()
+        process.wait()
+
+
+def begin(place: Place, step: str) -> "subprocess.Popen[bytes]":
+    return place.start("-m", "components", *place.words(step).split())
+
+
+def family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """The process and its ranks."""
+    if process.poll() is not None:
+        return []
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]
+
+
+def runs(place: Place) -> list[tuple[str, str, str]]:
+    """Name, status and number of ranks of each step's MLflow run, in order."""
+    query = """select r.name, r.status, t.value from runs r join tags t on t.run_uuid = r.run_uuid
+        where t.key = 'concord.ranks' order by r.start_time"""
+    with sqlite3.connect(f"file:{place.store}?mode=ro", uri=True) as database:
+        return database.execute(query).fetchall()
+
+
+def test_sft_on_two_ranks_learns_what_it_learns_on_one(ingest: Path, place: Any) -> None:
+    alone, pair = place("alone", sft=SFT), place("pair", sft=SFT, launcher=PAIR)
+    settings = write_params(alone.params, sft=SFT)
+    out = alone.folder / "sft"
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=out, state=alone.folder / "state")  # type: ignore[arg-type]
+    pair.finish(begin(pair, "sft"))
+
+    begun = base_model(settings, ingest)[0].state_dict()
+    one, two = (load_file(done.folder / "sft" / "model.safetensors") for done in (alone, pair))
+    assert one.keys() == two.keys()
+    assert max((one[name] - begun[name]).abs().max() for name in one) > 1e-3
+    for name, weights in one.items():
+        assert torch.allclose(two[name], weights, rtol=0, atol=1e-5), name
+    assert content(out).keys() == content(pair.folder / "sft").keys()
+    for step, figures in curve(out).items():
+        assert curve(pair.folder / "sft")[step] == pytest.approx(figures, rel=1e-4)
+
+    log = pair.log()
+    assert log.count("sft done") == log.count("SFT warm start") == 1
+    assert "Warning" not in log
+    assert runs(pair) == [("sft", "FINISHED", "2")]
+    (state,) = (pair.folder / "state" / "sft").iterdir()
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in (state / "checkpoint-4").iterdir()}
+
+
+def test_an_error_is_told_once_and_ends_every_rank(place: Any) -> None:
+    odd = place("odd", sft={"batch_size": 13}, launcher=PAIR)
+    process = begin(odd, "sft")
+    assert process.wait(timeout=300) == 1
+    log = " ".join(odd.log().split())
+    told = "error sft: batch_size 13 cannot be shared out evenly over 2 ranks. Make it a multiple of 2"
+    assert log.count(told) == log.count("error") == 1
+    assert "Traceback" not in log
+    assert not (odd.folder / "sft").exists()
+    assert runs(odd) == [("sft", "FAILED", "2")]
+
+
+def test_killed_three_ways_grpo_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:
+    # DDP, as it is without a config; so the two ways to launch are held against each other too.
+    ddp = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",
+        "num_machines": 1,
+        "num_processes": 8,
+    }
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(ddp | {"mixed_precision": "no", "use_cpu": False}))
+    by_accelerate = PAIR | {"config": str(tmp_path / "accelerate.yaml")}
+    undisturbed, killed = (
+        place("undisturbed", grpo=GRPO, launcher=by_accelerate),
+        place("killed", grpo=GRPO, launcher=PAIR),
+    )
+    for run in (undisturbed, killed):
+        shutil.copytree(warm, run.folder / "sft")
+    undisturbed.finish(begin(undisturbed, "grpo"))
+
+    process, ranks = at_a_random_moment(killed)
+    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    assert process.wait(timeout=120) == 1
+    assert "error rank 1 of 2 was ended by SIGKILL" in killed.log()
+    assert "Traceback" not in killed.log()
+    assert gone(ranks)
+
+    process, ranks = at_a_random_moment(killed)
+    for one in family(process):
+        one.kill()
+    assert gone(ranks)
+
+    process, ranks = at_a_random_moment(killed)
+    process.kill()
+    assert gone(ranks), "orphans train on"
+    reached = killed.sealed("grpo")[-1]
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed.folder / "grpo").exists()
+
+    killed.finish(begin(killed, "grpo"))
+    expected, found = content(undisturbed.folder / "grpo"), content(killed.folder / "grpo")
+    assert found.keys() == expected.keys()
+    for name, data in expected.items():
+        assert found[name] == data, name
+    assert killed.first_step_of_last_run("grpo") == reached + 1
+    answered = curve(killed.folder / "grpo")
+    assert list(answered) == list(range(1, 61))
+    assert answered[1]["invalid"] < 0.5
+    assert any(line["spread/ccc"] > 0 for line in answered.values())
+
+
+def at_a_random_moment(place: Place) -> tuple["subprocess.Popen[bytes]", list[psutil.Process]]:
+    """Starts grpo, and comes back some time after it has made a checkpoint."""
+    before = place.sealed("grpo")
+    process = begin(place, "grpo")
+    while process.poll() is None and place.sealed("grpo") == before:
+        time.sleep(0.002)
+    moment = random.uniform(0, 0.5)
+    time.sleep(moment)
+    ranks = family(process)[1:]
+    assert len(ranks) == 2, f"it had ended {moment} s after a checkpoint: {place.log()}"
+    return process, ranks
+
+
+def gone(ranks: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(ranks, timeout=60)[1]
+
+
+def test_a_look_that_does_not_divide_is_whole_on_every_rank(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    settings = write_params(params, sft={"batch_size": 6})
+    place = Place(tmp_path, params, ingest, tmp_path / "mlflow.db")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "tests.e2e.looks"]
+    place.finish(place.start(*words, *map(str, (params, ingest, warm, tmp_path))))
+    model, processor = load(warm, settings.model)
+    length = answer_tokens(processor, settings.task)
+    for count in COUNTS:
+        rows = stretch(read_rows(ingest, "val"), 0, count)
+        _, _, alone = answers(model, processor, rows, 4, length, settings.task)
+        assert np.isfinite(alone).mean() > 0.5
+        for rank in range(3):
+            found = json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8"))[str(count)]
+            np.testing.assert_array_equal(np.array(found, np.float64), alone)
