@@ -62,6 +62,8 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, out: Pat
         )
         if trainer.unshared:
             console.print(f"images are encoded once per answer, not once per input: {trainer.unshared}")
+        if trainer.unshared_in_sampling:
+            console.print(f"answers are not sampled on a shared prefix: {trainer.unshared_in_sampling}")
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=last_whole(folder))
     with new_folder(out) as place:

@@ -49,6 +49,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path) -> SFTConfig:
         report_to="none",
         seed=sft.seed,
         bf16=model.dtype == "bfloat16",
+        torch_compile=model.compile,
         gradient_checkpointing=sft.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_drop_last=True,
