@@ -1,17 +1,17 @@
-"""The arms: from one warm start, the same extra training time, three ways to spend it."""
+"""An arm of a study, run: from the warm start to a model, and the wall time that it took."""
 
 import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from components.settings import Settings
+from components.ablation.studies import Arm
+from components.settings import Grpo, Settings
 from components.shared.data.atomic import write_json
-
-Arm = Literal["sft", "mae", "ccc"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ def run(job: Job) -> float:
     import torch
 
     torch.set_num_threads(job.threads)
-    seconds = _continue_sft(job) if job.arm == "sft" else _reinforce(job)
+    seconds = _continue_sft(job) if job.arm.grpo is None else _reinforce(job, job.arm.grpo)
     write_json(stamp, {"seconds": seconds})
     return seconds
 
 
-def _reinforce(job: Job) -> float:
+def _reinforce(job: Job, changes: Mapping[str, Any]) -> float:
     from components.grpo import step
 
-    grpo = job.settings.grpo.model_copy(update={"reward": job.arm, "seed": job.seed})
+    grpo = Grpo.model_validate({**job.settings.grpo.model_dump(), **changes, "seed": job.seed})
     settings = job.settings.model_copy(update={"grpo": grpo})
     track: Any = Silent()
     # From the first step or not at all: of an arm that went on from a checkpoint, only the rest would be timed.

@@ -1,8 +1,9 @@
-"""`python -m components ablation`: SFT continued, per-sample MAE reward and CCC-GRPO from one warm start.
+"""`python -m components ablation`: arms from one warm start, over several seeds, judged on the same test images.
 
-Each arm gets the same extra training time, over several seeds, and is judged on the same test images. Everything is
-kept below --work, a folder for exactly these settings and inputs and in it one an arm, so that a run that was stopped
-goes on where it was. Times are fair only where nothing else runs beside.
+Studies: `claim` (SFT continued, GRPO with a per-sample MAE reward, CCC-GRPO, for the same extra training time),
+`advantage` (what the advantages are divided by) and `recent` (anchors of earlier steps beside a batch of 8).
+Everything is kept below --work, a folder for exactly these settings and inputs and in it one an arm, so that a run that
+was stopped goes on where it was. Times are fair only where nothing else runs beside.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from components.ablation.arms import Arm, Job, run
+from components.ablation.arms import Job, run
 from components.ablation.judge import judge, predict
+from components.ablation.studies import STUDIES
 from components.ablation.table import write_tables
 from components.settings import load_settings
 from components.shared.errors import ConcordError
@@ -36,39 +39,44 @@ def main(words: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="arms at a time (default: one a core)")
     parser.add_argument("--work", type=Path, default=Path(".checkpoints/ablation"), help="default: %(default)s")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to look without touching test")
-    parser.add_argument("--out", type=Path, default=None, help="results file (default: results/ablation-EXPERIMENT)")
+    parser.add_argument("--study", choices=STUDIES, default="claim", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=None, help="results file (default: results/STUDY-EXPERIMENT)")
     given = parser.parse_args(words)
     settings = load_settings(given.params)
     for place, maker in ((given.ingest, "ingest"), (given.sft, "sft")):
         if not place.exists():
             raise ConcordError(f"{place}: missing. Make it first: make run, or python -m components {maker}")
-    out = given.out or Path("results") / f"ablation-{settings.experiment}"
+    study, kind = STUDIES[given.study](settings), "ablation" if given.study == "claim" else given.study
+    out = given.out or Path("results") / f"{kind}-{settings.experiment}"
     from components.shared.vlm.checkpoints import state_folder  # takes seconds
 
     sections, inputs = ("task", "model", "sft", "grpo", "evaluate"), {"ingest": given.ingest, "sft": given.sft}
-    work = state_folder(given.work / settings.experiment, settings, sections, inputs)
+    work = state_folder(given.work / settings.experiment / given.study, settings, sections, inputs)
     threads = max((os.cpu_count() or 1) // given.jobs, 1)
 
-    def job(arm: Arm, seed: int, seconds: float | None = None) -> Job:
-        return Job(arm, seed, settings, given.ingest, given.sft, work / f"{arm}-{seed}", threads, seconds)
+    def job(arm: str, seed: int, seconds: float | None = None) -> Job:
+        folder = work / f"{arm}-{seed}"
+        return Job(study.arms[arm], seed, settings, given.ingest, given.sft, folder, threads, seconds)
 
     # Fresh processes: each sets its own number of threads, and none inherits another's allocator or generator.
     with ProcessPoolExecutor(
         given.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        arms: tuple[Arm, ...] = ("ccc", "mae")
-        reinforced = [job(arm, seed) for seed in given.seeds for arm in arms]
-        console.print(f"{len(reinforced)} runs of GRPO, {given.jobs} at a time, then {len(given.seeds)} of SFT as long")
-        took = dict(zip(((j.arm, j.seed) for j in reinforced), pool.map(run, reinforced), strict=True))
-        continued = [job("sft", seed, (took["ccc", seed] + took["mae", seed]) / 2) for seed in given.seeds]
-        took |= dict(zip(((j.arm, j.seed) for j in continued), pool.map(run, continued), strict=True))
+        by_clock = [name for name, arm in study.arms.items() if arm.grpo is None]
+        reinforced = [(name, seed) for seed in given.seeds for name in study.arms if name not in by_clock]
+        rest = f", then {len(by_clock) * len(given.seeds)} of SFT as long" if by_clock else ""
+        console.print(f"{len(reinforced)} runs of GRPO, {given.jobs} at a time{rest}")
+        took = dict(zip(reinforced, pool.map(run, [job(*one) for one in reinforced]), strict=True))
+        mean = {seed: float(np.mean([took[name, s] for name, s in reinforced if s == seed])) for seed in given.seeds}
+        continued = [(name, seed) for name in by_clock for seed in given.seeds]
+        took |= dict(zip(continued, pool.map(run, [job(*one, mean[one[1]]) for one in continued]), strict=True))
         models = {"warm": given.sft} | {f"{arm}-{seed}": work / f"{arm}-{seed}" for arm, seed in took}
         places = {name: work / f"predictions-{given.split}-{name}.parquet" for name in models}
         tasks = [(settings, given.ingest, given.split, models[name], places[name], threads) for name in models]
         list(pool.map(predict, tasks))
-    result: dict[str, Any] = judge(settings, given.ingest, given.split, places, given.seeds)
+    result: dict[str, Any] = judge(settings, study, given.ingest, given.split, places, given.seeds)
     result["seconds"] = {f"{arm}-{seed}": round(value, 1) for (arm, seed), value in sorted(took.items())}
     steps = {name: json.loads((folder / "metrics.json").read_text())["steps"] for name, folder in models.items()}
     result["steps"] = steps
-    write_tables(out, settings, result)
+    write_tables(out, settings, study, result)
     console.print(f"{out}.md, {out}.json")

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from components.ablation.studies import Study
 from components.settings import Settings
 from components.shared.data.predictions import judged, read_predictions, write_predictions
 from components.shared.data.rows import read_rows, read_table
 from components.shared.errors import ConcordError
 from components.shared.regression.metrics import Predictions, evaluate, paired_difference
 from components.shared.regression.shots import GROUPS, ShotTable
-
-ARMS = {"sft": "SFT continued", "mae": "GRPO, MAE reward", "ccc": "CCC-GRPO"}
 
 
 def predict(work: tuple[Settings, Path, str, Path, Path, int]) -> None:
@@ -36,8 +35,10 @@ def predict(work: tuple[Settings, Path, str, Path, Path, int]) -> None:
     partial.replace(place)
 
 
-def judge(settings: Settings, ingest: Path, split: str, places: dict[str, Path], seeds: list[int]) -> dict[str, Any]:
-    """Metrics of every model, and CCC-GRPO against each other arm and the warm start.
+def judge(
+    settings: Settings, study: Study, ingest: Path, split: str, places: dict[str, Path], seeds: list[int]
+) -> dict[str, Any]:
+    """Metrics of every model, and the study's pairs.
 
     Args:
         places: predictions of `warm` and of ARM-SEED.
@@ -53,14 +54,14 @@ def judge(settings: Settings, ingest: Path, split: str, places: dict[str, Path],
     found = {name: load(place) for name, place in places.items()}
     limits = settings.evaluate
     models = {name: evaluate(p, limits.bootstrap, limits.seed) for name, p in found.items()}
-    errors = {arm: [found[f"{arm}-{seed}"].errors for seed in seeds] for arm in ARMS}
+    errors = {arm: [found[f"{arm}-{seed}"].errors for seed in seeds] for arm in study.arms}
     errors["warm"] = [found["warm"].errors] * len(seeds)
     paired = {
         f"{ours} - {theirs}": {
             group: paired_difference(errors[ours], errors[theirs], found["warm"].members(group), 2000, limits.seed)
             for group in GROUPS
         }
-        for ours, theirs in (("ccc", "warm"), ("ccc", "mae"), ("ccc", "sft"), ("mae", "warm"), ("sft", "warm"))
+        for ours, theirs in study.pairs
     }
     return {"split": split, "seeds": seeds, "models": models, "paired": paired}
 

@@ -5,30 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from components.ablation.judge import ARMS
+from components.ablation.studies import Study
 from components.settings import Settings
 from components.shared.data.atomic import write_json, write_text
 from components.shared.regression.shots import GROUPS
 from components.shared.surroundings import in_words, surroundings
 
 
-def write_tables(out: Path, settings: Settings, result: dict[str, Any]) -> None:
+def write_tables(out: Path, settings: Settings, study: Study, result: dict[str, Any]) -> None:
     """Writes OUT.json and OUT.md."""
     result = {**result, "surroundings": surroundings(), "experiment": settings.experiment}
     write_json(out.with_suffix(".json"), result)
-    write_text(out.with_suffix(".md"), markdown(settings, result))
+    write_text(out.with_suffix(".md"), markdown(settings, study, result))
 
 
-def markdown(settings: Settings, result: dict[str, Any]) -> str:
-    """The tables, and what they say where CCC-GRPO loses."""
+def markdown(settings: Settings, study: Study, result: dict[str, Any]) -> str:
+    """The tables, and what they say where the arm that counts loses."""
     unit, seeds = settings.task.unit, result["seeds"]
     where = result["surroundings"]
     models = result["models"]
     sizes = {group: models["warm"]["groups"][group]["n"] for group in GROUPS}
     lines = [
-        f"# Ablation: {settings.experiment}",
+        f"# {study.title}: {settings.experiment}",
         "",
-        f"Same warm start, same extra training time, seeds {', '.join(map(str, seeds))}; {result['split']} split of "
+        f"{study.text}; seeds {', '.join(map(str, seeds))}; {result['split']} split of "
         f"{sizes['all']} images ({', '.join(f'{g} {sizes[g]}' for g in GROUPS[1:])}). MAE in {unit}, mean over seeds "
         "(each seed in brackets). GM floors errors at half the label's step "
         f"({models['warm']['gm_floor']:g}). An unparseable answer counts as the worst possible error.",
@@ -37,11 +37,11 @@ def markdown(settings: Settings, result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
         _line("warm start", [models["warm"]], None, None),
     ]
-    for arm, title in ARMS.items():
+    for arm, way in study.arms.items():
         names = [f"{arm}-{seed}" for seed in seeds]
         steps = [result["steps"][name] for name in names]
         seconds = [result["seconds"][name] for name in names]
-        lines.append(_line(title, [models[name] for name in names], steps, seconds))
+        lines.append(_line(way.title, [models[name] for name in names], steps, seconds))
     lines += [
         "",
         "Paired differences of absolute error, image by image and seed by seed; below 0 is better for the first. "
@@ -51,8 +51,8 @@ def markdown(settings: Settings, result: dict[str, Any]) -> str:
         "|---|" + "---|" * len(GROUPS),
     ]
     for pair, groups in result["paired"].items():
-        lines.append(f"| {_pair(pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
-    lines += ["", _losses(result), ""]
+        lines.append(f"| {_pair(study, pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
+    lines += ["", _losses(study, result), ""]
     lines.append(in_words(where))
     return "\n".join(lines) + "\n"
 
@@ -73,10 +73,8 @@ def _line(title: str, models: list[dict[str, Any]], steps: list[int] | None, sec
     return f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _pair(pair: str) -> str:
-    names = {**ARMS, "warm": "warm start"}
-    ours, theirs = pair.split(" - ")
-    return f"{names[ours]} − {names[theirs]}"
+def _pair(study: Study, pair: str) -> str:
+    return " − ".join(study.name(arm) for arm in pair.split(" - "))
 
 
 def _difference(found: dict[str, Any]) -> str:
@@ -86,12 +84,14 @@ def _difference(found: dict[str, Any]) -> str:
     return f"{found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _losses(result: dict[str, Any]) -> str:
+def _losses(study: Study, result: dict[str, Any]) -> str:
+    ours = study.arms[study.ours].title
+    ours = ours[0].upper() + ours[1:]
     lost = [
-        f"{_pair(pair)} on {group} ({groups[group]['difference']:+.2f})"
+        f"{_pair(study, pair)} on {group} ({groups[group]['difference']:+.2f})"
         for pair, groups in result["paired"].items()
-        if pair.startswith("ccc")
+        if pair.startswith(f"{study.ours} - ")
         for group in GROUPS
         if groups[group]["difference"] is not None and groups[group]["difference"] > 0
     ]
-    return f"Where CCC-GRPO is worse: {'; '.join(lost)}." if lost else "CCC-GRPO is worse nowhere in this table."
+    return f"Where {ours} is worse: {'; '.join(lost)}." if lost else f"{ours} is worse nowhere in this table."

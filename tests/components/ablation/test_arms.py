@@ -1,5 +1,6 @@
 """The arms of the ablation: SFT that ends by the clock, GRPO that is timed whole, and nothing that is run twice."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from components.ablation.arms import Job, run
 from components.ablation.command import main
-from components.settings import Settings
+from components.ablation.studies import STUDIES, claim
+from components.settings import Grpo, Settings
 from components.sft.continued import Until
 from components.shared.errors import ConcordError
 from components.shared.vlm.models import base_model, save
@@ -30,7 +32,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path, Pat
 
 def job(world: tuple[Settings, Path, Path], folder: Path, arm: Any, seed: int = 0, seconds: float | None = None) -> Job:
     settings, ingest, warm = world
-    return Job(arm, seed, settings, ingest, warm, folder / f"{arm}-{seed}", torch.get_num_threads(), seconds)
+    return Job(
+        claim(settings).arms[arm],
+        seed,
+        settings,
+        ingest,
+        warm,
+        folder / f"{arm}-{seed}",
+        torch.get_num_threads(),
+        seconds,
+    )
 
 
 def test_the_clock_ends_a_training(tmp_path: Path) -> None:
@@ -78,6 +89,34 @@ def test_the_arm_decides_the_reward_and_the_seed_the_rest(world: tuple[Settings,
         curves[seed] = (work.folder / "curve.csv").read_text(encoding="utf-8")
     assert "reward/ccc" in curves[0].splitlines()[0]
     assert curves[0] != curves[1]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_compares_arms_that_there_are(name: str, world: tuple[Settings, Path, Path]) -> None:
+    study = STUDIES[name](world[0])
+    known = {"warm", *study.arms}
+    assert {arm for pair in study.pairs for arm in pair} == known
+    assert study.ours in study.arms
+    assert (study.ours, "warm") in study.pairs
+    settings = [Grpo.model_validate({**world[0].grpo.model_dump(), **(a.grpo or {})}) for a in study.arms.values()]
+    assert len({repr(grpo) for grpo in settings}) >= len(settings) - 1, "no two arms are the same"
+
+
+def test_a_study_end_to_end(world: tuple[Settings, Path, Path], tmp_path: Path) -> None:
+    """Every arm with every seed, and again: nothing is run twice."""
+    _, ingest, warm = world
+    write_params(tmp_path / "params.yaml", grpo={"steps": 1, "prompts": 8, "checkpoint_every": 50})
+    words = f"--study recent --params {tmp_path}/params.yaml --ingest {ingest} --sft {warm} --seeds 0 1".split()
+    words += f"--work {tmp_path}/work --out {tmp_path}/recent --split val --jobs 2".split()
+    main(words)
+    found = json.loads((tmp_path / "recent.json").read_text(encoding="utf-8"))
+    assert set(found["steps"]) == {"alone-0", "alone-1", "recent-0", "recent-1"}
+    assert set(found["paired"]) == {"recent - warm", "alone - warm", "recent - alone"}
+    assert "| 8 inputs a step, the last 256 anchors beside |" in (tmp_path / "recent.md").read_text(encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+    assert len(before) == 4
+    main(words)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.parametrize("missing", ["ingest", "sft"])

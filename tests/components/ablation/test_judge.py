@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.ablation.judge import judge, predict
+from components.ablation.studies import claim
 from components.ablation.table import markdown, write_tables
 from components.settings import Settings
 from components.shared.data.predictions import write_predictions
@@ -68,7 +69,7 @@ def write_answers(folder: Path, answers: dict[str, list[float | None]], shot: di
 @pytest.fixture(scope="module")
 def result(settings: Settings, ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     places = write_answers(tmp_path_factory.mktemp("answers"), ANSWERS)
-    return judge(settings, ingest, "test", places, [0, 1]) | {"steps": STEPS, "seconds": SECONDS}
+    return judge(settings, claim(settings), ingest, "test", places, [0, 1]) | {"steps": STEPS, "seconds": SECONDS}
 
 
 def test_each_model_by_shot_group(result: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def test_differences_are_paired_by_seed_and_image(result: dict[str, Any]) -> Non
 
 
 def test_the_table_says_it(result: dict[str, Any], settings: Settings, tmp_path: Path) -> None:
-    write_tables(tmp_path / "results" / "ablation", settings, result)
+    write_tables(tmp_path / "results" / "ablation", settings, claim(settings), result)
     lines = (tmp_path / "results" / "ablation.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Ablation: gauges"
     assert "seeds 0, 1; test split of 4 images (many 2, medium 1, few 1). MAE in %" in lines[2]
@@ -129,9 +130,9 @@ def test_the_table_says_it(result: dict[str, Any], settings: Settings, tmp_path:
 
 def test_no_loss_is_said_too(settings: Settings, ingest: Path, tmp_path: Path) -> None:
     best: dict[str, list[float | None]] = ANSWERS | {"ccc-0": [10, 10, 20, 30], "ccc-1": [10, 10, 20, 30]}
-    found = judge(settings, ingest, "test", write_answers(tmp_path, best), [0, 1])
+    found = judge(settings, claim(settings), ingest, "test", write_answers(tmp_path, best), [0, 1])
     found |= {"steps": STEPS, "seconds": SECONDS}
-    write_tables(tmp_path / "ablation", settings, found)
+    write_tables(tmp_path / "ablation", settings, claim(settings), found)
     assert "CCC-GRPO is worse nowhere in this table." in (tmp_path / "ablation.md").read_text(encoding="utf-8")
 
 
@@ -140,9 +141,9 @@ def test_an_empty_shot_group_is_called_empty(settings: Settings, ingest: Path, t
     task = settings.task.model_copy(update={"many": 1, "few": 1})
     changed = settings.model_copy(update={"task": task})
     answers = write_answers(tmp_path, ANSWERS, {10: "many", 20: "many", 30: "medium"})
-    found = judge(changed, ingest, "test", answers, [0, 1])
+    found = judge(changed, claim(changed), ingest, "test", answers, [0, 1])
     found |= {"steps": STEPS, "seconds": SECONDS}
-    write_tables(tmp_path / "ablation", changed, found)
+    write_tables(tmp_path / "ablation", changed, claim(changed), found)
     text = (tmp_path / "ablation.md").read_text(encoding="utf-8")
     assert "few 0)" in text
     warm = next(line for line in text.splitlines() if line.startswith("| warm start | "))
@@ -153,7 +154,7 @@ def test_answers_to_other_images_are_refused(settings: Settings, ingest: Path, t
     places = write_answers(tmp_path, ANSWERS)
     pq.write_table(pq.read_table(places["mae-1"]).slice(1), places["mae-1"])
     with pytest.raises(ConcordError, match=r"mae-1\.parquet: not the answers to this test split"):
-        judge(settings, ingest, "test", places, [0, 1])
+        judge(settings, claim(settings), ingest, "test", places, [0, 1])
 
 
 def test_answers_are_asked_for_once(settings: Settings, ingest: Path, tmp_path: Path) -> None:
