@@ -54,8 +54,8 @@ def launch(settings: Launcher, words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # What they say of a failed rank is a stack and a table, above and below the one message that counts.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # What they would say of a failed rank stands around the one message that counts.
+    logging.disable(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // settings.num_processes, 1)))
     os.environ[STARTED_BY] = str(os.getpid())
@@ -73,6 +73,8 @@ def launch(settings: Launcher, words: list[str]) -> int:
             "others with it. SIGKILL mostly means that memory ran out (then give a rank less: more accumulation, a "
             "smaller batch). Start the step again: it goes on from the last whole checkpoint."
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 

@@ -124,7 +124,7 @@ def test_an_error_is_told_once_and_ends_every_rank(place: Any) -> None:
     log = " ".join(odd.log().split())
     told = "error sft: batch_size 13 cannot be shared out evenly over 2 ranks. Make it a multiple of 2"
     assert log.count(told) == log.count("error") == 1
-    assert "Traceback" not in log
+    assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in log]
     assert not (odd.folder / "sft").exists()
     assert runs(odd) == [("sft", "FAILED", "2")]
 
@@ -151,7 +151,7 @@ def test_killed_three_ways_grpo_ends_in_the_same_bytes(warm: Path, place: Any, t
     next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
     assert process.wait(timeout=120) == 1
     assert "error rank 1 of 2 was ended by SIGKILL" in killed.log()
-    assert "Traceback" not in killed.log()
+    assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in killed.log()]
     assert gone(ranks)
 
     process, ranks = at_a_random_moment(killed)

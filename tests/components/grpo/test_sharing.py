@@ -27,7 +27,7 @@ from components.grpo.trainer import BatchRewardTrainer
 from components.settings import Settings
 from components.shared.vlm.models import save
 from components.shared.vlm.prompts import prompt
-from components.shared.vlm.shared_prefix import Slots, encode, sample
+from components.shared.vlm.shared_prefix import Slots, encode, sample, select
 from components.shared.vlm.suppression import placeholder_ids
 from components.shared.vlm.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS, make_trainer, small_settings
@@ -252,24 +252,28 @@ def test_padding_of_the_prompt_counts_for_nothing_with_mrope() -> None:
             assert (whole.after[:, i] < real.sum()).all(), "an image takes fewer positions than tokens"
 
 
-def test_greedy_answers_of_qwen_are_those_of_generate() -> None:
-    batch, model = qwen_batch(image_token=3), qwen(64, image_token=3).eval()
-    prompt_ids, mask = (batch[k][::COMPLETIONS, :-LENGTH] for k in ("input_ids", "attention_mask"))
-    fields = {
-        "mm_token_type_ids": batch["mm_token_type_ids"][::COMPLETIONS, :-LENGTH],
-        "image_grid_thw": batch["image_grid_thw"][::COMPLETIONS],
-        "pixel_values": torch.cat(
-            torch.split(batch["pixel_values"], batch["image_grid_thw"].prod(-1).tolist())[::COMPLETIONS]
-        ),
-    }
+@pytest.mark.parametrize("name", ["idefics3", "llava", "qwen2_5_vl"])
+def test_greedy_answers_are_those_of_generate(trainers: dict[str, BatchRewardTrainer], name: str) -> None:
+    """Prompts of three lengths, padded, two answers to each: generate's, which is what TRL samples with."""
+    if name == "qwen2_5_vl":
+        batch, model = qwen_batch(image_token=3), qwen(64, image_token=3).eval()
+    else:
+        batch, model = trainer_batch(trainers[name]), trainers[name].model.eval()
+    every = slice(None, None, COMPLETIONS)
+    ids, mask = (batch[k][every, :-LENGTH] for k in ("input_ids", "attention_mask"))
+    fields = {k: v for k, v in batch.items() if k not in ("owners", "input_ids", "attention_mask", "mm_token_type_ids")}
+    fields = select(fields, torch.arange(0, len(batch["owners"]), COMPLETIONS))
+    if name == "qwen2_5_vl":
+        fields["mm_token_type_ids"] = batch["mm_token_type_ids"][every, :-LENGTH]
     generated = model.generate(
-        input_ids=prompt_ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0, **fields
+        input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=63, pad_token_id=0, **fields
     )
+    slots = Slots(torch.arange(INPUTS).repeat(2), INPUTS)
     with torch.no_grad():
-        prefix = encode(model, prompt_ids, mask, fields)
         # So cold that the likeliest token is drawn, whatever the draw.
-        ours = sample(model, prefix, Slots(torch.arange(INPUTS), INPUTS), 6, 1e-5, [63], 0)
-    assert ours.tolist() == generated[:, prompt_ids.shape[1] :].tolist()
+        ours = sample(model, encode(model, ids, mask, fields), slots, 6, 1e-5, [63], 0)
+    expected = generated[:, ids.shape[1] :].tolist()
+    assert ours.tolist() == expected + expected
 
 
 def test_samples_of_llava_follow_its_distribution(trainers: dict[str, BatchRewardTrainer]) -> None:
