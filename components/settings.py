@@ -112,6 +112,8 @@ class Model(Strict):
     revision: str | None = Field(description="the commit of a hub model")
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
+    compile: bool = Field(description="torch.compile in training")
+    max_pixels: Positive | None = Field(description="larger pictures are made smaller; null: as the processor has it")
     freeze_vision: bool
     lora: Lora | None
     tiny: TinyModel | None
@@ -171,6 +173,15 @@ class Recent(Strict):
     steps: Positive = Field(description="for how many optimizer steps; older ones come from too old a policy")
 
 
+class Vllm(Strict):
+    """Answers drawn by vLLM in place of the model that is trained."""
+
+    mode: Literal["colocate", "server"] = Field(description="on the training GPUs, or a `vllm serve` elsewhere")
+    memory: float = Field(gt=0, le=1, description="colocate: share of each GPU's memory")
+    host: str = Field(description="server: where it is")
+    port: Annotated[int, Field(gt=0, le=65535)] = Field(description="server")
+
+
 class Grpo(Strict):
     """GRPO with a batch-level reward, from the warm start."""
 
@@ -191,6 +202,7 @@ class Grpo(Strict):
     advantage: Literal["group", "batch", "none"] = Field(description="what the advantages are divided by")
     checkpoint_every: Positive
     gradient_checkpointing: bool
+    vllm: Vllm | None = Field(description="null: the model that is trained draws its own answers")
     augment: Augment
 
 

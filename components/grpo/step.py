@@ -63,6 +63,8 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         )
         if trainer.unshared and track is not None:
             console.print(f"images are encoded once per answer, not once per input: {trainer.unshared}")
+        if trainer.unshared_in_sampling:
+            console.print(f"answers are not sampled on a shared prefix: {trainer.unshared_in_sampling}")
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=resume_point(folder))
     whole = trained(trainer, lambda: trainable(load(sft, settings.model)[0], settings.model))

@@ -23,6 +23,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from components.grpo.once import OncePerInput
+from components.grpo.vllm import UNSHARED, forbid_placeholders, vllm_arguments
 from components.settings import Grpo, Settings
 from components.shared.data.atomic import write_json
 from components.shared.errors import ConcordError
@@ -60,7 +61,7 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         world_size: number of ranks; the inputs of a step are shared out among them.
 
     Raises:
-        ConcordError: the step's completions cannot be shared out evenly.
+        ConcordError: the step's completions cannot be shared out evenly, or vLLM is asked for and not installed.
     """
     rows = grpo.prompts * grpo.generations
     if rows % (grpo.accumulation * world_size):
@@ -92,8 +93,10 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         use_cpu=not torch.accelerator.is_available(),
         seed=grpo.seed,
         bf16=settings.model.dtype == "bfloat16",
+        torch_compile=settings.model.compile,
         gradient_checkpointing=grpo.gradient_checkpointing,
         remove_unused_columns=False,
+        **vllm_arguments(grpo.vllm),
     )
 
 
@@ -109,6 +112,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
 
     def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
         """Takes GRPOTrainer's arguments but `reward_funcs`."""
+        if kwargs["args"].use_vllm:
+            forbid_placeholders(kwargs["args"], kwargs["model"], kwargs["processing_class"])
         super().__init__(reward_funcs=[_regression, _format], **kwargs)
         self._settings = settings
         if self.ref_model is not None:
@@ -117,6 +122,7 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
         self.sharing = self.unshared is None
         recent = settings.grpo.recent
         self._recent = RecentAnchors(recent.inputs, recent.steps) if recent else None
+        self.unshared_in_sampling = UNSHARED if self.use_vllm else None
         self._owners: Tensor | None = None
         self._kept: Prefix | None = None  # encoded while sampling, for the next policy pass
         self._given: Prefix | None = None  # the same, during that pass

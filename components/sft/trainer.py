@@ -69,6 +69,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         use_cpu=not torch.accelerator.is_available(),
         seed=sft.seed,
         bf16=model.dtype == "bfloat16",
+        torch_compile=model.compile,
         gradient_checkpointing=sft.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_drop_last=True,

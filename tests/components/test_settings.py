@@ -19,6 +19,7 @@ from components.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+VLLM = {"mode": "colocate", "memory": 0.3, "host": "127.0.0.1", "port": 8000}
 LORA = {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}
 
 
@@ -41,6 +42,7 @@ def full() -> dict[str, Any]:
     raw = copy.deepcopy(RAW)
     raw["model"]["lora"] = dict(LORA)
     raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
+    raw["grpo"]["vllm"] = dict(VLLM)
     return raw
 
 
@@ -98,7 +100,8 @@ def test_a_mistyped_key_is_named_with_the_right_one(path: tuple[str, ...], told:
 
 def is_of(value: Any, annotation: Any) -> bool:
     """Whether the value has the type that the annotation names (a whole number has a float's)."""
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    parts = typing.get_args(annotation) if union else (annotation,)
     for part in parts:
         kind = typing.get_origin(part) or part
         if kind is typing.Literal or (kind is typing.Annotated and is_of(value, typing.get_args(part)[0])):
@@ -158,12 +161,16 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("model.name", "no/such-model", "no/such-model is no local folder, so it needs a revision"),
         ("model.lora", {"r": 64}, "model.lora.alpha: missing"),
         ("model.lora", LORA | {"dropout": 1.1}, "model.lora.dropout: input should be less than or equal to 1"),
+        ("model.max_pixels", 0, "model.max_pixels: input should be greater than 0, found 0"),
         ("sft.lr", 0, "sft.lr: input should be greater than 0, found 0"),
         ("sft.patience", -1, "sft.patience: input should be greater than 0, found -1"),
         ("sft.augment.rotate", 181, "sft.augment.rotate: input should be less than or equal to 180, found 181"),
         ("grpo.generations", 1, "grpo.generations: input should be greater than or equal to 2, found 1"),
         ("grpo.reward", "mea", "grpo.reward: input should be 'ccc', 'mae', 'mse' or 'pearson', found 'mea'"),
         ("grpo.beta", -0.1, "grpo.beta: input should be greater than or equal to 0, found -0.1"),
+        ("grpo.vllm", VLLM | {"memory": 1.5}, "grpo.vllm.memory: input should be less than or equal to 1, found 1.5"),
+        ("grpo.vllm", VLLM | {"mode": "both"}, "grpo.vllm.mode: input should be 'colocate' or 'server', found 'both'"),
+        ("grpo.vllm", VLLM | {"port": 70000}, "grpo.vllm.port: input should be less than or equal to 65535"),
         ("register.max_unparseable", 2, "register.max_unparseable: input should be less than or equal to 1, found 2"),
     ],
 )

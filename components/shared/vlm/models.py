@@ -1,5 +1,6 @@
 """Models and processors: from config, from a folder, from a hub; and back to a folder, as safetensors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,30 @@ def load(place: str | Path, settings: Model, revision: str | None = None) -> tup
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ConcordError(f"{place}: its weights lack {', '.join(missing[:3])}{more}. {_REMEDY}")
     processor.tokenizer.padding_side = "left"
+    limit_pixels(processor, settings.max_pixels)
     suppress_placeholders(model, processor)
     return model, processor
+
+
+def limit_pixels(processor: Any, most: int | None) -> None:
+    """Has the processor make larger pictures smaller, down to `most` pixels; None leaves it as it is.
+
+    Raises:
+        ConcordError: it is none of those that go by the number of pixels, as Qwen2-VL's does.
+    """
+    if most is None:
+        return
+    images = processor.image_processor
+    size = getattr(images, "size", None)
+    least, largest = getattr(size, "shortest_edge", None), getattr(size, "longest_edge", None)
+    # Where max_pixels is known, the edges are numbers of pixels; elsewhere they are lengths.
+    if "max_pixels" not in getattr(images, "valid_kwargs", dict).__annotations__ or not least or not largest:
+        raise ConcordError(f"model.max_pixels: {type(images).__name__} goes by no number of pixels. Set it to null.")
+    if most < least:
+        raise ConcordError(
+            f"model.max_pixels: {most} is less than the {least} pixels that the processor makes at least"
+        )
+    images.size = replace(size, longest_edge=most)
 
 
 def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
@@ -72,6 +95,7 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     model: Any = build_model(tiny, processor, settings.sft.seed)
     model = model.to(_DTYPES[settings.model.dtype])
     model.set_attn_implementation(settings.model.attention)
+    limit_pixels(processor, settings.model.max_pixels)
     suppress_placeholders(model, processor)
     return model, processor
 

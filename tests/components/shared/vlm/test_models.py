@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLImageProcessorPil
 
 from components.settings import Settings
 from components.shared.errors import ConcordError
-from components.shared.vlm.models import base_model, load, save
+from components.shared.vlm.models import base_model, limit_pixels, load, save
 from tests.components.gauge_world import asked, ingested, tiny, write_params
 
 
@@ -158,3 +161,35 @@ def test_where_training_starts_from(settings: Settings, folder: Path, tmp_path: 
     local = settings.model_copy(update={"model": settings.model.model_copy(update={"name": str(folder)})})
     given, _ = base_model(local, ingest)
     assert torch.equal(given.lm_head.weight, load(folder, settings.model)[0].lm_head.weight)
+
+
+class WithQwenImages:
+    """What of a processor takes the limit; the whole of Qwen2-VL's wants torchvision."""
+
+    def __init__(self) -> None:
+        self.image_processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2)
+
+
+def test_large_pictures_are_made_smaller_and_small_ones_are_not() -> None:
+    processor = WithQwenImages()
+    patches = {}
+    for most in (None, 448 * 448):
+        limit_pixels(processor, most)
+        for side in (280, 896):
+            picture = Image.fromarray(np.zeros((side, side, 3), np.uint8))
+            patches[most, side] = int(processor.image_processor(picture)["image_grid_thw"].prod())
+    assert patches[None, 896] == (896 // 14) ** 2
+    assert patches[448 * 448, 896] == (448 // 14) ** 2
+    assert patches[None, 280] == patches[448 * 448, 280] == (280 // 14) ** 2
+    assert Qwen2VLImageProcessorPil(**processor.image_processor.to_dict()).size.longest_edge == 448 * 448, "saved"
+
+
+def test_a_limit_that_the_processor_cannot_keep_is_named(settings: Settings, folder: Path, tmp_path: Path) -> None:
+    limited = settings.model.model_copy(update={"max_pixels": 4096})
+    told = r"model\.max_pixels: Idefics3ImageProcessor\w* goes by no number of pixels\. Set it to null\."
+    with pytest.raises(ConcordError, match=told):
+        load(folder, limited)
+    with pytest.raises(ConcordError, match=told):
+        base_model(settings.model_copy(update={"model": limited}), ingested(tmp_path / "world"))
+    with pytest.raises(ConcordError, match=r"model\.max_pixels: 100 is less than the 3136 pixels"):
+        limit_pixels(WithQwenImages(), 100)
