@@ -1,18 +1,87 @@
-"""Every recipe is a whole params file."""
+"""Every recipe is a whole params file, and becomes a pipeline."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from components.settings import load_settings
+from components.settings import Settings, load_settings
+from pipelines.__main__ import main
 
-RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))
+EACH = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# Of the published runs: training rows, epochs, inputs of a step.
+PUBLISHED = {
+    "agedb": (12_208, 4, 16),
+    "imdb-wiki": (81_911, 2, 16),
+    "imdb-movie": (7_049, 6, 24),
+    "bone-age": (12_528, 5, 24),
+}
+SIZES = ("3b", "7b")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def recipe(name: str) -> Settings:
+    return load_settings(ROOT / "pipelines" / "recipes" / f"{name}.yaml")
+
+
+@EACH
 def test_recipe_loads_and_is_named_after_its_experiment(path: Path) -> None:
     assert load_settings(path).experiment == path.stem
 
 
+@EACH
+def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pipeline.yaml"
+    assert main(["compile", "--params", str(path), "--data-hash", "0" * 32 + ".dir", "--out", str(out)]) == 0
+    inputs = yaml.safe_load(out.read_text(encoding="utf-8"))["root"]["inputDefinitions"]["parameters"]
+    assert inputs["experiment"]["defaultValue"] == path.stem
+    assert (
+        json.loads(inputs["grpo_settings"]["defaultValue"]) == yaml.safe_load(path.read_text(encoding="utf-8"))["grpo"]
+    )
+
+
 def test_there_are_recipes() -> None:
-    assert {"han-strokes", "meter-digits"} <= {path.stem for path in RECIPES}
+    published = {f"{name}-{size}" for name in PUBLISHED for size in SIZES}
+    assert published | {"han-strokes", "meter-digits"} == {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_run(name: str, size: str) -> None:
+    settings = recipe(f"{name}-{size}")
+    model, grpo, (rows, epochs, prompts) = settings.model, settings.grpo, PUBLISHED[name]
+    assert model.name == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+    assert model.revision is not None
+    assert len(model.revision) == 40
+    assert model.lora is not None
+    assert (model.lora.r, model.lora.alpha, model.lora.dropout) == (64, 128, 0.05)
+    assert (model.dtype, model.freeze_vision) == ("bfloat16", True)
+    assert (grpo.reward, grpo.lr, grpo.beta, grpo.generations, grpo.max_new_tokens) == ("ccc", 1e-5, 0.04, 4, 32)
+    assert (grpo.prompts, grpo.steps) == (prompts, rows * epochs // prompts)
+    assert grpo.prompts % (grpo.accumulation * 2) == 0, "two GPUs share a step out evenly"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_both_sizes_differ_in_the_model_alone(name: str) -> None:
+    small, large = (recipe(f"{name}-{size}").model_dump(by_alias=True) for size in SIZES)
+    different = {section for section in small if small[section] != large[section]}
+    assert different == {"experiment", "model", "register"}
+    assert {key for key in small["model"] if small["model"][key] != large["model"][key]} == {"name", "revision"}
+
+
+def test_the_published_table_of_agedb_is_read_as_the_recipe_says() -> None:
+    """The table alone; the images are not at hand."""
+    folder = ROOT.parent / "shared" / "data" / "agedb"
+    if not folder.is_dir():
+        pytest.skip("the published table is not here")
+    settings = recipe("agedb-3b")
+    rows = (folder / settings.ingest.csv).read_text(encoding="utf-8").splitlines()
+    columns = rows[0].split(",")
+    named = (settings.ingest.image_column, settings.ingest.target_column, settings.ingest.split_column)
+    assert all(name in columns for name in named)
+    place = columns.index(str(settings.ingest.split_column))
+    assert sum(row.split(",")[place] == "train" for row in rows[1:]) == PUBLISHED["agedb"][0]
+    targets = [float(row.split(",")[columns.index(settings.ingest.target_column)]) for row in rows[1:]]
+    assert settings.task.low <= min(targets) <= max(targets) <= settings.task.high
