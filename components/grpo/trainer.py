@@ -38,12 +38,11 @@ from components.shared.vlm.curves import Follow
 from components.shared.vlm.ranks import spread
 from components.shared.vlm.shared_prefix import (
     IMAGE_FIELDS,
-    MASKED_ATTENTION,
     PER_TOKEN,
-    SHARING,
     Prefix,
     Slots,
     encode,
+    obstacle,
     sample,
     score,
     score_whole,
@@ -136,13 +135,9 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     def _obstacle(self) -> str | None:
         """Why the prefix cannot be shared, in words; None where it can."""
         config = self.accelerator.unwrap_model(self.model).config
-        if config.model_type not in SHARING:
-            return f"of the models, only {', '.join(SHARING)} are known to encode a prompt apart from what follows it"
-        if config.get_text_config()._attn_implementation not in MASKED_ATTENTION:
-            return f"of model.attention, only {' and '.join(MASKED_ATTENTION)} take the block mask that it needs"
         if spread(self):
             return "FSDP and DeepSpeed gather the weights for whole forward passes, the same number on every rank"
-        return None
+        return obstacle(config.model_type, config.get_text_config()._attn_implementation)
 
     def _samples_itself(self) -> bool:
         """Whether `sample` draws from the distribution that the settings ask for, and nothing else is to draw."""

@@ -17,7 +17,7 @@ from components.shared.vlm.suppression import suppress_placeholders
 from components.shared.vlm.tiny import build_model, build_processor
 
 _REMEDY = "Give a hub id with its revision, or a folder with a model's safetensors weights and its processor."
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(place: str | Path, settings: Model, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
@@ -38,7 +38,7 @@ def load(place: str | Path, settings: Model, revision: str | None = None) -> tup
         model, info = AutoModelForImageTextToText.from_pretrained(
             place,
             revision=revision,
-            dtype=_DTYPES[settings.dtype],
+            dtype=DTYPES[settings.dtype],
             attn_implementation=settings.attention,
             use_safetensors=True,
             trust_remote_code=False,
@@ -93,7 +93,7 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
     processor = build_processor(tiny, questions)
     model: Any = build_model(tiny, processor, settings.sft.seed)
-    model = model.to(_DTYPES[settings.model.dtype])
+    model = model.to(DTYPES[settings.model.dtype])
     model.set_attn_implementation(settings.model.attention)
     limit_pixels(processor, settings.model.max_pixels)
     suppress_placeholders(model, processor)

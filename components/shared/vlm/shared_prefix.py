@@ -39,6 +39,15 @@ IMAGE_FIELDS = (
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 
 
+def obstacle(model_type: str, attention: str) -> str | None:
+    """Why a model's prefix cannot be shared, in words; None where it can."""
+    if model_type not in SHARING:
+        return f"of the models, only {', '.join(SHARING)} are known to encode a prompt apart from what follows it"
+    if attention not in MASKED_ATTENTION:
+        return f"of model.attention, only {' and '.join(MASKED_ATTENTION)} take the block mask that it needs"
+    return None
+
+
 class Slots:
     """Where each of N completions stands among those of its input: S slots an input, some of them empty.
 
