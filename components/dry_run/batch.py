@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.settings import Settings
-from components.shared.data.rows import first, read_rows
+from components.shared.data.rows import read_rows, stretch
 from components.shared.vlm.generation import decode_image
 from components.shared.vlm.prompts import completion, prompt_with_image
 
@@ -76,7 +76,7 @@ def _rows(ingest: Path, count: int) -> list[tuple[str, Image.Image]]:
     """Question and picture of the first training rows, from the start again where there are too few."""
     found = [
         (row["question"], decode_image(row["image"]["bytes"]))
-        for part in first(read_rows(ingest, "train"), count)
+        for part in stretch(read_rows(ingest, "train"), 0, count)
         for row in part.select(["question", "image"]).to_pylist()
     ]
     return [found[i % len(found)] for i in range(count)]

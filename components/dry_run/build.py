@@ -81,6 +81,11 @@ def config_of(settings: Settings) -> PretrainedConfig:
         raise _unbuilt(model.name, "no config could be loaded", error) from error
 
 
+def model_type(settings: Settings) -> str:
+    """The architecture, by transformers' name."""
+    return "idefics3" if settings.model.name == "tiny" else str(config_of(settings).model_type)
+
+
 def build(settings: Settings, processor: Any, device: torch.device, temperature: float, checkpointing: bool) -> Any:
     """The model as a step trains it, with random weights on `device`, or with none on the meta device.
 

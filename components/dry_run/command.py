@@ -1,11 +1,10 @@
 """`python -m components sft|grpo --dry-run`: what a training step would need, before anything is downloaded or trained.
 
 The model is built from its config; of a hub, config and processor are fetched and no weights. One batch goes forward
-and backward, without content where there is no accelerator, and with random weights where there is one. Nothing is
-written.
+and backward: without content, and where there is an accelerator, there as well with random weights. Nothing is written.
 """
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,13 +12,34 @@ from rich.console import Console
 from rich.table import Table
 
 from components.dry_run.batch import Batch, batch_of
-from components.dry_run.build import config_of, processor_of
-from components.dry_run.memory import Memory, grpo_loss, measured, reckoned, sft_loss
+from components.dry_run.build import model_type, processor_of
+from components.dry_run.memory import Loss, Memory, grpo_loss, measured, reckoned, sft_loss
+from components.launcher import to_launch, world_size
 from components.settings import Settings
 from components.shared.errors import ConcordError
 from components.shared.vlm.shared_prefix import obstacle
 
 console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What falls to one device at once.
+
+    Attributes:
+        inputs, answers: how many inputs, and answers to each.
+        length: tokens of an answer; None: of the longest right one.
+        unshared: why the prefix cannot be shared; None where it can, or has one answer.
+        loss: of the pass.
+        words: the same for a person.
+    """
+
+    inputs: int
+    answers: int
+    length: int | None
+    unshared: str | None
+    loss: Loss
+    words: str
 
 
 def dry_run(step: str, settings: Settings, ingest: Path) -> None:
@@ -31,68 +51,76 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
     Raises:
         ConcordError: config or processor cannot be loaded, or a step cannot be shared out evenly.
     """
-    grpo, ranks = settings.grpo, int(os.environ.get("WORLD_SIZE", "1"))
+    share = _of_sft(settings) if step == "sft" else _of_grpo(settings)
     processor = processor_of(settings)
-    if step == "sft":
-        inputs, answers, length, unshared = settings.sft.batch_size, 1, None, None
-        loss, shares = sft_loss, f"{inputs} on a device"
-    else:
-        parts = grpo.accumulation * ranks
-        if grpo.prompts % parts:
-            raise ConcordError(
-                f"grpo: {grpo.prompts} prompts cannot be shared out evenly over {grpo.accumulation} accumulation x "
-                f"{ranks} ranks. Make prompts a multiple of {parts}."
-            )
-        inputs, answers, length = grpo.prompts // parts, grpo.generations, grpo.max_new_tokens
-        unshared = _unshared(settings)
-        loss = grpo_loss(unshared is None, grpo.temperature)
-        shares = (
-            f"{inputs} of {grpo.prompts} ({grpo.accumulation} accumulation x {ranks} ranks), {answers} answers each"
-        )
-    batch = batch_of(settings, processor, ingest, inputs, answers, length)
-    memory = reckoned(settings, step, processor, batch, loss)
+    batch = batch_of(settings, processor, ingest, share.inputs, share.answers, share.length)
+    memory = reckoned(settings, step, processor, batch, share.loss)
     lines = [
         ("model", f"{settings.model.name}, {settings.model.dtype}, {settings.model.attention}"),
         ("parameters", f"{_millions(memory.parameters)}, of which trained: {_millions(memory.trainable)}"),
-        ("inputs", f"{shares}; pictures: {batch.pictures}"),
+        ("inputs", share.words),
+        ("pictures", batch.pictures),
         ("tokens of an input", _tokens(batch)),
-        *([("shared prefix", _sharing(batch, unshared))] if step == "grpo" else []),
+        *([("shared prefix", _sharing(batch, share.unshared))] if share.answers > 1 else []),
         *_memory(memory),
     ]
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         assert device is not None
-        seen = measured(settings, step, processor, batch, loss, device)
+        seen = measured(settings, step, processor, batch, share.loss, device)
         lines.append((f"measured on {device}", f"{_size(seen.total)}, activations {_size(seen.activations)}"))
     _show(f"{settings.experiment}, {step}: one batch on one device", lines)
 
 
-def _unshared(settings: Settings) -> str | None:
-    kind = "idefics3" if settings.model.name == "tiny" else config_of(settings).model_type
-    return obstacle(kind, settings.model.attention)
+def _of_sft(settings: Settings) -> Share:
+    inputs = settings.sft.batch_size
+    words = f"{inputs} on each device, {settings.sft.accumulation} accumulation"
+    return Share(inputs, 1, None, None, sft_loss, words)
+
+
+def _of_grpo(settings: Settings) -> Share:
+    grpo = settings.grpo
+    ranks = settings.launcher.num_processes if to_launch(settings.launcher) else world_size()
+    inputs, rest = divmod(grpo.prompts, grpo.accumulation * ranks)
+    parts = f"{grpo.accumulation} accumulation x {ranks} ranks"
+    if rest:
+        raise ConcordError(
+            f"grpo: {grpo.prompts} prompts cannot be shared out evenly over {parts}. Make prompts a multiple of "
+            f"{grpo.accumulation * ranks}."
+        )
+    unshared = obstacle(model_type(settings), settings.model.attention)
+    if settings.launcher.config is not None:
+        unshared = unshared or "launcher.config may ask for FSDP or DeepSpeed, which do not go with it"
+    loss = grpo_loss(unshared is None, grpo.temperature)
+    words = f"{inputs} of {grpo.prompts} ({parts}), {grpo.generations} answers each"
+    return Share(inputs, grpo.generations, grpo.max_new_tokens, unshared, loss, words)
 
 
 def _tokens(batch: Batch) -> str:
-    return (
-        f"image {_range(batch.image_tokens)}, prompt {_range(batch.prompt_tokens)}, "
-        f"each answer at most {batch.completions.shape[1]}"
-    )
+    image, prompt = _range(batch.image_tokens), _range(batch.prompt_tokens)
+    return f"image {image}, prompt {prompt}, each answer at most {batch.completions.shape[1]}"
 
 
 def _sharing(batch: Batch, unshared: str | None) -> str:
     if unshared is not None:
         return f"no: {unshared}"
     prefix = int((batch.image_tokens + batch.prompt_tokens).sum())
+    answers = len(batch.owners) // len(batch.image_tokens)
     suffix = batch.completions.numel()
-    copies = len(batch.owners) // len(batch.image_tokens)
-    return f"yes: {prefix + suffix:,} tokens go through the decoder, not {copies * prefix + suffix:,}"
+    return f"yes: {prefix + suffix:,} tokens in the decoder, not {answers * prefix + suffix:,}"
 
 
 def _memory(memory: Memory) -> list[tuple[str, str]]:
-    names = ("weights", "adapters", "gradients", "optimizer", "reference", "activations")
-    titles = {"optimizer": "optimizer's state", "reference": "reference model", "activations": "activations, at most"}
-    rows = [(titles.get(name, name), _size(getattr(memory, name))) for name in names]
-    return [*rows, ("memory, reckoned", _size(memory.total))]
+    parts = {
+        "weights": memory.weights,
+        "adapters": memory.adapters,
+        "gradients": memory.gradients,
+        "optimizer's state": memory.optimizer,
+        "reference model": memory.reference,
+        "activations, at most": memory.activations,
+        "memory, reckoned": memory.total,
+    }
+    return [(name, _size(size)) for name, size in parts.items()]
 
 
 def _show(title: str, lines: list[tuple[str, str]]) -> None:

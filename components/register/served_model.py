@@ -25,6 +25,8 @@ class ImageRegressor(PythonModel):
             revision=None,
             dtype=chosen["dtype"],
             attention=chosen["attention"],
+            compile=False,
+            max_pixels=None,  # the processor in the folder keeps to it
             freeze_vision=False,
             lora=None,
             tiny=None,

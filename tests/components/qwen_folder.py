@@ -33,8 +33,8 @@ VISION = {
 BILLIONS = {"3b": 3.75, "7b": 8.29}
 
 
-def write_qwen(folder: Path, size: str, **text: Any) -> Path:
-    """Writes the folder of the `3b` or the `7b`, changed where `text` says so."""
+def write_qwen(folder: Path, size: str, layers: int | None = None) -> Path:
+    """Writes the folder of the `3b` or the `7b`; with `layers`, decoder and vision tower have so many, no more."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(["How old?"])
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
@@ -42,8 +42,12 @@ def write_qwen(folder: Path, size: str, **text: Any) -> Path:
     tokenizer.save_pretrained(folder)
     rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     config = Qwen2_5_VLConfig(
-        text_config={**TEXT[size], "rope_parameters": rotary, **text},
-        vision_config={**VISION, "out_hidden_size": TEXT[size]["hidden_size"]},
+        text_config={**TEXT[size], "rope_parameters": rotary, **({"num_hidden_layers": layers} if layers else {})},
+        vision_config={
+            **VISION,
+            "out_hidden_size": TEXT[size]["hidden_size"],
+            **({"depth": layers, "fullatt_block_indexes": [layers - 1]} if layers else {}),
+        },
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),

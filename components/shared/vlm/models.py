@@ -67,7 +67,7 @@ def limit_pixels(processor: Any, most: int | None) -> None:
     if most is None:
         return
     images = processor.image_processor
-    size = getattr(images, "size", None)
+    size: Any = getattr(images, "size", None)
     least, largest = getattr(size, "shortest_edge", None), getattr(size, "longest_edge", None)
     # Where max_pixels is known, the edges are numbers of pixels; elsewhere they are lengths.
     if "max_pixels" not in getattr(images, "valid_kwargs", dict).__annotations__ or not least or not largest:
