@@ -11,9 +11,10 @@ from torch import nn
 from components.grpo.step import run
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Lora, Settings
+from components.sft.step import run as sft_run
 from components.sft.trainer import training_arguments as sft_arguments
 from components.shared.vlm.lora import lora_config, vision_tower
-from components.shared.vlm.models import load, save
+from components.shared.vlm.models import base_model, load, save
 from components.shared.vlm.tiny import build_model, build_processor
 from tests.components.gauge_world import LORA, Curves, ingested, write_params
 from tests.components.grpo.test_trainer import QUESTIONS, loss_and_gradients, make_trainer, small_settings, step_batch
@@ -28,7 +29,11 @@ def chosen(**model: Any) -> Settings:
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings, folder = small_settings(), tmp_path_factory.mktemp("warm")
+    return written(small_settings(), tmp_path_factory.mktemp("warm"))
+
+
+def written(settings: Settings, folder: Path) -> Path:
+    """A model with random weights."""
     processor = build_processor(settings.model.tiny, QUESTIONS)  # type: ignore[arg-type]
     save(build_model(settings.model.tiny, processor, seed=3), processor, folder)  # type: ignore[arg-type]
     return folder
@@ -70,20 +75,24 @@ def test_adapters_in_float32_on_weights_in_bf16_and_no_gradient_in_the_tower(war
     assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
 
 
-def test_a_bf16_step_with_adapters_leaves_a_plain_bf16_model(tmp_path: Path) -> None:
-    """One step of the whole thing: adapters merged, the tower as it was."""
+def test_bf16_steps_with_adapters_leave_plain_bf16_models(tmp_path: Path) -> None:
+    """Warm start and GRPO: adapters merged into the decoder, the tower as it was."""
     ingest = ingested(tmp_path / "world")
-    model = {"dtype": "bfloat16", "lora": LORA | {"dropout": 0.0}, "freeze_vision": True}
-    settings = write_params(tmp_path / "p.yaml", model=model, grpo={"steps": 1, "lr": 0.5, "warmup_steps": 0})
-    processor = build_processor(settings.model.tiny, ["What does the gauge read?"])  # type: ignore[arg-type]
-    tiny = build_model(settings.model.tiny, processor, seed=0).to(torch.bfloat16)  # type: ignore[arg-type]
-    save(tiny, processor, tmp_path / "sft")
+    model = {"dtype": "bfloat16", "lora": LORA, "freeze_vision": True}
+    sft, grpo = {"max_steps": 2, "eval_every": 2, "lr": 0.02, "warmup_steps": 0}, {"steps": 1}
+    settings = write_params(tmp_path / "p.yaml", model=model, sft=sft, grpo=grpo)
+    start = base_model(settings, ingest)[0].state_dict()
+    where: dict[str, Any] = {"ingest": ingest, "state": tmp_path / "state"}
     track: Any = Curves()
-    run(settings, track, ingest=ingest, sft=tmp_path / "sft", out=tmp_path / "grpo", state=tmp_path / "state")
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("sft", "grpo"))
-    assert before.keys() == after.keys()
-    assert {value.dtype for value in after.values()} == {torch.bfloat16}
-    assert all(torch.equal(after[name], value) for name, value in before.items() if "vision" in name)
+    sft_run(settings, track, validate=ingest, out=tmp_path / "sft", **where)
+    run(settings, track, sft=tmp_path / "sft", out=tmp_path / "grpo", **where)
+    for name in ("sft", "grpo"):
+        weights = load_file(tmp_path / name / "model.safetensors")
+        assert weights.keys() == start.keys()
+        assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+        changed = {key for key, value in weights.items() if not torch.equal(value, start[key])}
+        assert any("text_model" in key for key in changed)
+        assert not any("vision" in key for key in changed)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -103,7 +112,7 @@ def test_checkpointing_computes_a_layer_again(checkpointing: bool, warm: Path, t
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()  # `train` does it
     calls: list[int] = []
-    layer: nn.Module = trainer.model.model.text_model.layers[0].mlp
+    layer: nn.Module = trainer.model.model.text_model.layers[0].input_layernorm
     hook = layer.register_forward_hook(lambda *_: calls.append(1))
     loss_and_gradients(trainer, batch)
     hook.remove()
@@ -117,10 +126,12 @@ def test_compilation_is_asked_for_by_the_setting() -> None:
         assert sft_arguments(settings.sft, settings.model, Path("out")).torch_compile is compiled
 
 
-def test_a_compiled_model_has_the_same_loss_and_gradients(warm: Path, tmp_path: Path) -> None:
+def test_a_compiled_model_has_the_same_loss_and_gradients(tmp_path: Path) -> None:
     """Traced, and run without making machine code of it, which takes minutes."""
-    settings = chosen()
-    trainer = make_trainer(warm, settings, tmp_path)
+    tiny = chosen().model.tiny
+    assert tiny is not None
+    settings = chosen(tiny=tiny.model_copy(update={"vision_layers": 1, "text_layers": 1}))
+    trainer = make_trainer(written(settings, tmp_path / "warm"), settings, tmp_path)
     batch = step_batch(trainer)
     batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
     trainer._kept = None
@@ -133,5 +144,6 @@ def test_a_compiled_model_has_the_same_loss_and_gradients(warm: Path, tmp_path: 
         trainer.model = plain
         torch.compiler.reset()
     assert compiled_loss == pytest.approx(loss, abs=1e-6)
+    assert {f"_orig_mod.{name}" for name in gradients} == compiled_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled_gradients[f"_orig_mod.{name}"], gradient, atol=1e-6, rtol=1e-4)
