@@ -115,7 +115,9 @@ def _plain(settings: Settings, processor: Any, device: torch.device) -> Any:
     attention = "sdpa" if device.type in ("meta", "cpu") and "flash" in chosen.attention else chosen.attention
     if chosen.name == "tiny":
         assert chosen.tiny is not None
-        model: Any = build_model(chosen.tiny, processor, settings.sft.seed).to(DTYPES[chosen.dtype])
+        with torch.device("cpu"):  # it is small, and some of its weights are computed
+            model: Any = build_model(chosen.tiny, processor, settings.sft.seed)
+        model = model.to(device, DTYPES[chosen.dtype])
         model.set_attn_implementation(attention)
         return model
     try:

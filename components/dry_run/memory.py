@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from components.dry_run.batch import Batch
@@ -48,8 +49,10 @@ class Memory:
 
 
 def sft_loss(model: Any, batch: Batch) -> Tensor:
-    """Teacher forcing on the completions, the log-probs chunked as TRL's SFTTrainer has them."""
-    return _trl_log_probs(model, batch).sum()
+    """Teacher forcing on the completions, the language model's head on their columns alone."""
+    fields, length = _one_by_one(batch), batch.completions.shape[1]
+    logits = model(**fields, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+    return cross_entropy(logits.float().flatten(0, 1), batch.completions.flatten(), reduction="sum")
 
 
 def grpo_loss(shared: bool, temperature: float) -> Loss:
@@ -66,16 +69,20 @@ def grpo_loss(shared: bool, temperature: float) -> Loss:
     return loss
 
 
-def _trl_log_probs(model: Any, batch: Batch) -> Tensor:
-    """Every completion behind a prompt and an image of its own."""
+def _one_by_one(batch: Batch) -> dict[str, Tensor]:
+    """The model's inputs with every completion behind a prompt and an image of its own."""
     fields = select(batch.fields, batch.owners)
-    length = batch.completions.shape[1]
     beside = {
         "input_ids": batch.completions,
         "attention_mask": torch.ones_like(batch.completions),
         **{name: torch.zeros_like(batch.completions) for name in PER_TOKEN if name in fields},
     }
-    fields |= {name: torch.cat([fields[name], part], dim=1) for name, part in beside.items()}
+    return fields | {name: torch.cat([fields[name], part], dim=1) for name, part in beside.items()}
+
+
+def _trl_log_probs(model: Any, batch: Batch) -> Tensor:
+    """As TRL's own path has them: chunk by chunk."""
+    fields, length = _one_by_one(batch), batch.completions.shape[1]
     labels = fields["input_ids"].clone()
     labels[:, :-length] = -100
     log_probs: Tensor = model(**fields, labels=labels, fused_lm_head=True).log_probs
