@@ -88,7 +88,7 @@ def row_checks(task: Task) -> list[Check]:
             "BeInSet",
             {"value_set": list(MODES)},
             "every image becomes 8-bit RGB without harm",
-            "Convert these files to 8-bit grey or RGB: as they are, the model would see them all white or all black.",
+            "Convert these files to 8-bit grey or RGB: what their values mean is not known.",
         ),
     ]
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.settings import Task
+from components.shared.data.images import prepare
 from components.shared.data.progress import counted
 from components.shared.data.rows import SCHEMA, SPLITS, read_rows, shards
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
-from components.validate.images import Look, look, prepare
+from components.validate.images import Look, look
 
 BATCH = 64  # images held at once, encoded; each thread decodes one more
 

@@ -105,9 +105,10 @@ def leak(raw: RawFolder) -> None:
         picture.save(raw.folder / path, "PNG" if k % 2 else "BMP")
 
 
-def deep() -> bytes:
+def measured() -> bytes:
+    """Values that no one has said the range of."""
     buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(buffer, "PNG")
+    Image.fromarray(np.full((8, 8), 0.3, np.float32)).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
@@ -127,7 +128,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         image(9, b"<html>404</html>"),
         ["labels.csv:9 images/007.png", "no image in a known format", "or remove their rows"],
     ),
-    "16-bit image": (image(9, deep()), ["8-bit RGB", "labels.csv:9 images/007.png", "mode I;16", "Convert"]),
+    "float image": (image(9, measured()), ["8-bit RGB", "labels.csv:9 images/007.png", "mode F", "Convert"]),
     "target above the range": (
         target(9, "101"),
         ["in the task's range, 0 to 100 %", "labels.csv:9 images/007.png", "target 101.0", "task.low and task.high"],
