@@ -63,6 +63,7 @@ class Ingest(Strict):
     split: Literal["balanced", "given"] = Field(description="gauges bring their own: given")
     split_column: str | None = Field(description="with split: given; its values are train, val, test")
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
+    max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any fault ends the step")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
 
@@ -70,6 +71,8 @@ class Ingest(Strict):
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
             raise ValueError(f"source: gauges brings its own splits, so split: {self.split} must be split: given")
+        if self.source == "gauges" and self.max_quarantined:
+            raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
         if self.split == "given" and not self.split_column:
             raise ValueError("split: given needs split_column, the column that holds train, val or test")
         return self

@@ -12,6 +12,7 @@ from components.shared.data.atomic import new_folder, write_json, write_text
 from components.shared.data.folder import read_folder
 from components.shared.data.gauges import read_gauges
 from components.shared.data.progress import counted
+from components.shared.data.quarantine import NAME, Quarantine
 from components.shared.data.rows import SPLITS, Row, ShardWriter
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
@@ -23,19 +24,34 @@ SOURCES = {"gauges": read_gauges, "folder": read_folder}
 def run(settings: Settings, track: StepRun, *, data: Path, out: Path) -> None:
     """Writes train-, val- and test- shards to `out`, with metrics.json and histogram.csv (rows per label and split).
 
+    Where ingest.max_quarantined is above 0, quarantine.csv beside them holds the rows that cannot be used and why.
+
     Args:
         data: folder that holds the table named by ingest.csv.
 
     Raises:
-        ConcordError: the raw input has faults; all that can be seen without opening images are told at once.
+        ConcordError: the raw input has more faults than may be quarantined; all that can be seen without opening images
+            (with a quarantine: all) are told at once.
     """
     del track  # no curves
     with new_folder(out) as folder:
-        targets = _write_shards(SOURCES[settings.ingest.source](data, settings), folder, settings.ingest.shard_mb)
+        quarantine = Quarantine.of(settings)
+        rows = SOURCES[settings.ingest.source](data, settings, quarantine=quarantine)
+        targets = _write_shards(rows, folder, settings.ingest.shard_mb)
+        kept = sum(map(len, targets.values()))
+        quarantine.account(kept)
         histogram = label_histogram(targets, settings.task)
         write_text(folder / "histogram.csv", histogram_csv(histogram, settings.task))
-        write_json(metrics_file(folder), share_metrics(histogram))
+        metrics = share_metrics(histogram)
+        if quarantine.open:
+            write_text(folder / NAME, quarantine.table())
+            metrics |= {"read": quarantine.read, "kept": kept, "quarantined": quarantine.rows}
+        write_json(metrics_file(folder), metrics)
     console.print(", ".join(f"{split} {len(targets[split])}" for split in SPLITS) + " rows")
+    if quarantine.rows:
+        reasons = ", ".join(f"{kind}: {count}" for kind, count in quarantine.reasons().items())
+        told = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {out / NAME}"
+        console.print(told, markup=False, soft_wrap=True)
 
 
 def _write_shards(rows: Iterator[tuple[str, Row]], folder: Path, shard_mb: int) -> Mapping[str, list[float]]:

@@ -27,6 +27,7 @@ INGEST = {
     "split": "balanced",
     "split_column": None,
     "max_per_label": 4,
+    "max_quarantined": 0,
 }
 VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3}
 

@@ -7,23 +7,27 @@ import numpy as np
 
 from components.settings import Settings, Task
 from components.shared.data.labels import Label, read_labels, table_path
+from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
 from components.shared.data.splits import balanced_splits, shuffle_key
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import label_bins
 
 
-def read_folder(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
+def read_folder(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
     """Split and row of every image, train first, each split in a shuffled order that the ids alone decide.
 
     The table is checked whole in this call; then, as rows are asked for, one image is read at a time, and its bytes are
     passed on as they are.
 
+    Args:
+        quarantine: takes the rows that cannot be used; None: any fault is an error.
+
     Raises:
-        ConcordError: the table has faults, a split is empty, or a file cannot be read.
+        ConcordError: the table has more faults than the quarantine takes, a split is empty, or a file cannot be read.
     """
     table = table_path(folder, settings.ingest)
-    members = _split(table, read_labels(table, settings.ingest), settings)
+    members = _split(table, read_labels(table, settings.ingest, quarantine=quarantine), settings)
     return (
         (split, Row(label.id, _content(table, label), label.target, settings.task.question, _origin(table, label)))
         for split in SPLITS

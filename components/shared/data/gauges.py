@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter
 
 from components.settings import Settings
 from components.shared.data.labels import records
+from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
 from components.shared.errors import ConcordError
 
@@ -273,9 +274,16 @@ def _scene(cells: dict[str, str]) -> Scene:
     return Scene(**values)
 
 
-def read_gauges(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
-    """Split and row of every scene in the folder's table, rendered as they are read."""
+def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
+    """Split and row of every scene in the folder's table, rendered as they are read.
+
+    Args:
+        quarantine: counts the rows; it takes none, since a seed makes the table, and a fault in it means that it is not
+            that table.
+    """
     path = folder / settings.ingest.csv
     for line, scene in read_scenes(path):
         image = render(scene, settings.ingest.image_size)
+        if quarantine:
+            quarantine.read += 1
         yield scene.split, Row(scene.id, image, float(scene.reading), settings.task.question, f"{path.name}:{line}")

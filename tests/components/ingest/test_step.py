@@ -1,5 +1,6 @@
 """Ingest, through the command line: shards, their bytes, and every fault of the raw input."""
 
+import csv
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from components.__main__ import main
 from components.shared.data.gauges import draw_scenes, label_counts, write_scenes
 from components.shared.data.rows import SCHEMA, SPLITS, read_table
-from tests.components.raw_folder import ROOT, RawFolder, content, write_params
+from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
 
 WORDS = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 OUT = Path("artifacts/ingest")  # in the working directory of the test
@@ -198,6 +199,79 @@ def test_a_fault_is_told_on_one_screen_and_earlier_output_stays(
     assert len(told.splitlines()) < 24
     assert content(OUT) == before
     assert not list(Path("artifacts").glob(".*.partial"))
+
+
+# Line -> what is wrong with it, and why it is set aside.
+BAD_ROWS: dict[int, tuple[Change, str]] = {
+    3: (bytes_of("images/001.png", None), "missing file"),
+    4: (bytes_of("images/002.png", b""), "empty file"),
+    5: (bytes_of("images/003.png", encoded(3, size=64)[:-300]), "image does not decode"),
+    6: (bytes_of("images/004.png", b"<html>404</html>"), "image does not decode"),
+    7: (row(7, 1, "12,5"), "decimal comma"),
+    8: (row(8, 1, "nan"), "target not finite"),
+    9: (row(9, 1, ""), "empty target"),
+    10: (row(10, 1, "100.5"), "target out of range"),
+    11: (row(11, 0, "images/000.png"), "image listed twice"),
+    12: (row(12, 0, "../params.yaml"), "image outside the folder"),
+}
+
+
+def spoil(raw: RawFolder, limit: float) -> None:
+    for change, _ in BAD_ROWS.values():
+        change(raw)
+    setting(max_quarantined=limit)(raw)
+
+
+def test_bad_rows_are_set_aside_with_line_and_reason(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(raw, 0.2)
+    assert main(WORDS) == 0
+    with open(OUT / "quarantine.csv", encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert {int(item["line"]): item["reason"] for item in found} == {n: why for n, (_, why) in BAD_ROWS.items()}
+    assert len(found) == len(BAD_ROWS)
+    assert found[4] == {
+        "source": "labels.csv", "line": "7", "column": "reading", "value": "12,5", "reason": "decimal comma",
+        "remedy": "write 12.5, with a point",
+    }  # fmt: skip
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    assert (metrics["read"], metrics["kept"], metrics["quarantined"]) == (69, 59, 10)
+    assert sum(metrics["rows"].values()) == 59
+    kept = {line for split in SPLITS for line in read_table(OUT, split)["origin"].to_pylist()}
+    assert {int(origin.split()[0].split(":")[1]) for origin in kept} == set(range(2, 71)) - BAD_ROWS.keys()
+    told = capfd.readouterr().err
+    assert "10 of 69 rows quarantined (decimal comma: 1, " in told
+    assert "image does not decode: 2" in told
+    before = content(OUT)
+    assert main(WORDS) == 0
+    assert content(OUT) == before
+
+
+def test_the_split_is_that_of_the_rows_that_are_kept(raw: RawFolder) -> None:
+    """Three of the nine rows of the rarest label are broken: a third of the six others goes to test."""
+    for k in (60, 63, 66):
+        bytes_of(f"images/{k:03d}.png", b"x")(raw)
+    setting(max_quarantined=0.1)(raw)
+    assert main(WORDS) == 0
+    assert (OUT / "histogram.csv").read_text().splitlines()[-1] == "90,2,2,2,few"
+
+
+def test_too_many_bad_rows_end_the_step(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(raw, 0.14)
+    assert main(WORDS) == 1
+    told = capfd.readouterr().err
+    assert "10 faults in 10 of 69 rows (14.49%); ingest.max_quarantined allows 14.00%" in told
+    assert "labels.csv:5: image: image does not decode 'images/003.png'; does not decode: " in told
+    assert not OUT.exists()
+
+
+def test_without_a_bad_row_the_quarantine_is_empty_and_the_shards_are_the_same(raw: RawFolder) -> None:
+    assert main(WORDS) == 0
+    before = content(OUT)
+    setting(max_quarantined=0.5)(raw)
+    assert main(WORDS) == 0
+    after = content(OUT)
+    assert after.pop("quarantine.csv") == b"source,line,column,value,reason,remedy\n"
+    assert {name for name in after if after[name] != before[name]} == {"metrics.json"}
 
 
 def test_many_faults_of_several_kinds_are_told_together(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
