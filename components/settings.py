@@ -78,12 +78,41 @@ class Ingest(Strict):
         return self
 
 
+Severity = Literal["error", "warning"]
+
+
+class Severities(Strict):
+    """What becomes of an expectation that is not met: an error stops the run, a warning is reported.
+
+    Not here, since no step could go on: the row schema, ids, finite targets, images that decode. They are errors.
+    """
+
+    target_in_range: Severity
+    target_on_step: Severity
+    image_mode: Severity = Field(description="stored as 8-bit grey, palette or RGB; others are converted")
+    image_size: Severity
+    images_in_two_splits: Severity
+    near_duplicates: Severity
+    images_with_two_targets: Severity
+    subjects_in_two_splits: Severity
+    train_imbalance: Severity
+    test_imbalance: Severity
+    test_rows_many: Severity
+    test_rows_medium: Severity
+    test_rows_few: Severity
+
+
 class Validate(Strict):
     """Limits that the splits must keep."""
 
     min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
     max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
     min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
+    min_side: Positive = Field(description="shorter side of an image in pixels, at least")
+    near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
+        description="images whose perceptual hashes differ in at most so many of 256 bits look alike"
+    )
+    severity: Severities
 
 
 class TinyModel(Strict):

@@ -4,9 +4,10 @@ import hashlib
 from dataclasses import dataclass, replace
 
 from components.shared.data.images import BadImageError, as_rgb, open_image
+from components.validate.near import perceptual_hash
 
-# Modes that `as_rgb` makes 8-bit RGB of without harm.
-MODES = ("1", "CMYK", "I", "I;16", "I;16B", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+# Modes that become 8-bit RGB with every value as it is. Others are converted, and lose depth, gamut or transparency.
+PLAIN_MODES = ("1", "L", "P", "RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Look:
         width, height: in pixels, as stored; None where not even the header can be read.
         mode, format: Pillow's names.
         content: SHA-256 of what the model sees, so that one picture saved twice is one; None where undecodable.
+        hash: perceptual hash of the same, see near.py; None where undecodable or of one shade.
         fault: why it does not decode, in words; None where it does.
     """
 
@@ -25,6 +27,7 @@ class Look:
     mode: str | None = None
     format: str | None = None
     content: str | None = None
+    hash: bytes | None = None
     fault: str | None = None
 
 
@@ -42,4 +45,4 @@ def look(data: bytes | None) -> Look:
             return replace(seen, fault=str(bad))
     digest = hashlib.sha256(f"{pixels.size}".encode())
     digest.update(pixels.tobytes())
-    return replace(seen, content=digest.hexdigest())
+    return replace(seen, content=digest.hexdigest(), hash=perceptual_hash(pixels))

@@ -19,6 +19,7 @@ from components.shared.data.rows import SCHEMA, SPLITS, read_rows, shards
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
 from components.validate.images import Look, look
+from components.validate.near import nearest_in_earlier_split
 
 BATCH = 64  # images held at once, encoded; each thread decodes one more
 
@@ -65,8 +66,9 @@ def field_table(folder: Path) -> pd.DataFrame:
 def row_table(folder: Path, task: Task) -> pd.DataFrame:
     """A row for each image, in the shards' order: split, id, origin, target, and what a close look at the image gave.
 
-    Columns beside those of `Look`: `decodes`; `finite` (empty where the target is); `off_step`, how far the target is
-    from a whole step of the resolution, in steps (empty where the target is empty or not finite).
+    Columns beside those of `Look`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
+    the target is); `off_step`, how far the target is from a whole step of the resolution, in steps (empty where the
+    target is empty or not finite).
     """
     total = sum(pq.read_metadata(path).num_rows for split in SPLITS for path in shards(folder, split))
     columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target")}
@@ -78,6 +80,7 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
     steps = table["target"].where(np.isfinite(table["target"])) / task.resolution
     table["off_step"] = (steps - steps.round()).abs()
     table["finite"] = np.isfinite(table["target"]).astype(object).where(table["target"].notna(), None)
+    table["side"] = table[["width", "height"]].min(axis=1)
     table["decodes"] = table["fault"].isna()
     return table
 
@@ -105,15 +108,18 @@ def _whole(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
         raise ConcordError(f"{folder}: a {split} shard is damaged ({reason}). Run the ingest step again.") from None
 
 
-def summarise(rows: pd.DataFrame, task: Task) -> Summary:
+def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
     """Leakage between splits, imbalance, and the shot groups of the test split.
 
     Args:
+        near_bits: hashes that differ in no more bits are of pictures that look alike.
         rows: as `row_table` gives it. Rows without a finite target take no part in the counts.
     """
     figures: dict[str, float] = {}
     examples: dict[str, list[str]] = {}
     figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
+    figures["near_duplicates"], examples["near_duplicates"] = _alike_images(rows, near_bits)
+    figures["images_with_two_targets"], examples["images_with_two_targets"] = _contradictions(rows)
     known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
     targets = {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
     counts = {split: _bin_counts(values, task) for split, values in targets.items()}
@@ -144,6 +150,32 @@ def _fullest(counts: "pd.Series[int]", split: str) -> list[str]:
     most, least = counts.index[0], counts.index[-1]
     fullest, emptiest = counts.iloc[0], counts.iloc[-1]
     return [f"{split}: {fullest} rows with label {most:g}, {emptiest} with {least:g}, {counts.mean():.1f} on average"]
+
+
+def _alike_images(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]]:
+    """How many images look like one of an earlier split and are not the same, and the most alike of them."""
+    known = rows[rows["hash"].notna()]
+    order = {split: k for k, split in enumerate(SPLITS)}
+    other, apart = nearest_in_earlier_split(known["hash"].tolist(), known["split"].map(order).to_numpy(), near_bits)
+    alike = known.assign(other=other, apart=apart)[other >= 0]
+    splits_of = known.groupby("content")["split"].nunique()
+    alike = alike[alike["content"].map(splits_of) == 1]  # else it is counted as the same
+    examples = []
+    for row in alike.sort_values("apart", kind="stable").head(3).itertuples():
+        twin = known.iloc[row.other]
+        examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.apart} of 256 bits apart")
+    return len(alike), examples
+
+
+def _contradictions(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """How many pictures have more than one target, and the first of them with their rows."""
+    known = rows[rows["content"].notna() & np.isfinite(rows["target"])]
+    targets = known.groupby("content", sort=False)["target"].nunique()
+    examples = []
+    for content in targets.index[targets > 1][:3]:
+        same = known[known["content"] == content].drop_duplicates("target")
+        examples.append(" = ".join(f"{row.origin} (target {row.target:g})" for row in same.head(3).itertuples()))
+    return int((targets > 1).sum()), examples
 
 
 def _shared_images(rows: pd.DataFrame) -> tuple[int, list[str]]:
