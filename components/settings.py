@@ -60,8 +60,9 @@ class Ingest(Strict):
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    split: Literal["balanced", "given"] = Field(description="gauges bring their own: given")
+    split: Literal["balanced", "given", "subject"] = Field(description="gauges bring their own: given")
     split_column: str | None = Field(description="with split: given; its values are train, val, test")
+    subject_column: str | None = Field(description="person or device that an image shows; null: not known")
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
     max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any fault ends the step")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
@@ -71,6 +72,10 @@ class Ingest(Strict):
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
             raise ValueError(f"source: gauges brings its own splits, so split: {self.split} must be split: given")
+        if self.source == "gauges" and self.subject_column:
+            raise ValueError("source: gauges has no subjects: subject_column must be null")
+        if self.split == "subject" and not self.subject_column:
+            raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
         if self.source == "gauges" and self.max_quarantined:
             raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
         if self.split == "given" and not self.split_column:

@@ -13,7 +13,7 @@ from components.shared.data.rows import SPLITS
 from components.shared.errors import ConcordError
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
-from components.validate.checks import balance_checks, field_checks, leak_checks, row_checks, weighed
+from components.validate.checks import balance_checks, field_checks, leak_checks, row_checks, subject_checks, weighed
 from components.validate.suite import EXAMPLES, Outcome, Suite
 from components.validate.tables import Summary, field_table, row_table, summarise
 
@@ -44,6 +44,8 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
         summary = summarise(rows, task, limits.near_bits)
         outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
         checks = [*leak_checks(limits), *balance_checks(task, limits)]
+        if "subjects_in_two_splits" in summary.figures:  # else nobody knows
+            checks += subject_checks()
         outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
     docs = suite.write_docs(out.parent.parent / "reports" / "data_docs")
     console.print(f"Data Docs: {docs}", markup=False, soft_wrap=True)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from components.settings import Task
 from components.shared.data.images import prepare
 from components.shared.data.progress import counted
-from components.shared.data.rows import SCHEMA, SPLITS, read_rows, shards
+from components.shared.data.quarantine import shown
+from components.shared.data.rows import SPLITS, read_rows, schema, shards
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
 from components.validate.images import Look, look
@@ -48,14 +49,11 @@ def field_table(folder: Path) -> pd.DataFrame:
     Raises:
         ConcordError: a split has no shard, or a shard is no whole Parquet file.
     """
+    found = {path: _fields(path) for split in SPLITS for path in shards(folder, split)}
+    subjects = any("subject" in there for there in found.values())  # then in all of them
+    wanted = {field.name: str(field.type) for field in schema(subjects)}
     rows = []
-    wanted = {field.name: str(field.type) for field in SCHEMA}
-    for path in (path for split in SPLITS for path in shards(folder, split)):
-        try:
-            there = {field.name: str(field.type) for field in pq.read_schema(path)}
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
+    for path, there in found.items():
         rows += [
             {"shard": path.name, "field": name, "expected": wanted.get(name, "no"), "found": there.get(name, "no")}
             for name in {**wanted, **there}
@@ -63,15 +61,24 @@ def field_table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _fields(path: Path) -> dict[str, str]:
+    try:
+        return {field.name: str(field.type) for field in pq.read_schema(path)}
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
+
+
 def row_table(folder: Path, task: Task) -> pd.DataFrame:
-    """A row for each image, in the shards' order: split, id, origin, target, and what a close look at the image gave.
+    """A row for each image, in the shards' order: split, id, origin, target, subject (None where the shards have
+    none), and what a close look at the image gave.
 
     Columns beside those of `Look`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
     the target is); `off_step`, how far the target is from a whole step of the resolution, in steps (empty where the
     target is empty or not finite).
     """
     total = sum(pq.read_metadata(path).num_rows for split in SPLITS for path in shards(folder, split))
-    columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target", "subject")}
     columns |= {field.name: [] for field in fields(Look)}
     for row in counted(_looks(folder), "decoding images", total):
         for name, value in row.items():
@@ -95,9 +102,9 @@ def _looks(folder: Path) -> Iterator[dict[str, Any]]:
         for split in SPLITS:
             for batch in _whole(folder, split):
                 found = pool.map(look, batch.column("image").field("bytes").to_pylist())
-                rows = batch.select(["id", "origin", "target"]).to_pylist()
-                for row, seen in zip(rows, found, strict=True):
-                    yield {"split": split, **row, **asdict(seen)}
+                names = [name for name in ("id", "origin", "target", "subject") if name in batch.schema.names]
+                for row, seen in zip(batch.select(names).to_pylist(), found, strict=True):
+                    yield {"split": split, "subject": None, **row, **asdict(seen)}
 
 
 def _whole(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
@@ -120,6 +127,8 @@ def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
     figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
     figures["near_duplicates"], examples["near_duplicates"] = _alike_images(rows, near_bits)
     figures["images_with_two_targets"], examples["images_with_two_targets"] = _contradictions(rows)
+    if rows["subject"].notna().any():
+        figures["subjects_in_two_splits"], examples["subjects_in_two_splits"] = _shared_subjects(rows)
     known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
     targets = {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
     counts = {split: _bin_counts(values, task) for split, values in targets.items()}
@@ -165,6 +174,18 @@ def _alike_images(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]]:
         twin = known.iloc[row.other]
         examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.apart} of 256 bits apart")
     return len(alike), examples
+
+
+def _shared_subjects(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """How many subjects are in more than one split, and the first of them with a row of each."""
+    known = rows[rows["subject"].notna()]
+    splits = known.groupby("subject", sort=False)["split"].nunique()
+    examples = []
+    for subject in splits.index[splits > 1][:3]:
+        some = known[known["subject"] == subject].drop_duplicates("split")
+        places = ", ".join(f"{row.origin} ({row.split})" for row in some.itertuples())
+        examples.append(f"{shown(subject)}: {places}")
+    return int((splits > 1).sum()), examples
 
 
 def _contradictions(rows: pd.DataFrame) -> tuple[int, list[str]]:

@@ -26,6 +26,7 @@ INGEST = {
     "id_column": None,
     "split": "balanced",
     "split_column": None,
+    "subject_column": None,
     "max_per_label": 4,
     "max_quarantined": 0,
 }

@@ -157,6 +157,7 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("ingest.source", "folders", "ingest.source: input should be 'gauges' or 'folder', found 'folders'"),
         ("ingest.shard_mb", 257, "ingest.shard_mb: input should be less than or equal to 256, found 257"),
         ("ingest.max_per_label", 0, "ingest.max_per_label: input should be greater than 0, found 0"),
+        ("ingest.subject_column", "who", "ingest: source: gauges has no subjects"),
         ("ingest.max_quarantined", 1.5, "ingest.max_quarantined: input should be less than or equal to 1, found 1.5"),
         ("ingest.max_quarantined", 0.1, "ingest: source: gauges makes its rows from a seed"),
         ("validate.near_bits", 17, "validate.near_bits: input should be less than or equal to 16, found 17"),

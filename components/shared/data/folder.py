@@ -9,7 +9,7 @@ from components.settings import Settings, Task
 from components.shared.data.labels import Label, read_labels, table_path
 from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
-from components.shared.data.splits import balanced_splits, shuffle_key
+from components.shared.data.splits import balanced_splits, shuffle_key, subject_splits
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import label_bins
 
@@ -28,11 +28,12 @@ def read_folder(folder: Path, settings: Settings, *, quarantine: Quarantine | No
     """
     table = table_path(folder, settings.ingest)
     members = _split(table, read_labels(table, settings.ingest, quarantine=quarantine), settings)
-    return (
-        (split, Row(label.id, _content(table, label), label.target, settings.task.question, _origin(table, label)))
-        for split in SPLITS
-        for label in members[split]
-    )
+    return ((split, _row(table, label, settings.task)) for split in SPLITS for label in members[split])
+
+
+def _row(table: Path, label: Label, task: Task) -> Row:
+    origin = f"{table.name}:{label.line} {label.image}"
+    return Row(label.id, _content(table, label), label.target, task.question, origin, label.subject)
 
 
 def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
@@ -40,6 +41,9 @@ def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, li
     if settings.ingest.split == "given":
         splits = [label.split for label in labels]
         remedy = "Give it rows, or set ingest.split: balanced."
+    elif settings.ingest.split == "subject":
+        splits = _by_subject(labels, settings.task, settings.ingest.max_per_label)
+        remedy = "Too few subjects share a label: widen task.bin_width, or add subjects."
     else:
         splits = _balanced(labels, settings.task, settings.ingest.max_per_label)
         remedy = "No label has three rows, one for each split: widen task.bin_width, or add images."
@@ -54,13 +58,16 @@ def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, li
 
 
 def _balanced(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    return balanced_splits([label.id for label in labels], _bins(labels, task), max_per_label)
+
+
+def _by_subject(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    return subject_splits([label.subject or "" for label in labels], _bins(labels, task), max_per_label)
+
+
+def _bins(labels: list[Label], task: Task) -> list[int]:
     with np.errstate(invalid="ignore"):  # a target too large for an integer; the validate step finds it out of range
-        bins = label_bins([label.target for label in labels], task.bin_width, task.resolution)
-    return balanced_splits([label.id for label in labels], bins.tolist(), max_per_label)
-
-
-def _origin(table: Path, label: Label) -> str:
-    return f"{table.name}:{label.line} {label.image}"
+        return list(label_bins([label.target for label in labels], task.bin_width, task.resolution).tolist())
 
 
 def _content(table: Path, label: Label) -> bytes:

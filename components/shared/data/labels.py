@@ -36,6 +36,7 @@ class Label:
         image: path below the table's folder, with forward slashes and no `.` or `..`.
         target: in the task's unit, finite.
         split: train, val or test; empty where the split is not given.
+        subject: person or device, None where it is not known.
         line: line of the file on which the record begins; the header's is 1.
     """
 
@@ -44,6 +45,7 @@ class Label:
     target: float
     split: str
     line: int
+    subject: str | None = None
 
 
 def table_path(folder: Path, settings: Ingest) -> Path:
@@ -115,7 +117,7 @@ def positions(place: str, header: Sequence[str], wanted: Mapping[str, str]) -> d
         if header.count(column) > 1:
             faults.append(f"  column {shown(column)} ({setting}) is there {header.count(column)} times; rename one")
         elif column not in header:
-            close = difflib.get_close_matches(column, header, n=1)
+            close = difflib.get_close_matches(column, header[:1000], n=1)
             hint = f"; did you mean {shown(close[0])}?" if close else ""
             faults.append(f"  no column {shown(column)} ({setting}){hint}")
     if not faults:
@@ -153,6 +155,8 @@ def read_labels(table: Path, settings: Ingest, *, quarantine: Quarantine | None 
         wanted.setdefault(settings.id_column, "ingest.id_column")
     if settings.split == "given" and settings.split_column:
         wanted.setdefault(settings.split_column, "ingest.split_column")
+    if settings.subject_column:
+        wanted.setdefault(settings.subject_column, "ingest.subject_column")
     row = _RowReader(table, settings, positions(f"{table}:{line}", header, wanted), len(header))
     labels: list[Label] = []
     read = 0
@@ -220,6 +224,10 @@ class _RowReader:
         split: str | None = ""
         if names.split == "given" and names.split_column:
             split = self._value(line, fields, names.split_column, parse_split)
+        subject: str | None = None
+        if names.subject_column:
+            needed = names.split == "subject"
+            subject = self._value(line, fields, names.subject_column, lambda text: parse_subject(text, needed))
         # The path as it is resolved, so that a.png and ./a.png are seen to be one image.
         self._once(line, names.image_column, image, self._images, "image listed twice")
         id = image
@@ -228,7 +236,7 @@ class _RowReader:
             self._once(line, names.id_column, id, self._ids, "duplicate id")
         if self.faults.count > before or id is None or image is None or target is None or split is None:
             return None
-        return Label(id, image, target, split, line)
+        return Label(id, image, target, split, line, subject)
 
     def _once(self, line: int, column: str, value: str | None, seen: dict[str, int], kind: str) -> None:
         if value is not None and (first := seen.setdefault(value, line)) != line:
@@ -280,6 +288,17 @@ def parse_id(text: str) -> str:
     if not text.strip():
         raise BadValueError("empty id", "give the row an id of its own")
     return text
+
+
+def parse_subject(text: str, needed: bool) -> str | None:
+    """Any text; None for an empty one.
+
+    Raises:
+        BadValueError: it is empty, and the split needs one.
+    """
+    if not text.strip() and needed:
+        raise BadValueError("empty subject", "name whom or what the image shows, or remove the row")
+    return text.strip() or None
 
 
 def parse_split(text: str) -> str:

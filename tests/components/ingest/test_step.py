@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from components.__main__ import main
 from components.shared.data.gauges import draw_scenes, label_counts, write_scenes
-from components.shared.data.rows import SCHEMA, SPLITS, read_table
+from components.shared.data.rows import SCHEMA, SPLITS, read_table, schema
 from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
 
 WORDS = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
@@ -141,6 +142,10 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         setting(split="given", split_column="part"),
         ["no column 'part' (ingest.split_column)", "'image', 'reading'"],
     ),
+    "no subject": (
+        lambda raw: (subjects(raw, empty=9), setting(split="subject", subject_column="who")(raw)),
+        ["labels.csv:9: who: empty subject ' '", "whom or what the image shows"],
+    ),
     "missing file": (
         bytes_of("images/007.png", None),
         ["labels.csv:9: image: missing file 'images/007.png'", "add the file or remove the row"],
@@ -199,6 +204,63 @@ def test_a_fault_is_told_on_one_screen_and_earlier_output_stays(
     assert len(told.splitlines()) < 24
     assert content(OUT) == before
     assert not list(Path("artifacts").glob(".*.partial"))
+
+
+def subjects(raw: RawFolder, empty: int | None = None) -> None:
+    """Twenty-three persons with three pictures each, of one label or two."""
+    raw.rows = [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]
+    if empty is not None:
+        raw.rows[empty - 2][2] = " "
+    raw.write(header=["image", "reading", "who"])
+
+
+def test_the_split_by_subject_says_how_balanced_it_is(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    subjects(raw)
+    setting(split="subject", subject_column="who")(raw)
+    assert main(WORDS) == 0
+    who = {split: set(read_table(OUT, split, ["subject"])["subject"].to_pylist()) for split in SPLITS}
+    assert sum(map(len, who.values())) == len(set().union(*who.values())) == 23
+    assert pq.read_schema(OUT / "val-00000.parquet").equals(schema(subjects=True), check_metadata=True)
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    test = metrics["balance"]["test"]
+    assert test["wanted"] == 11
+    assert test["met"] + test["over"] == metrics["rows"]["test"]
+    told = capfd.readouterr().err
+    assert f"by subject, test has {test['met']} of the 11 rows that the balanced rule asks for" in told
+
+
+def test_a_row_without_a_subject_has_null_where_the_split_needs_none(raw: RawFolder) -> None:
+    subjects(raw, empty=9)
+    setting(subject_column="who")(raw)
+    assert main(WORDS) == 0
+    found = [row for split in SPLITS for row in read_table(OUT, split, ["id", "subject"]).to_pylist()]
+    assert [row["id"] for row in found if row["subject"] is None] == ["images/007.png"]
+
+
+NAMES = ["with space.png", 'a "quoted" one.png', "two\nlines.png", "größe-年.png", "comma, semicolon;.png", "'; --.png"]
+
+
+def test_odd_file_names_are_names(raw: RawFolder) -> None:
+    for k, name in enumerate(NAMES):
+        (raw.folder / f"images/{k:03d}.png").rename(raw.folder / "images" / name)
+        raw.rows[k][0] = f"images/{name}"
+    raw.write()
+    assert main(WORDS) == 0
+    ids = {id for split in SPLITS for id in read_table(OUT, split)["id"].to_pylist()}
+    assert ids == {image for image, _ in raw.rows}
+
+
+def test_a_million_columns_are_read_or_told_of_on_one_screen(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    extra = ",".join(f"c{k}" for k in range(1_000_000))
+    table = raw.folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]}s,{extra}", *lines[1:]]) + "\n")
+    start = time.process_time()
+    assert main(WORDS) == 1
+    assert time.process_time() - start < 20
+    told = capfd.readouterr().err
+    assert "no column 'reading' (ingest.target_column); did you mean 'readings'?" in told
+    assert max(map(len, told.splitlines())) < 400
 
 
 # Line -> what is wrong with it, and why it is set aside.

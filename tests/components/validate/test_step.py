@@ -152,6 +152,14 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         leak,
         ["in two splits", "Found: 1", "labels.csv:6", "(train) = labels.csv:6", "(test)"],
     ),
+    "one person in two splits": (
+        lambda raw: (
+            setattr(raw, "rows", [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]),
+            raw.write(header=["image", "reading", "who"]),
+            params(ingest={"subject_column": "who"})(raw),
+        ),
+        ["no subject (person, device) is in two splits", "'person ", "ingest.split: subject"],
+    ),
     "test without few-shot rows": (
         splits({10: 5, 50: 5, 90: 0}),
         ["at least 3 few-shot rows", "Found: 0", "train has 8 few-shot rows", "ingest.split: balanced", "task.few"],

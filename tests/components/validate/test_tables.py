@@ -102,6 +102,16 @@ def test_one_picture_with_two_targets_is_told_wherever_its_rows_are(tmp_path: Pa
     assert summary.examples["images_with_two_targets"][0] == "t.csv:0 (target 1) = t.csv:1 (target 2)"
 
 
+def test_a_subject_in_two_splits_is_told_and_rows_without_one_are_not(tmp_path: Path) -> None:
+    rows = frame(train=[1.0, 2.0, 3.0], val=[1.0, 1.0], test=[2.0])
+    task = write_params(tmp_path / "params.yaml").task
+    assert "subjects_in_two_splits" not in summarise(rows, task, 8).figures
+    rows["subject"] = ["ann", "ann", None, "bob", None, "ann"]
+    summary = summarise(rows, task, 8)
+    assert summary.figures["subjects_in_two_splits"] == 1
+    assert summary.examples["subjects_in_two_splits"] == ["'ann': t.csv:0 (train), t.csv:5 (test)"]
+
+
 def test_undecodable_images_are_no_leak(tmp_path: Path) -> None:
     rows = frame(train=[1.0], val=[1.0], test=[2.0]).assign(content=None)
     assert summarise(rows, write_params(tmp_path / "params.yaml").task, 8).figures["images_in_two_splits"] == 0
