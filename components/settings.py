@@ -60,9 +60,11 @@ class Ingest(Strict):
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    split: Literal["balanced", "given"] = Field(description="gauges bring their own: given")
+    split: Literal["balanced", "given", "subject"] = Field(description="gauges bring their own: given")
     split_column: str | None = Field(description="with split: given; its values are train, val, test")
+    subject_column: str | None = Field(description="person or device that an image shows; null: not known")
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
+    max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any fault ends the step")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
 
@@ -70,9 +72,39 @@ class Ingest(Strict):
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
             raise ValueError(f"source: gauges brings its own splits, so split: {self.split} must be split: given")
+        if self.source == "gauges" and self.subject_column:
+            raise ValueError("source: gauges has no subjects: subject_column must be null")
+        if self.split == "subject" and not self.subject_column:
+            raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
+        if self.source == "gauges" and self.max_quarantined:
+            raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
         if self.split == "given" and not self.split_column:
             raise ValueError("split: given needs split_column, the column that holds train, val or test")
         return self
+
+
+Severity = Literal["error", "warning"]
+
+
+class Severities(Strict):
+    """What becomes of an expectation that is not met: an error stops the run, a warning is reported.
+
+    Not here, since no step could go on: the row schema, ids, finite targets, images that decode. They are errors.
+    """
+
+    target_in_range: Severity
+    target_on_step: Severity
+    image_mode: Severity = Field(description="stored as 8-bit grey, palette or RGB; others are converted")
+    image_size: Severity
+    images_in_two_splits: Severity
+    near_duplicates: Severity
+    images_with_two_targets: Severity
+    subjects_in_two_splits: Severity
+    train_imbalance: Severity
+    test_imbalance: Severity
+    test_rows_many: Severity
+    test_rows_medium: Severity
+    test_rows_few: Severity
 
 
 class Validate(Strict):
@@ -81,6 +113,11 @@ class Validate(Strict):
     min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
     max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
     min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
+    min_side: Positive = Field(description="shorter side of an image in pixels, at least")
+    near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
+        description="images whose perceptual hashes differ in at most so many of 256 bits look alike"
+    )
+    severity: Severities
 
 
 class TinyModel(Strict):

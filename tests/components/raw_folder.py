@@ -26,9 +26,11 @@ INGEST = {
     "id_column": None,
     "split": "balanced",
     "split_column": None,
+    "subject_column": None,
     "max_per_label": 4,
+    "max_quarantined": 0,
 }
-VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3}
+VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3, "min_side": 8, "near_bits": 8}
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:
