@@ -289,10 +289,7 @@ def read_gauges(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
         pool: ProcessPoolExecutor | None = None
         while window := list(islice(scenes, WINDOW)):
             if pool is None and len(window) == WINDOW:  # fewer are drawn before the processes are up
-                context = multiprocessing.get_context("spawn")
-                pool = stack.enter_context(
-                    ProcessPoolExecutor(mp_context=context, initializer=end_with, initargs=(os.getpid(),))
-                )
+                pool = stack.enter_context(_processes())
             draw = partial(render, size=size)
             drawn = (scene for _, scene in window)
             images = pool.map(draw, drawn, chunksize=32) if pool else map(draw, drawn)
