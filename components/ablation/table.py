@@ -93,4 +93,6 @@ def _losses(study: Study, result: dict[str, Any]) -> str:
         for group in GROUPS
         if groups[group]["difference"] is not None and groups[group]["difference"] > 0
     ]
-    return f"Where {ours} is worse: {'; '.join(lost)}." if lost else f"{ours[0].upper()}{ours[1:]} is worse nowhere in this table."
+    if lost:
+        return f"Where {ours} is worse: {'; '.join(lost)}."
+    return f"{ours[0].upper()}{ours[1:]} is worse nowhere in this table."
