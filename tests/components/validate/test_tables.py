@@ -50,7 +50,10 @@ def frame(**splits: list[float]) -> pd.DataFrame:
     rows = [(split, target) for split, targets in splits.items() for target in targets]
     table = pd.DataFrame(rows, columns=["split", "target"])
     return table.assign(
-        origin=[f"t.csv:{k}" for k in range(len(table))], content=[str(k) for k in range(len(table))], hash=None
+        origin=[f"t.csv:{k}" for k in range(len(table))],
+        content=[str(k) for k in range(len(table))],
+        hash=None,
+        subject=None,
     )
 
 

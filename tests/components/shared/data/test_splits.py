@@ -115,8 +115,8 @@ def test_whole_subjects_come_near_the_rule() -> None:
         got = Counter(bin for (_, bin), found in zip(rows, splits, strict=True) if found == split)
         wanted = {bin: min(count // 3, 10) for bin, count in total.items()}
         met = sum(min(got[bin], want) for bin, want in wanted.items())
-        assert met > 0.75 * sum(wanted.values())
-        assert got.total() - met < 0.25 * sum(wanted.values())
+        assert met > 0.95 * sum(wanted.values())
+        assert got.total() - met < 0.35 * sum(wanted.values())
 
 
 def test_a_few_subjects_of_many_rows_are_shared_out_too() -> None:
