@@ -79,6 +79,7 @@ def test_what_is_reckoned_is_what_is_measured(name: str, settings: Settings) -> 
     )
     assert without.activations == pytest.approx(real.activations, rel=0.08)
     assert without.activations > 2**19
+    assert not without.adapters or without.adapters == 4 * without.trainable, "adapters are kept in float32"
     assert {**vars(without), "activations": 0} == {**vars(real), "activations": 0}
     assert without.total == sum(list(vars(without).values())[2:])
 
@@ -194,14 +195,14 @@ def test_a_model_of_3_billion_needs_no_memory_of_its_own(tmp_path: Path) -> None
     import resource
 
     case = recipe("agedb-3b", write_qwen(tmp_path / "qwen", "3b"))
-    case = changed(case, model={"max_pixels": 56 * 56}, grpo={"gradient_checkpointing": False})
+    case = changed(case, model={"max_pixels": 56 * 56, "lora": None}, grpo={"gradient_checkpointing": False})
     processor = processor_of(case)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     batch = batch_of(case, processor, NOWHERE, 2, 2, 4)
     memory = reckoned(case, "grpo", processor, batch, grpo_loss(True, 1.0))
     assert memory.weights == pytest.approx(2 * BILLIONS["3b"] * 1e9, rel=2e-3)
-    assert memory.adapters == 4 * memory.trainable, "adapters are kept in float32"
-    assert memory.activations > 2**28
+    assert memory.gradients == 2 * memory.trainable > 2**32
+    assert memory.activations > 2**26
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30
 
 
