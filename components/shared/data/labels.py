@@ -177,22 +177,30 @@ def positions(place: str, header: Sequence[str], wanted: Mapping[str, str]) -> d
     raise ConcordError("\n".join([f"{place}: the header does not fit", *faults, f"  columns there: {there}", remedy]))
 
 
-def read_labels(table: Path, settings: Ingest) -> list[Label]:
+Read = Callable[[Path], Iterator[tuple[int, list[str]]]]
+
+
+def read_labels(table: Path, settings: Ingest, read: Read = records) -> list[Label]:
     """The whole table, checked: columns, numbers, image files, ids, splits. Images are not opened.
 
     Labels are held in memory (some 300 bytes a row), images never are.
 
+    Args:
+        table: the CSV.
+        settings: which columns.
+        read: gives its records, the header first; a source with values of another form puts them right here.
+
     Raises:
         ConcordError: with every fault found; nothing is dropped silently.
     """
-    reader = records(table)
+    reader = read(table)
     line, header = next(reader, (0, []))
     if not line:
         raise ConcordError(f"{table}: empty. It needs a header line and a row for each image.")
     wanted = {settings.image_column: "ingest.image_column", settings.target_column: "ingest.target_column"}
     if settings.id_column:
         wanted.setdefault(settings.id_column, "ingest.id_column")
-    if settings.split == "given" and settings.split_column:
+    if settings.split != "balanced" and settings.split_column:
         wanted.setdefault(settings.split_column, "ingest.split_column")
     row = _RowReader(table, settings, positions(f"{table}:{line}", header, wanted), len(header))
     rows = counted(reader, f"checking {table.name}")
@@ -222,7 +230,7 @@ class _RowReader:
         image = self._value(line, fields, names.image_column, lambda text: parse_image(text, self._root))
         target = self._value(line, fields, names.target_column, parse_target)
         split: str | None = ""
-        if names.split == "given" and names.split_column:
+        if names.split != "balanced" and names.split_column:
             split = self._value(line, fields, names.split_column, parse_split)
         # The path as it is resolved, so that a.png and ./a.png are seen to be one image.
         self._once(line, names.image_column, image, self._images, "image listed twice")
