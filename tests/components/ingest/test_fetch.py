@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +18,7 @@ from components.settings import Release
 from components.shared.data.release import read_release
 from components.shared.errors import ConcordError
 from tests.components.packed import pack, sample
-from tests.components.raw_folder import content, encoded, write_params
+from tests.components.raw_folder import ROOT, content, encoded, write_params
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 ID = "owner/release"
@@ -153,12 +155,13 @@ def test_a_commit_that_is_not_there_is_told(hub: Hub, tmp_path: Path, monkeypatc
 
 
 def test_make_data_fetches_what_is_missing(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # the environment's is read at the first import
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # read when the library is imported: hence the process of its own
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     Path("data.dvc").write_text("outs: [{path: data, md5: 0}]\n")  # of another experiment's data
     changed = {"source": "release", "split": "given-test", "path": "faces", "release": release().model_dump()}
     write_params(Path("params.yaml"), ingest=changed)
-    ensure()
+    subprocess.run([sys.executable, "-m", "components", "data", "ensure"], check=True)
     assert set(content(Path("faces"))) == {name for name in hub.files if name.startswith("agedb/")}
     hub.gets = []
     ensure()
