@@ -20,7 +20,8 @@ console = Console(stderr=True, highlight=False)
 def ensure(pointer: Path = Path("data.dvc")) -> None:
     """Pulls or makes the raw input where it is missing, then compares its hash with the pointer's.
 
-    Does nothing where params.yaml, beside the pointer, names another folder as ingest.path.
+    A release that is pinned to a commit of a hub is fetched from there. Does nothing more where params.yaml, beside the
+    pointer, names another folder as ingest.path.
 
     Args:
         pointer: DVC's file beside the folder that it stands for.
@@ -29,9 +30,13 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
         ConcordError: the pointer is missing or no single folder's, or the hash differs; nothing is changed then.
     """
     root = pointer.parent
+    ingest = load_settings(root / "params.yaml").ingest
+    if ingest.release and ingest.release.hub and not (root / ingest.path).exists():
+        from components.ingest.fetch_command import fetch
+
+        fetch(ingest.release, root / ingest.path)
     path, md5 = _pointed_at(pointer)
     data = root / path
-    ingest = load_settings(root / "params.yaml").ingest
     if (root / ingest.path).resolve() != data.resolve():
         return
     made = _bring(pointer, data, ingest.source)

@@ -9,16 +9,26 @@ from rich.console import Console
 from components.ingest.distribution import balance, histogram_csv, label_histogram, share_metrics
 from components.settings import Ingest, Settings
 from components.shared.data.atomic import new_folder, write_json, write_text
+from components.shared.data.benchmark import read_bone_age, read_faces, read_movies
 from components.shared.data.folder import read_folder
 from components.shared.data.gauges import read_gauges
 from components.shared.data.progress import counted
 from components.shared.data.quarantine import NAME, Quarantine
+from components.shared.data.release import read_release
 from components.shared.data.rows import SPLITS, Row, ShardWriter
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
 
 console = Console(stderr=True, highlight=False)
-SOURCES = {"gauges": read_gauges, "folder": read_folder}
+SOURCES = {
+    "gauges": read_gauges,
+    "folder": read_folder,
+    "agedb": read_faces,
+    "imdb-wiki": read_faces,
+    "bone-age": read_bone_age,
+    "imdb-movie": read_movies,
+    "release": read_release,
+}
 
 
 def run(settings: Settings, track: StepRun, *, data: Path, out: Path) -> None:

@@ -24,6 +24,8 @@ INGEST = {
     "image_column": "image",
     "target_column": "reading",
     "id_column": None,
+    "image_folder": None,
+    "release": None,
     "split": "balanced",
     "split_column": None,
     "subject_column": None,

@@ -132,7 +132,12 @@ def positions(place: str, header: Sequence[str], wanted: Mapping[str, str]) -> d
     raise ConcordError("\n".join([f"{place}: the header does not fit", *faults, f"  columns there: {there}", remedy]))
 
 
-def read_labels(table: Path, settings: Ingest, *, quarantine: Quarantine | None = None) -> list[Label]:
+Read = Callable[[Path], Iterator[tuple[int, list[str]]]]
+
+
+def read_labels(
+    table: Path, settings: Ingest, read: Read = records, *, quarantine: Quarantine | None = None
+) -> list[Label]:
     """The whole table, checked: columns, numbers, image files, ids, splits.
 
     With an open quarantine, images are decoded too and targets held against the task's range: such rows would else stop
@@ -140,64 +145,108 @@ def read_labels(table: Path, settings: Ingest, *, quarantine: Quarantine | None 
     held in memory (some 300 bytes a row), images never are.
 
     Args:
+        table: the CSV.
+        settings: which columns.
+        read: gives its records, the header first; a source with values of another form puts them right here.
         quarantine: takes the rows that cannot be used; None: any fault is an error.
 
     Raises:
         ConcordError: with every fault found, where they are more than the quarantine takes.
     """
     quarantine = quarantine or Quarantine()
-    reader = records(table)
+    reader = read(table)
     line, header = next(reader, (0, []))
     if not line:
         raise ConcordError(f"{table}: empty. It needs a header line and a row for each image.")
     wanted = {settings.image_column: "ingest.image_column", settings.target_column: "ingest.target_column"}
     if settings.id_column:
         wanted.setdefault(settings.id_column, "ingest.id_column")
-    if settings.split == "given" and settings.split_column:
+    if settings.split in ("given", "given-test") and settings.split_column:
         wanted.setdefault(settings.split_column, "ingest.split_column")
     if settings.subject_column:
         wanted.setdefault(settings.subject_column, "ingest.subject_column")
     row = _RowReader(table, settings, positions(f"{table}:{line}", header, wanted), len(header))
     labels: list[Label] = []
-    read = 0
+    count = 0
     for line, fields in counted(reader, f"checking {table.name}"):
-        read += 1
+        count += 1
         if label := row.read(line, fields):
             labels.append(label)
-    if not read:
+    if not count:
         raise ConcordError(f"{table}: a header and no rows. Add a row for each image.")
     if quarantine.open:
-        labels = _usable(labels, row.faults, settings, quarantine)
-    quarantine.settle(read, row.faults)
+        labels = screened(
+            labels,
+            quarantine,
+            read=lambda label: (table.parent / label.image).read_bytes(),
+            told=lambda label, fault: row.faults.add(label.line, *_where(label, fault, settings), fault),
+        )
+    quarantine.settle(count, [row.faults])
     if not labels:
-        raise ConcordError(f"{table}: {read} rows, and none of them can be used. See ingest.max_quarantined.")
+        raise ConcordError(f"{table}: {count} rows, and none of them can be used. See ingest.max_quarantined.")
     return labels
 
 
-def _usable(labels: list[Label], faults: Faults, settings: Ingest, quarantine: Quarantine) -> list[Label]:
-    """The labels whose image decodes and whose target is in range; the others become faults."""
+def screened(
+    labels: list[Label],
+    quarantine: Quarantine,
+    read: Callable[[Label], bytes],
+    told: Callable[[Label, "BadValueError"], None],
+) -> list[Label]:
+    """The labels whose target is in range and whose image decodes.
+
+    Args:
+        labels: of rows without a fault so far.
+        quarantine: knows the range.
+        read: the image's bytes; called in this thread, some at a time.
+        told: gets each fault with its label.
+    """
+    bad: set[str] = set()
+
+    def fault(label: Label, words: BadValueError) -> None:
+        bad.add(label.id)
+        told(label, words)
+
     for label in labels:
         if not quarantine.low <= label.target <= quarantine.high:
             span = f"{quarantine.low:g} to {quarantine.high:g}"
-            fault = BadValueError("target out of range", f"correct it, or widen task.low and task.high ({span})")
-            faults.add(label.line, settings.target_column, f"{label.target:g}", fault)
+            fault(
+                label, OutOfRangeError("target out of range", f"correct it, or widen task.low and task.high ({span})")
+            )
     prepare()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        batches = [labels[start : start + BATCH] for start in range(0, len(labels), BATCH)]
-        for batch in counted(batches, "decoding images"):
-            found = pool.map(_image_fault, [faults.table.parent / label.image for label in batch])
+        for start in counted(range(0, len(labels), BATCH), "decoding images"):
+            batch = labels[start : start + BATCH]
+            found = pool.map(_image_fault, [_bytes_or_fault(label, read) for label in batch])
             for label, broken in zip(batch, found, strict=True):
                 if broken:
-                    faults.add(label.line, settings.image_column, label.image, broken)
-    bad = faults.lines
-    return [label for label in labels if label.line not in bad]
+                    fault(label, broken)
+    return [label for label in labels if label.id not in bad]
 
 
-def _image_fault(path: Path) -> BadValueError | None:
+class OutOfRangeError(BadValueError):
+    """A target that the task does not have."""
+
+
+def _where(label: Label, fault: BadValueError, settings: Ingest) -> tuple[str, str]:
+    """Column and value that a fault of a whole row is about."""
+    if isinstance(fault, OutOfRangeError):
+        return settings.target_column, f"{label.target:g}"
+    return settings.image_column, label.image
+
+
+def _bytes_or_fault(label: Label, read: Callable[[Label], bytes]) -> bytes | BadValueError:
     try:
-        decode_image(path.read_bytes())
+        return read(label)
     except OSError as error:
         return BadValueError("image cannot be read", f"{error.strerror}: make it readable")
+
+
+def _image_fault(data: bytes | BadValueError) -> BadValueError | None:
+    if isinstance(data, BadValueError):
+        return data
+    try:
+        decode_image(data)
     except BadImageError as bad:
         return BadValueError("image does not decode", f"{bad}: replace the file or remove the row")
     return None
@@ -222,7 +271,7 @@ class _RowReader:
         image = self._value(line, fields, names.image_column, lambda text: parse_image(text, self._root))
         target = self._value(line, fields, names.target_column, parse_target)
         split: str | None = ""
-        if names.split == "given" and names.split_column:
+        if names.split in ("given", "given-test") and names.split_column:
             split = self._value(line, fields, names.split_column, parse_split)
         subject: str | None = None
         if names.subject_column:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,19 +112,20 @@ class Quarantine:
         """As the settings have it."""
         return cls(settings.ingest.max_quarantined, settings.task.low, settings.task.high)
 
-    def settle(self, read: int, faults: Faults) -> None:
-        """Takes in what was found in one table of `read` rows.
+    def settle(self, read: int, tables: Sequence[Faults]) -> None:
+        """Takes in what was found in a source of `read` rows, in one table or in several.
 
         Raises:
-            ConcordError: more rows are faulty than may be set aside; the faults are told.
+            ConcordError: more rows are faulty than may be set aside; the faults of the first such table are told.
         """
-        bad = len(faults.lines)
+        bad = sum(len(faults.lines) for faults in tables)
         if bad > self._limit * read:
             allowed = f"; ingest.max_quarantined allows {self._limit:.2%}" if self.open else ""
-            faults.tell(f" in {bad} of {read} rows ({bad / read:.2%}){allowed}" if self.open else "")
+            for faults in tables:
+                faults.tell(f" ({bad} of {read} rows, {bad / read:.2%}{allowed})" if self.open else "")
         self.read += read
         self.rows += bad
-        self._faults += [(faults.table.name, fault) for fault in faults.all]
+        self._faults += [(faults.table.name, fault) for faults in tables for fault in faults.all]
 
     def table(self) -> str:
         """CSV: a line a fault, in the order of the source; a row with two faults has two lines."""

@@ -321,7 +321,7 @@ def test_too_many_bad_rows_end_the_step(raw: RawFolder, capfd: pytest.CaptureFix
     spoil(raw, 0.14)
     assert main(WORDS) == 1
     told = capfd.readouterr().err
-    assert "10 faults in 10 of 69 rows (14.49%); ingest.max_quarantined allows 14.00%" in told
+    assert "10 faults (10 of 69 rows, 14.49%; ingest.max_quarantined allows 14.00%)" in told
     assert "labels.csv:5: image: image does not decode 'images/003.png'; does not decode: " in told
     assert not OUT.exists()
 

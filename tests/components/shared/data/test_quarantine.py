@@ -19,7 +19,7 @@ def faults(*lines: int, kind: str = "empty target") -> Faults:
 
 def test_a_row_with_two_faults_counts_once() -> None:
     quarantine = Quarantine(0.2)
-    quarantine.settle(10, faults(3, 3, 7))
+    quarantine.settle(10, [faults(3, 3, 7)])
     assert (quarantine.read, quarantine.rows) == (10, 2)
     assert quarantine.reasons() == {"empty target": 2}
     quarantine.account(8)
@@ -28,7 +28,7 @@ def test_a_row_with_two_faults_counts_once() -> None:
 @pytest.mark.parametrize("kept", [7, 9])
 def test_a_row_that_is_lost_or_comes_twice_is_a_defect(kept: int) -> None:
     quarantine = Quarantine(0.5)
-    quarantine.settle(10, faults(3, 7))
+    quarantine.settle(10, [faults(3, 7)])
     with pytest.raises(RuntimeError, match=f"10 rows read, but {kept} kept and 2 quarantined"):
         quarantine.account(kept)
 
@@ -37,10 +37,10 @@ def test_a_row_that_is_lost_or_comes_twice_is_a_defect(kept: int) -> None:
 def test_the_limit_is_a_share_of_the_rows(limit: float, stops: bool) -> None:
     quarantine = Quarantine(limit)
     if not stops:
-        quarantine.settle(10, faults(3, 7))
+        quarantine.settle(10, [faults(3, 7)])
         return
     with pytest.raises(ConcordError, match=r"labels\.csv: 2 faults"):
-        quarantine.settle(10, faults(3, 7))
+        quarantine.settle(10, [faults(3, 7)])
     assert (quarantine.read, quarantine.rows) == (0, 0)
 
 
@@ -62,7 +62,7 @@ def test_several_tables_stand_in_order() -> None:
         found = Faults(Path("data") / name)
         for line in lines:
             found.add(line, None, None, BadValueError("2 values where the header has 3 columns", "give all"))
-        quarantine.settle(10, found)
+        quarantine.settle(10, [found])
     assert [line.split(",")[:2] for line in quarantine.table().splitlines()[1:]] == [
         ["a.csv", "9"], ["b.csv", "2"], ["b.csv", "4"],
     ]  # fmt: skip
