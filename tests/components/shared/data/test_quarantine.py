@@ -50,7 +50,7 @@ def test_values_come_back_from_the_table_as_they_were() -> None:
     for line, value in enumerate(values, start=2):
         found.add(line, "reading", value, BadValueError("target is no number", "write one"))
     quarantine = Quarantine(1)
-    quarantine.settle(len(values), found)
+    quarantine.settle(len(values), [found])
     table = list(csv.DictReader(io.StringIO(quarantine.table(), newline="")))
     assert [row["value"] for row in table[:-1]] == values[:-1]
     assert len(table[-1]["value"]) == 200
