@@ -30,8 +30,8 @@ run: $(READY) ## run the experiment that params.yaml describes; only what change
 data: $(READY) ## pull or make the raw input in data/, and check it against data.dvc
 	@$(PY) -m components data ensure
 
-test: $(READY) ## run the tests; ARGS='-k words' chooses some
-	@$(PY) -m pytest $(ARGS)
+test: $(READY) ## run the tests, a process a core; ARGS='-n 0 -k words' chooses some, in one
+	@$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## check style, format and types, as CI does
 	@$(PY) -m ruff check .

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+# A test process a core: threads of their own would only stand in each other's way. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline: a busy machine is no fault. In CI the same examples every time: a red run means that the change is red.
 settings.register_profile("concord", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("concord")
@@ -18,3 +22,8 @@ def import_path_kept() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

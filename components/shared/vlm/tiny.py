@@ -60,7 +60,8 @@ def build_tokenizer(questions: list[str]) -> PreTrainedTokenizerFast:
 def build_processor(settings: TinyModel, questions: list[str]) -> Idefics3Processor:
     """The processor: one square picture an image, no tiles."""
     side = {"longest_edge": settings.image_size}
-    images = Idefics3ImageProcessorPil(do_image_splitting=False, size=side, max_image_size=side)
+    # Without tiles it always resizes to max_image_size; do_resize would be a second time, before.
+    images = Idefics3ImageProcessorPil(do_resize=False, do_image_splitting=False, size=side, max_image_size=side)
     tokens = (settings.image_size // settings.patch_size // settings.pixel_shuffle) ** 2
     return Idefics3Processor(images, build_tokenizer(questions), image_seq_len=tokens, chat_template=CHAT_TEMPLATE)
 
