@@ -1,5 +1,7 @@
 """The source `release`: the forms that the authors publish, and what is wrong with others."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from components.settings import Settings
+from components.shared.data.quarantine import Quarantine
 from components.shared.data.release import read_release
 from components.shared.data.rows import Row
 from components.shared.errors import ConcordError
@@ -290,3 +293,56 @@ def test_the_order_is_the_ids_alone(tmp_path: Path) -> None:
     one, two = ([(split, row.id) for split, row in read_release(tmp_path / n, params)] for n in ("one", "two"))
     assert one == two
     assert one != sorted(one)
+
+
+def set_aside(folder: Path, given: Settings) -> tuple[list[tuple[str, Row]], list[tuple[str, str, str]]]:
+    """The rows, and source, line and reason of those that are none. 120 years is more than the task has."""
+    quarantine = Quarantine(limit=0.7, low=0, high=100)
+    rows = list(read_release(folder, given, quarantine=quarantine))
+    quarantine.account(len(rows))
+    found = csv.DictReader(io.StringIO(quarantine.table()))
+    return rows, [(item["source"], item["line"], item["reason"]) for item in found]
+
+
+def test_bad_annotations_are_set_aside_with_file_and_line(tmp_path: Path) -> None:
+    release = repository_form(tmp_path / "data")
+    images = all_images()
+    images["images/train_0.5_x.jpg"] = images["images/train_0.5_x.jpg"][:100]
+    del images["images/train_1.5_x.jpg"]
+    pack(tmp_path / "data" / "0.tar", images)
+    file = tmp_path / "data" / "train.jsonl"
+    lines = file.read_text().splitlines()
+    lines[6] = lines[6].replace("90", "120")
+    file.write_text("\n".join([*lines, "{", '{"image": "images/x.jpg", "problem": "?", "solution": null}']) + "\n")
+    rows, found = set_aside(tmp_path / "data", settings(tmp_path, **release))
+    assert found == [
+        ("train.jsonl", "1", "image does not decode"),
+        ("train.jsonl", "2", "missing file"),
+        ("train.jsonl", "7", "target out of range"),
+        ("train.jsonl", "8", "not JSON"),
+        ("train.jsonl", "9", "no answer"),
+    ]
+    assert sorted(row.id for _, row in rows) == sorted(
+        [f"images/train_{k}.5_x.jpg" for k in (2, 3, 4, 5)] + [f"images/test_{k}.5_x.jpg" for k in (0, 1)]
+    )
+
+
+def test_bad_samples_of_shards_are_set_aside_with_shard_and_number(tmp_path: Path) -> None:
+    hub_form(tmp_path / "data")
+    bad = [*sample("000000", image("train", 9)[:100], 30), *sample("000001", b"", 30), ("000002.json", b"{}")]
+    pack(tmp_path / "data" / "agedb" / "train" / "more.tar", bad)
+    rows, found = set_aside(tmp_path / "data", settings(tmp_path, subset="agedb"))
+    assert found == [
+        ("more.tar", "1", "image does not decode"),
+        ("more.tar", "2", "empty file"),
+        ("more.tar", "3", "no pair of image and annotation"),
+    ]
+    assert len(rows) == 9
+
+
+def test_too_many_bad_annotations_end_it(tmp_path: Path) -> None:
+    hub_form(tmp_path / "data")
+    pack(tmp_path / "data" / "agedb" / "train" / "more.tar", sample("000000", image("train", 9)[:100], 30))
+    told = r"more\.tar: 1 fault \(1 of 10 rows, 10\.00%; ingest\.max_quarantined allows 9\.00%\)"
+    with pytest.raises(ConcordError, match=told):
+        read_release(tmp_path / "data", settings(tmp_path, subset="agedb"), quarantine=Quarantine(0.09, 0, 100))
