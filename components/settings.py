@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.shared.regression.rewards import RewardName
 
@@ -55,7 +56,7 @@ class Ingest(Strict):
     """Where the rows come from and how they are split."""
 
     source: Literal["gauges", "folder"]
-    path: str = Field(description="the folder that holds the raw input; DVC hashes it")
+    path: str = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
     csv: str = Field(description="the table in that folder")
     image_column: str
     target_column: str
@@ -65,6 +66,13 @@ class Ingest(Strict):
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
+
+    @field_validator("path")
+    @classmethod
+    def _address(cls, path: str) -> str:
+        if is_s3(path):
+            parse_s3(path)
+        return path
 
     @model_validator(mode="after")
     def _split_named(self) -> "Ingest":
