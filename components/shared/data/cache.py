@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from components.shared.errors import ConcordError
+
 
 def cache_folder() -> Path:
     """CONCORD_CACHE, or .cache in the working directory."""
@@ -18,10 +20,19 @@ class ContentCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder where there is none."""
+        """Makes the folder where there is none.
+
+        Raises:
+            ConcordError: it cannot be made.
+        """
         self.folder = folder
         self._objects = folder / "objects"
-        self._objects.mkdir(parents=True, exist_ok=True)
+        try:
+            self._objects.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConcordError(
+                f"{folder}: cannot be the cache ({error.strerror}). Let CONCORD_CACHE name a folder to write in."
+            ) from None
 
     def path(self, digest: str) -> Path:
         """Where the content with this SHA-256 is, or would be."""

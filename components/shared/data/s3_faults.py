@@ -122,7 +122,7 @@ def in_words(error: Exception, place: str, waited: float) -> ConcordError:
             f"{place}: removed or replaced since it was listed ({status} {code}). Run again when nobody writes there: "
             "the rows must be of one version."
         )
-    if status in (301, 307, 400) and "Authorization" in code + "AuthorizationRedirect" * (status != 400):
+    if status in (301, 307) or code == "AuthorizationHeaderMalformed":
         return ConcordError(f"{place}: in another region ({status} {code}). Give the bucket's: AWS_DEFAULT_REGION.")
     answered = f"answers {status} {code}" if status else f"cannot be talked to ({code})"
     return ConcordError(
@@ -136,7 +136,7 @@ def endpoint() -> str:
     if not url:
         return "S3"
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "AWS_ENDPOINT_URL"
 
 
 def endpoint_url() -> str | None:

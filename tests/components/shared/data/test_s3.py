@@ -112,6 +112,14 @@ def test_more_objects_than_a_page_of_the_listing(s3_server: S3Server, gateway: G
     assert len([path for path, _ in gateway.asked if "list-type" in path]) == 2
 
 
+@pytest.mark.usefixtures("gateway")
+def test_a_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("CONCORD_CACHE", "file")
+    with pytest.raises(ConcordError, match=r"file: cannot be the cache \(Not a directory\).*CONCORD_CACHE"):
+        copied(S3Address("open", "x"))
+
+
 def test_only_what_changed_is_fetched_again(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
     address = fill(s3_server, prefix, {"a": b"1", "b": b"2", "c": b"3"})
     copied(address)
@@ -367,7 +375,7 @@ def test_no_space_left(
             filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 1_200_000))
 
     gateway.status = fill_up
-    with pytest.raises(ConcordError, match=r"disk: no space left on its disk \(. of 4 MiB free\)"):
+    with pytest.raises(ConcordError, match=r"disk.*: no space left on its disk \(. of 4 MiB free\)"):
         copied(address)
     gateway.status = lambda path: None
     filler.unlink()

@@ -1,0 +1,121 @@
+"""Ingest from a bucket, by the commands that a person gives; and no secret in anything that they leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.__main__ import main
+from components.ingest.data_ensure import ensure
+from components.settings import load_settings
+from components.shared.errors import ConcordError
+from components.shared.tracking.hashes import dvc_hash
+from tests.components.raw_folder import ROOT, RawFolder, content, write_params
+from tests.components.shared.data.s3_server import READER, Gateway, S3Server
+
+ADDRESS = "s3://open/plant/photos"
+WORDS = ["ingest", "--params", "params.yaml", "--out"]
+TOKEN = "PLANTED-session-token"
+PASSWORD = "PLANTED-password"
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> RawFolder:
+    """A raw folder, and the same in the bucket."""
+    raw = RawFolder(tmp_path_factory.mktemp("raw") / "data")
+    for name, body in content(raw.folder).items():
+        s3_server.put(f"plant/photos/{name}", body)
+    return raw
+
+
+@pytest.mark.usefixtures("store", "gateway")
+def test_the_shards_are_those_of_the_same_files_on_a_disk(bucket: RawFolder) -> None:
+    write_params(Path("params.yaml"), ingest={"path": ADDRESS})
+    assert main([*WORDS, "remote"]) == 0
+    assert main([*WORDS, "given", "--data", ADDRESS]) == 0
+    assert main([*WORDS, "local", "--data", str(bucket.folder)]) == 0
+    assert content(Path("remote")) == content(Path("given")) == content(Path("local"))
+    (folder,) = (path for path in Path(".cache/s3").iterdir() if path.is_dir())
+    assert dvc_hash(folder) == dvc_hash(bucket.folder), "MLflow has the same hash for both"
+
+
+@pytest.mark.usefixtures("store", "bucket")
+def test_make_data_fetches_before_dvc_asks(gateway: Gateway) -> None:
+    write_params(Path("params.yaml"), ingest={"path": ADDRESS})
+    Path("data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
+    ensure()
+    assert len(gateway.objects()) == 70
+    assert main([*WORDS, "out"]) == 0
+    assert len(gateway.objects()) == 70
+
+
+@pytest.mark.usefixtures("store", "bucket")
+def test_a_fault_in_the_bucket_s_table_is_told_as_ever(
+    s3_server: S3Server, gateway: Gateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    s3_server.put("ill/labels.csv", b"image,reading\na.png,12\n")
+    write_params(Path("params.yaml"), ingest={"path": "s3://open/ill"})
+    assert main([*WORDS, "out"]) == 1
+    assert "labels.csv:2: image: " in capfd.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("path", [f"s3://KEY:{PASSWORD}@open/plant", f"s3://open/x?X-Amz-Signature={PASSWORD}"])
+def test_settings_refuse_an_address_with_a_secret(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConcordError, match=r"params\.yaml: ingest\.path: an S3 address holds no credentials") as error:
+        write_params(tmp_path / "params.yaml", ingest={"path": path})
+    assert PASSWORD not in str(error.value)
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("fault", ["none", "refused", "status", "endpoint"])
+def test_no_secret_is_left_anywhere(
+    fault: str, store: Path, gateway: Gateway, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted ones, after a run that ends well and after runs that do not, in output and in every file."""
+    write_params(Path("params.yaml"), ingest={"path": "s3://closed/x" if fault == "refused" else ADDRESS})
+    if fault == "refused":
+        monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    if fault == "status":
+        gateway.status = lambda path: 400 if path.endswith(".csv") else None
+    if fault == "endpoint":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url.replace("http://", f"http://me:{PASSWORD}@"))
+        gateway.status = lambda path: 403
+    run = subprocess.run(
+        [sys.executable, "-m", "components", *WORDS, "out"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert run.returncode == (fault != "none"), run.stderr
+    assert "Traceback" not in run.stderr
+    everything = {"stdout": run.stdout.encode(), "stderr": run.stderr.encode()} | content(store)
+    assert len(everything) > 3
+    for name, text in everything.items():
+        for secret in (READER[1], TOKEN, PASSWORD):
+            assert secret.encode() not in text, f"{secret} in {name}"
+
+
+@pytest.mark.usefixtures("store")
+def test_dvc_sees_a_new_version_and_reads_no_object(s3_server: S3Server, gateway: Gateway) -> None:
+    """dvc.yaml's own way to say it: ingest.path as a dependency."""
+    from dvc.repo import Repo
+
+    s3_server.put("versions/a", b"1")
+    Path("params.yaml").write_text("ingest: {path: 's3://open/versions'}\n")
+    stage = {"cmd": "true", "deps": ["${ingest.path}"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": stage}}))
+    Repo.init(no_scm=True).close()
+    with Repo() as repo:
+        assert [stage.name for stage in repo.reproduce()] == ["ingest"]
+        assert repo.reproduce() == []
+        s3_server.put("versions/a", b"2")
+        assert [stage.name for stage in repo.reproduce()] == ["ingest"]
+    assert not [path for path, _ in gateway.objects() if path.endswith("/a")]
+
+
+def test_the_repository_s_stage_depends_on_it() -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["ingest"]
+    assert "${ingest.path}" in stage["deps"]
+    assert load_settings(ROOT / "params.yaml").ingest.path == "data"
