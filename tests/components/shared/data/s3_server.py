@@ -42,7 +42,8 @@ class S3Server:
         self._command = [
             str(WEED), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             *(f"-{name}={port}" for name, port in zip(names, ports[:6], strict=True)),
-            "-filer", "-s3", f"-s3.port={ports[6]}", f"-s3.port.grpc={ports[7]}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            "-filer", "-s3", f"-s3.port={ports[6]}", f"-s3.port.grpc={ports[7]}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",
             f"-s3.config={folder / 'identities.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=256",
             "-master.telemetry=false",
         ]  # fmt: skip
