@@ -137,10 +137,13 @@ def _place(text: str) -> Path | str:
 @contextmanager
 def _inputs(step: Step, settings: Settings, given: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
     """Port name -> path; raw input that lies in a bucket is fetched, and stays as it is while the block lasts."""
-    places = {port: given[port] or _place(settings.ingest.path) for port in step.inputs}
-    data = places.get("data")
-    if not isinstance(data, str):
-        yield places
+    paths = {port: given[port] for port in step.inputs if port != "data"}
+    data = given.get("data") or _place(settings.ingest.path)
+    if "data" not in step.inputs:
+        yield paths
+        return
+    if isinstance(data, Path):
+        yield {"data": data, **paths}
         return
     from components.shared.data.s3 import local_copy
 
@@ -149,7 +152,7 @@ def _inputs(step: Step, settings: Settings, given: Mapping[str, Any]) -> Iterato
     except ValueError as error:
         raise ConcordError(f"--data: {error}.") from None
     with local_copy(address) as folder:
-        yield {**places, "data": folder}
+        yield {"data": folder, **paths}
 
 
 def _run_or_launch(

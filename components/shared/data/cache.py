@@ -2,8 +2,8 @@
 
 import hashlib
 import os
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from components.shared.errors import ConcordError
 
@@ -58,6 +58,6 @@ class ContentCache:
         os.replace(file, path)
 
 
-def sha256(file: BinaryIO) -> str:
+def sha256(file: BufferedReader) -> str:
     """Hex digest of what is left of an open file."""
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,6 +37,7 @@ console = Console(stderr=True, highlight=False)
 
 THREADS = 16
 PATIENCE = 60.0  # seconds in which a server may be started again
+PAGE = 1000  # objects that one answer lists; no server gives more
 SILENCE = 20.0  # seconds without a byte after which a connection is given up
 
 
@@ -113,11 +114,12 @@ def _client(address: S3Address) -> Any:
 
 
 def _listing(client: Any, address: S3Address, seconds: float) -> Iterator[Listed]:
-    """Every object below the address, a page of a thousand in memory at a time."""
-    patience, more = Patience(seconds, Event()), {}
+    """Every object below the address, a page in memory at a time."""
+    patience = Patience(seconds, Event())
+    more: dict[str, str] = {}
     while True:
         try:
-            page = client.list_objects_v2(Bucket=address.bucket, Prefix=address.folder, **more)
+            page = client.list_objects_v2(Bucket=address.bucket, Prefix=address.folder, MaxKeys=PAGE, **more)
         except Exception as error:
             patience.wait(error, str(address))
             continue

@@ -197,7 +197,7 @@ def _md5_of(content: BinaryIO, size: int) -> bytes:
 
 def _part_sizes(source: Source, item: Listed, count: int) -> list[int] | None:
     """Bytes of each part that the object was uploaded in; None where the server does not tell."""
-    sizes = []
+    sizes: list[int] = []
     patience = Patience(source.patience, source.stop)
     while len(sizes) < count:
         wanted = {"Bucket": source.address.bucket, "Key": source.key(item), "PartNumber": len(sizes) + 1}

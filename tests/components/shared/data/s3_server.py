@@ -45,7 +45,7 @@ class S3Server:
             "-filer", "-s3", f"-s3.port={ports[6]}", f"-s3.port.grpc={ports[7]}",
             "-s3.port.iceberg=0", "-s3.port.lance=0",
             f"-s3.config={folder / 'identities.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=256",
-            "-master.telemetry=false",
+            "-master.telemetry=false", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
         ]  # fmt: skip
         self.url = f"http://127.0.0.1:{ports[6]}"
         self.owner = client(self.url, OWNER)
