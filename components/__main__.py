@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
                 continue
             kind = "input" if port in step.inputs else "output"
             sub.add_argument(f"--{port}", type=Path, default=Path(default), help=f"{kind} (default: %(default)s)")
+        if step.parallel:  # it trains
+            sub.add_argument("--dry-run", action="store_true", help="say what one batch would need, no more")
         sub.add_argument("--state", type=Path, default=Path(".checkpoints"), help=argparse.SUPPRESS)
         _kubeflow_flags(sub)
     for name in COMMANDS:
@@ -120,6 +122,12 @@ def step_command(words: list[str]) -> int:
     if arguments.experiment is not None:
         sections["experiment"] = json.dumps(arguments.experiment)
     settings = load_settings(arguments.params, sections)
+    if given.get("dry_run"):
+        from components.dry_run.command import dry_run
+
+        if rank() == 0:
+            dry_run(step.name, settings, given["ingest"])
+        return 0
     outputs = {port: given[port] for port in step.outputs}
     if world_size() > 1 and not step.parallel:
         raise ConcordError(

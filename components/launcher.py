@@ -12,12 +12,11 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 from components.settings import Launcher
 from components.shared.errors import ConcordError
+from components.shared.orphans import end_with
 
 STARTED_BY = "CONCORD_LAUNCHER"
 # Seconds for which a rank keeps an error to itself that may be the echo of another's: if it is, the launcher ends the
@@ -96,13 +95,7 @@ def end_with_launcher() -> None:
     launcher = os.environ.get(STARTED_BY)
     if launcher is None or str(os.getppid()) != launcher:
         return
-
-    def watch() -> None:
-        while str(os.getppid()) == launcher:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
+    end_with(int(launcher))
 
 
 def leave(code: int) -> None:

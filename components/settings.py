@@ -52,18 +52,45 @@ class Task(Strict):
         return self
 
 
+class Hub(Strict):
+    """A data set on the Hugging Face hub, at one commit: what a branch or a tag names may change."""
+
+    id: str = Field(pattern=f"^(?:{HUB_ID.pattern})$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit: 40 hexadecimal digits")
+
+
+class Release(Strict):
+    """The form of the paper's own release: which data set of it, and where its annotations are."""
+
+    subset: str | None = Field(description="its folder below ingest.path: agedb, imdb_wiki, ...; null: the path itself")
+    train: str | None = Field(description="annotation file in it; null: beside each image, in train/*.tar and so on")
+    val: str | None = Field(description="the same; the release has none")
+    test: str | None
+    hub: Hub | None = Field(description="from where `data ensure` fetches what is missing; null: it is there")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Release":
+        if (self.train is None) != (self.test is None) or (self.val is not None and self.train is None):
+            raise ValueError("train and test are annotation files both, or both null; val is one only beside them")
+        return self
+
+
 class Ingest(Strict):
     """Where the rows come from and how they are split."""
 
-    source: Literal["gauges", "folder"]
+    source: Literal["gauges", "folder", "agedb", "imdb-wiki", "bone-age", "imdb-movie", "release"]
     path: str = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
     csv: str = Field(description="the table in that folder")
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    split: Literal["balanced", "given"] = Field(description="gauges bring their own: given")
+    image_folder: str | None = Field(description="of the four published sets, below the table; null: beside it")
+    release: Release | None = Field(description="source: release alone; its annotations take the table's place")
+    split: Literal["balanced", "given", "given-test", "subject"] = Field(description="gauges bring their own: given")
     split_column: str | None = Field(description="with split: given; its values are train, val, test")
+    subject_column: str | None = Field(description="person or device that an image shows; null: not known")
     max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
+    max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any fault ends the step")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
 
@@ -78,9 +105,43 @@ class Ingest(Strict):
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
             raise ValueError(f"source: gauges brings its own splits, so split: {self.split} must be split: given")
-        if self.split == "given" and not self.split_column:
-            raise ValueError("split: given needs split_column, the column that holds train, val or test")
+        if self.source == "gauges" and self.subject_column:
+            raise ValueError("source: gauges has no subjects: subject_column must be null")
+        if self.source == "release" and self.subject_column:
+            raise ValueError("source: release has no columns, and so no subjects: subject_column must be null")
+        if self.split == "subject" and not self.subject_column:
+            raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
+        if self.source == "gauges" and self.max_quarantined:
+            raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
+        if (self.source == "release") != (self.release is not None):
+            raise ValueError("source: release and the section ingest.release go together")
+        if self.source != "release" and self.split in ("given", "given-test") and not self.split_column:
+            raise ValueError(f"split: {self.split} needs split_column, the column that holds train, val or test")
         return self
+
+
+Severity = Literal["error", "warning"]
+
+
+class Severities(Strict):
+    """What becomes of an expectation that is not met: an error stops the run, a warning is reported.
+
+    Not here, since no step could go on: the row schema, ids, finite targets, images that decode. They are errors.
+    """
+
+    target_in_range: Severity
+    target_on_step: Severity
+    image_mode: Severity = Field(description="stored as 8-bit grey, palette or RGB; others are converted")
+    image_size: Severity
+    images_in_two_splits: Severity
+    near_duplicates: Severity
+    images_with_two_targets: Severity
+    subjects_in_two_splits: Severity
+    train_imbalance: Severity
+    test_imbalance: Severity
+    test_rows_many: Severity
+    test_rows_medium: Severity
+    test_rows_few: Severity
 
 
 class Validate(Strict):
@@ -89,6 +150,11 @@ class Validate(Strict):
     min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
     max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
     min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
+    min_side: Positive = Field(description="shorter side of an image in pixels, at least")
+    near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
+        description="images whose perceptual hashes differ in at most so many of 256 bits look alike"
+    )
+    severity: Severities
 
 
 class TinyModel(Strict):

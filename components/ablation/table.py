@@ -86,7 +86,6 @@ def _difference(found: dict[str, Any]) -> str:
 
 def _losses(study: Study, result: dict[str, Any]) -> str:
     ours = study.arms[study.ours].title
-    ours = ours[0].upper() + ours[1:]
     lost = [
         f"{_pair(study, pair)} on {group} ({groups[group]['difference']:+.2f})"
         for pair, groups in result["paired"].items()
@@ -94,4 +93,6 @@ def _losses(study: Study, result: dict[str, Any]) -> str:
         for group in GROUPS
         if groups[group]["difference"] is not None and groups[group]["difference"] > 0
     ]
-    return f"Where {ours} is worse: {'; '.join(lost)}." if lost else f"{ours} is worse nowhere in this table."
+    if lost:
+        return f"Where {ours} is worse: {'; '.join(lost)}."
+    return f"{ours[0].upper()}{ours[1:]} is worse nowhere in this table."

@@ -194,7 +194,7 @@ def thumbnail(data: bytes) -> str:
     """An encoded image, made small, as a data URI."""
     from PIL import Image
 
-    from components.shared.vlm.generation import decode_image
+    from components.shared.data.images import decode_image
 
     image = decode_image(data)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

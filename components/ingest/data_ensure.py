@@ -22,7 +22,8 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
     """Pulls or makes the raw input where it is missing, then compares its hash with the pointer's.
 
     Where params.yaml, beside the pointer, names a bucket as ingest.path, its objects are fetched into the cache: what
-    is wrong there is then told before DVC asks it for its version. Another folder is none of its business.
+    is wrong there is then told before DVC asks it for its version. A release that is pinned to a commit of a hub is
+    fetched from there. Another folder than the pointer's is none of its business.
 
     Args:
         pointer: DVC's file beside the folder that it stands for.
@@ -32,14 +33,18 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
             bucket cannot be read.
     """
     root = pointer.parent
-    path, md5 = _pointed_at(pointer)
-    data = root / path
     ingest = load_settings(root / "params.yaml").ingest
     if is_s3(ingest.path):
         from components.shared.data.s3 import local_copy
 
         with local_copy(parse_s3(ingest.path)):
             return
+    if ingest.release and ingest.release.hub and not (root / ingest.path).exists():
+        from components.ingest.fetch_command import fetch
+
+        fetch(ingest.release, root / ingest.path)
+    path, md5 = _pointed_at(pointer)
+    data = root / path
     if (root / ingest.path).resolve() != data.resolve():
         return
     made = _bring(pointer, data, ingest.source)

@@ -61,6 +61,21 @@ def histogram_csv(histogram: Sequence[LabelBin], task: Task) -> str:
     return out.getvalue()
 
 
+def balance(histogram: Sequence[LabelBin], max_per_label: int) -> dict[str, dict[str, int]]:
+    """How far val and test are from the balanced rule, in rows.
+
+    Returns:
+        Split -> `wanted` by the rule, `met` of these, and `over`: rows of labels that have enough already.
+    """
+    found = {}
+    for split in ("val", "test"):
+        wanted = [min(sum(bin.rows.values()) // 3, max_per_label) for bin in histogram]
+        got = [bin.rows[split] for bin in histogram]
+        met = sum(min(pair) for pair in zip(wanted, got, strict=True))
+        found[split] = {"wanted": sum(wanted), "met": met, "over": sum(got) - met}
+    return found
+
+
 def share_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
     """Rows and label bins per split, the fullest train bin over the emptiest, and the test rows in each shot group."""
     rows = {split: sum(bin.rows[split] for bin in histogram) for split in SPLITS}

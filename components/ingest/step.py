@@ -6,43 +6,75 @@ from pathlib import Path
 
 from rich.console import Console
 
-from components.ingest.distribution import histogram_csv, label_histogram, share_metrics
-from components.settings import Settings
+from components.ingest.distribution import balance, histogram_csv, label_histogram, share_metrics
+from components.settings import Ingest, Settings
 from components.shared.data.atomic import new_folder, write_json, write_text
+from components.shared.data.benchmark import read_bone_age, read_faces, read_movies
 from components.shared.data.folder import read_folder
 from components.shared.data.gauges import read_gauges
 from components.shared.data.progress import counted
+from components.shared.data.quarantine import NAME, Quarantine
+from components.shared.data.release import read_release
 from components.shared.data.rows import SPLITS, Row, ShardWriter
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
 
 console = Console(stderr=True, highlight=False)
-SOURCES = {"gauges": read_gauges, "folder": read_folder}
+SOURCES = {
+    "gauges": read_gauges,
+    "folder": read_folder,
+    "agedb": read_faces,
+    "imdb-wiki": read_faces,
+    "bone-age": read_bone_age,
+    "imdb-movie": read_movies,
+    "release": read_release,
+}
 
 
 def run(settings: Settings, track: StepRun, *, data: Path, out: Path) -> None:
     """Writes train-, val- and test- shards to `out`, with metrics.json and histogram.csv (rows per label and split).
 
+    Where ingest.max_quarantined is above 0, quarantine.csv beside them holds the rows that cannot be used and why.
+
     Args:
         data: folder that holds the table named by ingest.csv.
 
     Raises:
-        ConcordError: the raw input has faults; all that can be seen without opening images are told at once.
+        ConcordError: the raw input has more faults than may be quarantined; all that can be seen without opening images
+            (with a quarantine: all) are told at once.
     """
     del track  # no curves
     with new_folder(out) as folder:
-        targets = _write_shards(SOURCES[settings.ingest.source](data, settings), folder, settings.ingest.shard_mb)
+        quarantine = Quarantine.of(settings)
+        rows = SOURCES[settings.ingest.source](data, settings, quarantine=quarantine)
+        targets = _write_shards(rows, folder, settings.ingest)
+        kept = sum(map(len, targets.values()))
+        quarantine.account(kept)
         histogram = label_histogram(targets, settings.task)
         write_text(folder / "histogram.csv", histogram_csv(histogram, settings.task))
-        write_json(metrics_file(folder), share_metrics(histogram))
+        metrics = share_metrics(histogram)
+        far = balance(histogram, settings.ingest.max_per_label) if settings.ingest.split == "subject" else {}
+        metrics |= {"balance": far} if far else {}
+        if quarantine.open:
+            write_text(folder / NAME, quarantine.table())
+            metrics |= {"read": quarantine.read, "kept": kept, "quarantined": quarantine.rows}
+        write_json(metrics_file(folder), metrics)
     console.print(", ".join(f"{split} {len(targets[split])}" for split in SPLITS) + " rows")
+    for split, rows_of in far.items():
+        told = "{met} of the {wanted} rows that the balanced rule asks for, and {over} over".format(**rows_of)
+        console.print(f"by subject, {split} has {told}")
+    if quarantine.rows:
+        reasons = ", ".join(f"{kind}: {count}" for kind, count in quarantine.reasons().items())
+        told = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {out / NAME}"
+        console.print(told, markup=False, soft_wrap=True)
 
 
-def _write_shards(rows: Iterator[tuple[str, Row]], folder: Path, shard_mb: int) -> Mapping[str, list[float]]:
+def _write_shards(rows: Iterator[tuple[str, Row]], folder: Path, settings: Ingest) -> Mapping[str, list[float]]:
     """Writes every row to its split's shards and gives the targets of each split."""
     targets: dict[str, list[float]] = {split: [] for split in SPLITS}
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(folder, split, shard_mb)) for split in SPLITS}
+        known = settings.subject_column is not None
+        writers = {split: stack.enter_context(ShardWriter(folder, split, settings.shard_mb, known)) for split in SPLITS}
         for split, row in counted(rows, "packing rows"):
             writers[split].add(row)
             targets[split].append(row.target)

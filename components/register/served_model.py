@@ -26,7 +26,7 @@ class ImageRegressor(PythonModel):
             dtype=chosen["dtype"],
             attention=chosen["attention"],
             compile=False,
-            max_pixels=None,  # the saved processor knows
+            max_pixels=None,  # the processor in the folder keeps to it
             freeze_vision=False,
             lora=None,
             tiny=None,

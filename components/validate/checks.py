@@ -1,12 +1,12 @@
 """The expectations, in Great Expectations' terms and in words, each with what to do where it is not met."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from components.settings import Task, Validate
+from components.settings import Severities, Severity, Task, Validate
 from components.shared.regression.shots import SHOTS
-from components.validate.images import MODES
+from components.validate.images import PLAIN_MODES
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Check:
         words: what is expected, for people.
         remedy: what to do where it is not so.
         tell: column whose value explains a row that does not meet it; None: the checked column's.
+        severity: error or warning.
     """
 
     name: str
@@ -30,6 +31,13 @@ class Check:
     words: str
     remedy: str
     tell: str | None = None
+    severity: Severity = "error"
+
+
+def weighed(checks: Sequence[Check], severities: Severities) -> list[Check]:
+    """The checks with the severity that the settings give them; those that have none there are errors."""
+    chosen = severities.model_dump()
+    return [replace(check, severity=chosen.get(check.name, "error")) for check in checks]
 
 
 def field_checks() -> list[Check]:
@@ -46,7 +54,7 @@ def field_checks() -> list[Check]:
     ]
 
 
-def row_checks(task: Task) -> list[Check]:
+def row_checks(task: Task, limits: Validate) -> list[Check]:
     """What holds for each row."""
     mend = "Correct or remove these rows in the raw input and run ingest again"
     return [
@@ -86,15 +94,23 @@ def row_checks(task: Task) -> list[Check]:
             "image_mode",
             "mode",
             "BeInSet",
-            {"value_set": list(MODES)},
-            "every image becomes 8-bit RGB without harm",
-            "Convert these files to 8-bit grey or RGB: as they are, the model would see them all white or all black.",
+            {"value_set": list(PLAIN_MODES)},
+            "every image is stored as 8-bit grey, palette or RGB",
+            "Others are converted for the model: 16 bits to 8, CMYK to RGB, transparent to white. Look at the outcome.",
+        ),
+        _values(
+            "image_size",
+            "side",
+            "BeBetween",
+            {"min_value": limits.min_side},
+            f"every image is at least {limits.min_side} pixels high and wide",
+            f"{mend}, or lower validate.min_side.",
         ),
     ]
 
 
-def summary_checks(task: Task, limits: Validate) -> list[Check]:
-    """What holds for the splits as wholes."""
+def leak_checks(limits: Validate) -> list[Check]:
+    """That test images are new to the model, and that an image has one target."""
     return [
         _figure(
             "images_in_two_splits",
@@ -102,6 +118,37 @@ def summary_checks(task: Task, limits: Validate) -> list[Check]:
             "no image, by its pixels, is in two splits",
             "Remove the repeated rows from the raw input and run ingest again: test images must be new to the model.",
         ),
+        _figure(
+            "near_duplicates",
+            {"max_value": 0},
+            f"no val or test image looks like one of an earlier split (hashes {limits.near_bits} of 256 bits apart)",
+            "Look at the pairs. Put frames and crops of one scene into one split (ingest.split: subject), or lower "
+            "validate.near_bits where they only resemble each other.",
+        ),
+        _figure(
+            "images_with_two_targets",
+            {"max_value": 0},
+            "no image, by its pixels, has two targets",
+            "Find the right one of these targets and remove the other rows from the raw input.",
+        ),
+    ]
+
+
+def subject_checks() -> list[Check]:
+    """Where subjects are known."""
+    return [
+        _figure(
+            "subjects_in_two_splits",
+            {"max_value": 0},
+            "no subject (person, device) is in two splits",
+            "Set ingest.split: subject, or mend the split column: a model could know the subject and not read.",
+        ),
+    ]
+
+
+def balance_checks(task: Task, limits: Validate) -> list[Check]:
+    """How targets are distributed over the splits."""
+    return [
         _figure(
             "train_imbalance",
             {"min_value": limits.min_imbalance},

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from components.settings import Settings
 from components.shared.data.atomic import new_folder, write_json
@@ -12,7 +13,7 @@ from components.shared.data.rows import SPLITS
 from components.shared.errors import ConcordError
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
-from components.validate.checks import field_checks, row_checks, summary_checks
+from components.validate.checks import balance_checks, field_checks, leak_checks, row_checks, subject_checks, weighed
 from components.validate.suite import EXAMPLES, Outcome, Suite
 from components.validate.tables import Summary, field_table, row_table, summarise
 
@@ -29,27 +30,36 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
         ingest: row shards.
 
     Raises:
-        ConcordError: an expectation is not met, with the rows and the remedy; `out` stays as it was.
+        ConcordError: an expectation is not met and is no mere warning, with the rows and the remedy; `out` stays as
+            it was.
     """
     del track  # no curves
+    task, limits = settings.task, settings.validation
     fields = field_table(ingest)
     suite = Suite()
     outcomes = suite.run("fields", fields, field_checks())
     rows, summary = pd.DataFrame(), Summary({}, {})
     if all(outcome.success for outcome in outcomes):  # else the rows cannot be read
-        rows = row_table(ingest, settings.task)
-        summary = summarise(rows, settings.task)
-        outcomes += suite.run("rows", rows, row_checks(settings.task))
-        outcomes += suite.run("summary", summary.table, summary_checks(settings.task, settings.validation))
+        rows = row_table(ingest, task)
+        summary = summarise(rows, task, limits.near_bits)
+        outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
+        checks = [*leak_checks(limits), *balance_checks(task, limits)]
+        if "subjects_in_two_splits" in summary.figures:  # else nobody knows
+            checks += subject_checks()
+        outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
     docs = suite.write_docs(out.parent.parent / "reports" / "data_docs")
     console.print(f"Data Docs: {docs}", markup=False, soft_wrap=True)
-    failed = [outcome for outcome in outcomes if not outcome.success]
-    if failed:
+    unmet = [outcome for outcome in outcomes if not outcome.success]
+    if warned := [outcome for outcome in unmet if outcome.check.severity == "warning"]:
+        text = failure(ingest, warned, len(outcomes), summary.examples)
+        console.print(Text.assemble(("warning", "bold yellow"), f" {printable(text)}"), soft_wrap=True)
+    if failed := [outcome for outcome in unmet if outcome.check.severity == "error"]:
         raise ConcordError(failure(ingest, failed, len(outcomes), summary.examples))
     with new_folder(out) as folder:
         write_json(folder / "result.json", {outcome.check.name: _as_json(outcome) for outcome in outcomes})
-        write_json(metrics_file(folder), _metrics(rows, summary, len(outcomes)))
-    console.print(f"{len(outcomes)} expectations met by {len(rows)} rows")
+        write_json(metrics_file(folder), _metrics(rows, summary, len(outcomes) - len(warned), len(warned)))
+    warnings = f", {len(warned)} not met, which is a warning" if warned else ""
+    console.print(f"{len(outcomes) - len(warned)} expectations met by {len(rows)} rows{warnings}")
 
 
 def failure(ingest: Path, failed: list[Outcome], total: int, examples: dict[str, list[str]]) -> str:
@@ -86,6 +96,7 @@ def _place(row: dict[str, Any], outcome: Outcome) -> str:
         return f"{row['shard']}: field {row['field']}: type expected {row['expected']}, found {row['found']}"
     column = outcome.check.tell or outcome.check.arguments["column"]
     name, origin = str(row["id"]), str(row["origin"])
+    origin = origin.replace("\n", " ")
     where = origin if origin.endswith(f" {name}") else f"{origin}, id {name}"
     return f"{where[:100]} ({row['split']}): {'' if column == 'fault' else f'{column} '}{row.get(column)}"
 
@@ -96,15 +107,22 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "expectation": check.expectation,
         "arguments": dict(check.arguments),
         "words": check.words,
+        "severity": check.severity,
         "success": outcome.success,
         "observed": outcome.observed,
     }
 
 
-def _metrics(rows: pd.DataFrame, summary: Summary, expectations: int) -> dict[str, Any]:
+def printable(text: str) -> str:
+    """Names from files may hold control characters; lines are kept apart."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def _metrics(rows: pd.DataFrame, summary: Summary, met: int, warnings: int) -> dict[str, Any]:
     sides = rows[["width", "height"]]
     return {
-        "expectations_met": expectations,
+        "expectations_met": met,
+        "warnings": warnings,
         "rows": {split: int((rows["split"] == split).sum()) for split in SPLITS},
         "smallest_side": int(sides.min().min()),
         "largest_side": int(sides.max().max()),

@@ -57,7 +57,9 @@ class Suite:
         suite = self._context.suites.add(gx.ExpectationSuite(name))
         for check in checks:
             kind = getattr(gxe, check.expectation)
-            suite.add_expectation(kind(**check.arguments, notes=check.words, meta={"check": check.name}))
+            severity = "critical" if check.severity == "error" else "warning"
+            meta = {"check": check.name}
+            suite.add_expectation(kind(**check.arguments, notes=check.words, meta=meta, severity=severity))
         batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
         definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
         result = self._context.validation_definitions.add(definition).run(

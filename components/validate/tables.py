@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.settings import Task
+from components.shared.data.images import prepare
 from components.shared.data.progress import counted
-from components.shared.data.rows import SCHEMA, SPLITS, read_rows, shards
+from components.shared.data.quarantine import shown
+from components.shared.data.rows import SPLITS, read_rows, schema, shards
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
-from components.validate.images import Look, look, prepare
+from components.validate.images import Look, look
+from components.validate.near import nearest_in_earlier_split
 
 BATCH = 64  # images held at once, encoded; each thread decodes one more
 
@@ -46,14 +49,11 @@ def field_table(folder: Path) -> pd.DataFrame:
     Raises:
         ConcordError: a split has no shard, or a shard is no whole Parquet file.
     """
+    found = {path: _fields(path) for split in SPLITS for path in shards(folder, split)}
+    subjects = any("subject" in there for there in found.values())  # then in all of them
+    wanted = {field.name: str(field.type) for field in schema(subjects)}
     rows = []
-    wanted = {field.name: str(field.type) for field in SCHEMA}
-    for path in (path for split in SPLITS for path in shards(folder, split)):
-        try:
-            there = {field.name: str(field.type) for field in pq.read_schema(path)}
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
+    for path, there in found.items():
         rows += [
             {"shard": path.name, "field": name, "expected": wanted.get(name, "no"), "found": there.get(name, "no")}
             for name in {**wanted, **there}
@@ -61,14 +61,24 @@ def field_table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def row_table(folder: Path, task: Task) -> pd.DataFrame:
-    """A row for each image, in the shards' order: split, id, origin, target, and what a close look at the image gave.
+def _fields(path: Path) -> dict[str, str]:
+    try:
+        return {field.name: str(field.type) for field in pq.read_schema(path)}
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
 
-    Columns beside those of `Look`: `decodes`; `finite` (empty where the target is); `off_step`, how far the target is
-    from a whole step of the resolution, in steps (empty where the target is empty or not finite).
+
+def row_table(folder: Path, task: Task) -> pd.DataFrame:
+    """A row for each image, in the shards' order: split, id, origin, target, subject (None where the shards have
+    none), and what a close look at the image gave.
+
+    Columns beside those of `Look`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
+    the target is); `off_step`, how far the target is from a whole step of the resolution, in steps (empty where the
+    target is empty or not finite).
     """
     total = sum(pq.read_metadata(path).num_rows for split in SPLITS for path in shards(folder, split))
-    columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("split", "id", "origin", "target", "subject")}
     columns |= {field.name: [] for field in fields(Look)}
     for row in counted(_looks(folder), "decoding images", total):
         for name, value in row.items():
@@ -77,6 +87,7 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
     steps = table["target"].where(np.isfinite(table["target"])) / task.resolution
     table["off_step"] = (steps - steps.round()).abs()
     table["finite"] = np.isfinite(table["target"]).astype(object).where(table["target"].notna(), None)
+    table["side"] = table[["width", "height"]].min(axis=1)
     table["decodes"] = table["fault"].isna()
     return table
 
@@ -91,9 +102,9 @@ def _looks(folder: Path) -> Iterator[dict[str, Any]]:
         for split in SPLITS:
             for batch in _whole(folder, split):
                 found = pool.map(look, batch.column("image").field("bytes").to_pylist())
-                rows = batch.select(["id", "origin", "target"]).to_pylist()
-                for row, seen in zip(rows, found, strict=True):
-                    yield {"split": split, **row, **asdict(seen)}
+                names = [name for name in ("id", "origin", "target", "subject") if name in batch.schema.names]
+                for row, seen in zip(batch.select(names).to_pylist(), found, strict=True):
+                    yield {"split": split, "subject": None, **row, **asdict(seen)}
 
 
 def _whole(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
@@ -104,15 +115,20 @@ def _whole(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
         raise ConcordError(f"{folder}: a {split} shard is damaged ({reason}). Run the ingest step again.") from None
 
 
-def summarise(rows: pd.DataFrame, task: Task) -> Summary:
+def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
     """Leakage between splits, imbalance, and the shot groups of the test split.
 
     Args:
+        near_bits: hashes that differ in no more bits are of pictures that look alike.
         rows: as `row_table` gives it. Rows without a finite target take no part in the counts.
     """
     figures: dict[str, float] = {}
     examples: dict[str, list[str]] = {}
     figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
+    figures["near_duplicates"], examples["near_duplicates"] = _alike_images(rows, near_bits)
+    figures["images_with_two_targets"], examples["images_with_two_targets"] = _contradictions(rows)
+    if rows["subject"].notna().any():
+        figures["subjects_in_two_splits"], examples["subjects_in_two_splits"] = _shared_subjects(rows)
     known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
     targets = {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
     counts = {split: _bin_counts(values, task) for split, values in targets.items()}
@@ -143,6 +159,44 @@ def _fullest(counts: "pd.Series[int]", split: str) -> list[str]:
     most, least = counts.index[0], counts.index[-1]
     fullest, emptiest = counts.iloc[0], counts.iloc[-1]
     return [f"{split}: {fullest} rows with label {most:g}, {emptiest} with {least:g}, {counts.mean():.1f} on average"]
+
+
+def _alike_images(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]]:
+    """How many images look like one of an earlier split and are not the same, and the most alike of them."""
+    known = rows[rows["hash"].notna()]
+    order = {split: k for k, split in enumerate(SPLITS)}
+    other, apart = nearest_in_earlier_split(known["hash"].tolist(), known["split"].map(order).to_numpy(), near_bits)
+    alike = known.assign(other=other, apart=apart)[other >= 0]
+    splits_of = known.groupby("content")["split"].nunique()
+    alike = alike[alike["content"].map(splits_of) == 1]  # else it is counted as the same
+    examples = []
+    for row in alike.sort_values("apart", kind="stable").head(3).itertuples():
+        twin = known.iloc[row.other]
+        examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.apart} of 256 bits apart")
+    return len(alike), examples
+
+
+def _shared_subjects(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """How many subjects are in more than one split, and the first of them with a row of each."""
+    known = rows[rows["subject"].notna()]
+    splits = known.groupby("subject", sort=False)["split"].nunique()
+    examples = []
+    for subject in splits.index[splits > 1][:3]:
+        some = known[known["subject"] == subject].drop_duplicates("split")
+        places = ", ".join(f"{row.origin} ({row.split})" for row in some.itertuples())
+        examples.append(f"{shown(subject)}: {places}")
+    return int((splits > 1).sum()), examples
+
+
+def _contradictions(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """How many pictures have more than one target, and the first of them with their rows."""
+    known = rows[rows["content"].notna() & np.isfinite(rows["target"])]
+    targets = known.groupby("content", sort=False)["target"].nunique()
+    examples = []
+    for content in targets.index[targets > 1][:3]:
+        same = known[known["content"] == content].drop_duplicates("target")
+        examples.append(" = ".join(f"{row.origin} (target {row.target:g})" for row in same.head(3).itertuples()))
+    return int((targets > 1).sum()), examples
 
 
 def _shared_images(rows: pd.DataFrame) -> tuple[int, list[str]]:

@@ -24,11 +24,15 @@ INGEST = {
     "image_column": "image",
     "target_column": "reading",
     "id_column": None,
+    "image_folder": None,
+    "release": None,
     "split": "balanced",
     "split_column": None,
+    "subject_column": None,
     "max_per_label": 4,
+    "max_quarantined": 0,
 }
-VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3}
+VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3, "min_side": 8, "near_bits": 10}
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:

@@ -20,6 +20,8 @@ from components.steps import STEPS
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 VLLM = {"mode": "colocate", "memory": 0.3, "host": "127.0.0.1", "port": 8000}
+RELEASE = {"subset": "agedb", "train": "train.jsonl", "val": "val.json", "test": "test.json", "hub": None}
+HUB = {"id": "owner/release", "revision": "0" * 40}
 LORA = {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}
 
 
@@ -40,6 +42,7 @@ EACH = pytest.mark.parametrize("path", KEYS, ids=".".join)
 def full() -> dict[str, Any]:
     """params.yaml with the optional sections filled in."""
     raw = copy.deepcopy(RAW)
+    raw["ingest"] |= {"source": "release", "release": RELEASE | {"hub": dict(HUB)}}
     raw["model"]["lora"] = dict(LORA)
     raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
     raw["grpo"]["vllm"] = dict(VLLM)
@@ -154,9 +157,19 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("task.few", 101, "task: few (101) must not exceed many (100)"),
         ("task.question", "", "task.question: "),
         ("ingest.split_column", None, "ingest: split: given needs split_column"),
-        ("ingest.source", "folders", "ingest.source: input should be 'gauges' or 'folder', found 'folders'"),
+        ("ingest.source", "folders", "ingest.source: input should be 'gauges', 'folder', 'agedb', "),
+        ("ingest.source", "release", "ingest: source: release and the section ingest.release go together"),
+        ("ingest.release", RELEASE, "ingest: source: release and the section ingest.release go together"),
+        ("ingest.release", RELEASE | {"test": None}, "ingest.release: train and test are annotation files both, or"),
+        ("ingest.release", RELEASE | {"hub": HUB | {"id": "../x"}}, "ingest.release.hub.id: string should match"),
+        ("ingest.release", RELEASE | {"hub": HUB | {"revision": "main"}}, "ingest.release.hub.revision: string should"),
         ("ingest.shard_mb", 257, "ingest.shard_mb: input should be less than or equal to 256, found 257"),
         ("ingest.max_per_label", 0, "ingest.max_per_label: input should be greater than 0, found 0"),
+        ("ingest.subject_column", "who", "ingest: source: gauges has no subjects"),
+        ("ingest.max_quarantined", 1.5, "ingest.max_quarantined: input should be less than or equal to 1, found 1.5"),
+        ("ingest.max_quarantined", 0.1, "ingest: source: gauges makes its rows from a seed"),
+        ("validate.near_bits", 17, "validate.near_bits: input should be less than or equal to 16, found 17"),
+        ("validate.severity.image_size", "info", "validate.severity.image_size: input should be 'error' or 'warning'"),
         ("model.tiny", None, "model: name: tiny needs the section model.tiny"),
         ("model.name", "no/such-model", "no/such-model is no local folder, so it needs a revision"),
         ("model.lora", {"r": 64}, "model.lora.alpha: missing"),
@@ -205,7 +218,7 @@ def test_every_fault_is_told_at_once(told: Callable[[Any], str]) -> None:
 def test_a_key_like_no_other_gets_the_list(told: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     raw["validate"]["zzz"] = 1
-    known = "max_test_imbalance, min_imbalance, min_rows_per_shot"
+    known = "max_test_imbalance, min_imbalance, min_rows_per_shot, min_side, near_bits, severity"
     assert told(raw) == f"params.yaml: validate.zzz: unknown key, known keys: {known}"
 
 

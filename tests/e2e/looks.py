@@ -23,7 +23,7 @@ def main(params: str, ingest: str, warm: str, out: str) -> None:
         trainer = WarmStartTrainer(
             model=model,
             args=arguments,
-            train_dataset=sft_presentations(settings, Path(ingest), cache, settings.sft.batch_size),
+            train_dataset=sft_presentations(settings, Path(ingest), cache, settings.sft.batch_size, processor),
             processing_class=processor,
             settings=settings,
             ingest=Path(ingest),

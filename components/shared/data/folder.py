@@ -6,36 +6,61 @@ from pathlib import Path
 import numpy as np
 
 from components.settings import Settings, Task
-from components.shared.data.labels import Label, read_labels, table_path
+from components.shared.data.labels import Label, Read, read_labels, records, table_path
+from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
-from components.shared.data.splits import balanced_splits, shuffle_key
+from components.shared.data.splits import balanced_splits, shuffle_key, subject_splits
 from components.shared.errors import ConcordError
 from components.shared.regression.shots import label_bins
 
 
-def read_folder(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
+def read_folder(
+    folder: Path, settings: Settings, read: Read = records, *, quarantine: Quarantine | None = None
+) -> Iterator[tuple[str, Row]]:
     """Split and row of every image, train first, each split in a shuffled order that the ids alone decide.
 
     The table is checked whole in this call; then, as rows are asked for, one image is read at a time, and its bytes are
     passed on as they are.
 
+    Args:
+        folder: holds the table.
+        settings: its name, its columns, the split.
+        read: gives the table's records, see `read_labels`.
+        quarantine: takes the rows that cannot be used; None: any fault is an error.
+
     Raises:
-        ConcordError: the table has faults, a split is empty, or a file cannot be read.
+        ConcordError: the table has more faults than the quarantine takes, a split is empty, or a file cannot be read.
     """
     table = table_path(folder, settings.ingest)
-    members = _split(table, read_labels(table, settings.ingest), settings)
-    return (
-        (split, Row(label.id, _content(table, label), label.target, settings.task.question, _origin(table, label)))
-        for split in SPLITS
-        for label in members[split]
-    )
+    members = split_labels(table, read_labels(table, settings.ingest, read, quarantine=quarantine), settings)
+    return ((split, _row(table, label, settings.task)) for split in SPLITS for label in members[split])
 
 
-def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
-    """The labels of each split, shuffled."""
+def _row(table: Path, label: Label, task: Task) -> Row:
+    origin = f"{table.name}:{label.line} {label.image}"
+    return Row(label.id, _content(table, label), label.target, task.question, origin, label.subject)
+
+
+def split_labels(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
+    """The labels of each split, by the settings' rule, shuffled.
+
+    Args:
+        table: where they are from, for the message.
+        labels: each with the split that its source gives, if any.
+        settings: the rule, and the bins that it counts in.
+
+    Raises:
+        ConcordError: a split is empty.
+    """
     if settings.ingest.split == "given":
         splits = [label.split for label in labels]
-        remedy = "Give it rows, or set ingest.split: balanced."
+        remedy = "Give it rows, or set ingest.split: balanced, or given-test: val out of train."
+    elif settings.ingest.split == "given-test":
+        splits = _val_from_train(labels, settings.task, settings.ingest.max_per_label)
+        remedy = "Give test rows; and train three of a label, one of them for val, or widen task.bin_width."
+    elif settings.ingest.split == "subject":
+        splits = _by_subject(labels, settings.task, settings.ingest.max_per_label)
+        remedy = "Too few subjects share a label: widen task.bin_width, or add subjects."
     else:
         splits = _balanced(labels, settings.task, settings.ingest.max_per_label)
         remedy = "No label has three rows, one for each split: widen task.bin_width, or add images."
@@ -50,13 +75,23 @@ def _split(table: Path, labels: list[Label], settings: Settings) -> dict[str, li
 
 
 def _balanced(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    return balanced_splits([label.id for label in labels], _bins(labels, task), max_per_label)
+
+
+def _by_subject(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    return subject_splits([label.subject or "" for label in labels], _bins(labels, task), max_per_label)
+
+
+def _bins(labels: list[Label], task: Task) -> list[int]:
     with np.errstate(invalid="ignore"):  # a target too large for an integer; the validate step finds it out of range
-        bins = label_bins([label.target for label in labels], task.bin_width, task.resolution)
-    return balanced_splits([label.id for label in labels], bins.tolist(), max_per_label)
+        return list(label_bins([label.target for label in labels], task.bin_width, task.resolution).tolist())
 
 
-def _origin(table: Path, label: Label) -> str:
-    return f"{table.name}:{label.line} {label.image}"
+def _val_from_train(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
+    """Splits as given, where train gives up to val what the reference rule takes; val rows that are given stay so."""
+    train = [label for label in labels if label.split == "train"]
+    rule = dict(zip((label.id for label in train), _balanced(train, task, max_per_label), strict=True))
+    return ["val" if rule.get(label.id) == "val" else label.split for label in labels]
 
 
 def _content(table: Path, label: Label) -> bytes:

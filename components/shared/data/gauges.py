@@ -13,8 +13,14 @@ makes a model shrink towards the common ones.
 import csv
 import io
 import math
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +30,12 @@ from PIL import Image, ImageFilter
 
 from components.settings import Settings
 from components.shared.data.labels import records
+from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
 from components.shared.errors import ConcordError
+from components.shared.orphans import end_with
 
+WINDOW = 1024  # scenes whose pictures are drawn ahead
 Pixels = NDArray[np.floating]
 
 # What makes a grey red, at full strength.
@@ -273,9 +282,30 @@ def _scene(cells: dict[str, str]) -> Scene:
     return Scene(**values)
 
 
-def read_gauges(folder: Path, settings: Settings) -> Iterator[tuple[str, Row]]:
-    """Split and row of every scene in the folder's table, rendered as they are read."""
-    path = folder / settings.ingest.csv
-    for line, scene in read_scenes(path):
-        image = render(scene, settings.ingest.image_size)
-        yield scene.split, Row(scene.id, image, float(scene.reading), settings.task.question, f"{path.name}:{line}")
+def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
+    """Split and row of every scene in the folder's table, rendered as they are read, on every core.
+
+    Args:
+        quarantine: counts the rows; it takes none, since a seed makes the table, and a fault in it means that it is not
+            that table.
+    """
+    path, size = folder / settings.ingest.csv, settings.ingest.image_size
+    scenes = read_scenes(path)
+    with ExitStack() as stack:
+        pool: ProcessPoolExecutor | None = None
+        while window := list(islice(scenes, WINDOW)):
+            if pool is None and len(window) == WINDOW:  # fewer are drawn before the processes are up
+                pool = stack.enter_context(_processes())
+            draw = partial(render, size=size)
+            drawn = (scene for _, scene in window)
+            images = pool.map(draw, drawn, chunksize=32) if pool else map(draw, drawn)
+            for (line, scene), image in zip(window, images, strict=True):
+                if quarantine:
+                    quarantine.read += 1
+                origin = f"{path.name}:{line}"
+                yield scene.split, Row(scene.id, image, float(scene.reading), settings.task.question, origin)
+
+
+def _processes() -> ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(mp_context=spawn, initializer=end_with, initargs=(os.getpid(),))

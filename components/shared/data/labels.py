@@ -7,18 +7,20 @@ import os
 import posixpath
 import re
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from components.settings import Ingest
+from components.shared.data.images import BadImageError, decode_image, prepare
 from components.shared.data.progress import counted
+from components.shared.data.quarantine import BadValueError, Faults, Quarantine, shown
 from components.shared.data.rows import SPLITS
 from components.shared.errors import ConcordError
 
-FAULTS_TOLD = 10
+BATCH = 256  # images that are looked at together
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -34,6 +36,7 @@ class Label:
         image: path below the table's folder, with forward slashes and no `.` or `..`.
         target: in the task's unit, finite.
         split: train, val or test; empty where the split is not given.
+        subject: person or device, None where it is not known.
         line: line of the file on which the record begins; the header's is 1.
     """
 
@@ -42,55 +45,7 @@ class Label:
     target: float
     split: str
     line: int
-
-
-class BadValueError(ValueError):
-    """A value that cannot be used: its kind of fault (a short noun), and what to do about it."""
-
-    def __init__(self, kind: str, remedy: str) -> None:
-        """Both are shown to a person."""
-        super().__init__(kind)
-        self.kind, self.remedy = kind, remedy
-
-
-class Faults:
-    """Faults of one table, collected so that all are told at once: the first ten in full, the rest by kind."""
-
-    def __init__(self, table: Path) -> None:
-        """None so far."""
-        self._table = table
-        self._told: list[str] = []
-        self._untold: Counter[str] = Counter()
-        self.count = 0
-
-    def add(self, line: int, column: str | None, value: str | None, bad: BadValueError) -> None:
-        """Takes a fault down; `column` and `value` are None where the whole record is meant."""
-        self.count += 1
-        if len(self._told) == FAULTS_TOLD:
-            self._untold[bad.kind] += 1
-            return
-        place = f"{self._table.name}:{line}" + (f": {column}" if column else "")
-        found = f" {shown(value)}" if value is not None else ""
-        self._told.append(f"  {place}: {bad.kind}{found}; {bad.remedy}")
-
-    def tell(self) -> None:
-        """Ends the step where a fault was found.
-
-        Raises:
-            ConcordError: there is at least one.
-        """
-        if not self.count:
-            return
-        lines = [f"{self._table}: {self.count} {'fault' if self.count == 1 else 'faults'}", *self._told]
-        if self._untold:
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in self._untold.most_common())
-            lines.append(f"  and {self._untold.total()} more ({kinds})")
-        raise ConcordError("\n".join(lines))
-
-
-def shown(value: str) -> str:
-    """A value from a file as a person may see it: quoted, at most 60 characters, no control characters."""
-    return repr(value if len(value) <= 60 else value[:59] + "…")
+    subject: str | None = None
 
 
 def table_path(folder: Path, settings: Ingest) -> Path:
@@ -162,7 +117,7 @@ def positions(place: str, header: Sequence[str], wanted: Mapping[str, str]) -> d
         if header.count(column) > 1:
             faults.append(f"  column {shown(column)} ({setting}) is there {header.count(column)} times; rename one")
         elif column not in header:
-            close = difflib.get_close_matches(column, header, n=1)
+            close = difflib.get_close_matches(column, header[:1000], n=1)
             hint = f"; did you mean {shown(close[0])}?" if close else ""
             faults.append(f"  no column {shown(column)} ({setting}){hint}")
     if not faults:
@@ -177,30 +132,124 @@ def positions(place: str, header: Sequence[str], wanted: Mapping[str, str]) -> d
     raise ConcordError("\n".join([f"{place}: the header does not fit", *faults, f"  columns there: {there}", remedy]))
 
 
-def read_labels(table: Path, settings: Ingest) -> list[Label]:
-    """The whole table, checked: columns, numbers, image files, ids, splits. Images are not opened.
+Read = Callable[[Path], Iterator[tuple[int, list[str]]]]
 
-    Labels are held in memory (some 300 bytes a row), images never are.
+
+def read_labels(
+    table: Path, settings: Ingest, read: Read = records, *, quarantine: Quarantine | None = None
+) -> list[Label]:
+    """The whole table, checked: columns, numbers, image files, ids, splits.
+
+    With an open quarantine, images are decoded too and targets held against the task's range: such rows would else stop
+    the run in the validate step. Without one, no image is opened. Of two rows with one id the first is kept. Labels are
+    held in memory (some 300 bytes a row), images never are.
+
+    Args:
+        table: the CSV.
+        settings: which columns.
+        read: gives its records, the header first; a source with values of another form puts them right here.
+        quarantine: takes the rows that cannot be used; None: any fault is an error.
 
     Raises:
-        ConcordError: with every fault found; nothing is dropped silently.
+        ConcordError: with every fault found, where they are more than the quarantine takes.
     """
-    reader = records(table)
+    quarantine = quarantine or Quarantine()
+    reader = read(table)
     line, header = next(reader, (0, []))
     if not line:
         raise ConcordError(f"{table}: empty. It needs a header line and a row for each image.")
     wanted = {settings.image_column: "ingest.image_column", settings.target_column: "ingest.target_column"}
     if settings.id_column:
         wanted.setdefault(settings.id_column, "ingest.id_column")
-    if settings.split == "given" and settings.split_column:
+    if settings.split in ("given", "given-test") and settings.split_column:
         wanted.setdefault(settings.split_column, "ingest.split_column")
+    if settings.subject_column:
+        wanted.setdefault(settings.subject_column, "ingest.subject_column")
     row = _RowReader(table, settings, positions(f"{table}:{line}", header, wanted), len(header))
-    rows = counted(reader, f"checking {table.name}")
-    labels = [label for line, fields in rows if (label := row.read(line, fields))]
-    row.faults.tell()
-    if not labels:
+    labels: list[Label] = []
+    count = 0
+    for line, fields in counted(reader, f"checking {table.name}"):
+        count += 1
+        if label := row.read(line, fields):
+            labels.append(label)
+    if not count:
         raise ConcordError(f"{table}: a header and no rows. Add a row for each image.")
+    if quarantine.open:
+        labels = screened(
+            labels,
+            quarantine,
+            read=lambda label: (table.parent / label.image).read_bytes(),
+            told=lambda label, fault: row.faults.add(label.line, *_where(label, fault, settings), fault),
+        )
+    quarantine.settle(count, [row.faults])
+    if not labels:
+        raise ConcordError(f"{table}: {count} rows, and none of them can be used. See ingest.max_quarantined.")
     return labels
+
+
+def screened(
+    labels: list[Label],
+    quarantine: Quarantine,
+    read: Callable[[Label], bytes],
+    told: Callable[[Label, "BadValueError"], None],
+) -> list[Label]:
+    """The labels whose target is in range and whose image decodes.
+
+    Args:
+        labels: of rows without a fault so far.
+        quarantine: knows the range.
+        read: the image's bytes; called in this thread, some at a time.
+        told: gets each fault with its label.
+    """
+    bad: set[str] = set()
+
+    def fault(label: Label, words: BadValueError) -> None:
+        bad.add(label.id)
+        told(label, words)
+
+    for label in labels:
+        if not quarantine.low <= label.target <= quarantine.high:
+            span = f"{quarantine.low:g} to {quarantine.high:g}"
+            fault(
+                label, OutOfRangeError("target out of range", f"correct it, or widen task.low and task.high ({span})")
+            )
+    prepare()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in counted(range(0, len(labels), BATCH), "decoding images"):
+            batch = labels[start : start + BATCH]
+            found = pool.map(_image_fault, [_bytes_or_fault(label, read) for label in batch])
+            for label, broken in zip(batch, found, strict=True):
+                if broken:
+                    fault(label, broken)
+    return [label for label in labels if label.id not in bad]
+
+
+class OutOfRangeError(BadValueError):
+    """A target that the task does not have."""
+
+
+def _where(label: Label, fault: BadValueError, settings: Ingest) -> tuple[str, str]:
+    """Column and value that a fault of a whole row is about."""
+    if isinstance(fault, OutOfRangeError):
+        return settings.target_column, f"{label.target:g}"
+    return settings.image_column, label.image
+
+
+def _bytes_or_fault(label: Label, read: Callable[[Label], bytes]) -> bytes | BadValueError:
+    try:
+        return read(label)
+    except OSError as error:
+        return BadValueError("image cannot be read", f"{error.strerror}: make it readable")
+
+
+def _image_fault(data: bytes | BadValueError) -> BadValueError | None:
+    if isinstance(data, BadValueError):
+        return data
+    try:
+        decode_image(data)
+    except BadImageError as bad:
+        return BadValueError("image does not decode", f"{bad}: replace the file or remove the row")
+    return None
 
 
 class _RowReader:
@@ -222,8 +271,12 @@ class _RowReader:
         image = self._value(line, fields, names.image_column, lambda text: parse_image(text, self._root))
         target = self._value(line, fields, names.target_column, parse_target)
         split: str | None = ""
-        if names.split == "given" and names.split_column:
+        if names.split in ("given", "given-test") and names.split_column:
             split = self._value(line, fields, names.split_column, parse_split)
+        subject: str | None = None
+        if names.subject_column:
+            needed = names.split == "subject"
+            subject = self._value(line, fields, names.subject_column, lambda text: parse_subject(text, needed))
         # The path as it is resolved, so that a.png and ./a.png are seen to be one image.
         self._once(line, names.image_column, image, self._images, "image listed twice")
         id = image
@@ -232,7 +285,7 @@ class _RowReader:
             self._once(line, names.id_column, id, self._ids, "duplicate id")
         if self.faults.count > before or id is None or image is None or target is None or split is None:
             return None
-        return Label(id, image, target, split, line)
+        return Label(id, image, target, split, line, subject)
 
     def _once(self, line: int, column: str, value: str | None, seen: dict[str, int], kind: str) -> None:
         if value is not None and (first := seen.setdefault(value, line)) != line:
@@ -284,6 +337,17 @@ def parse_id(text: str) -> str:
     if not text.strip():
         raise BadValueError("empty id", "give the row an id of its own")
     return text
+
+
+def parse_subject(text: str, needed: bool) -> str | None:
+    """Any text; None for an empty one.
+
+    Raises:
+        BadValueError: it is empty, and the split needs one.
+    """
+    if not text.strip() and needed:
+        raise BadValueError("empty subject", "name whom or what the image shows, or remove the row")
+    return text.strip() or None
 
 
 def parse_split(text: str) -> str:

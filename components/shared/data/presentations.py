@@ -16,8 +16,8 @@ from PIL import Image
 
 from components.settings import Augment
 from components.shared.data.augment import augment
+from components.shared.data.images import decode_image
 from components.shared.data.rows import shards
-from components.shared.vlm.generation import decode_image
 from components.shared.vlm.ranks import ranks
 
 Example = dict[str, Any]

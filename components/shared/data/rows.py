@@ -14,7 +14,7 @@ from components.shared.errors import ConcordError
 SPLITS = ("train", "val", "test")
 
 # What `datasets` reads as its Image feature: a struct of bytes and path, announced in the schema's metadata.
-_FEATURES = {
+_FEATURES: dict[str, dict[str, str]] = {
     "id": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
     "target": {"dtype": "float64", "_type": "Value"},
@@ -34,6 +34,16 @@ SCHEMA = pa.schema(
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
 
+_SUBJECT = {"subject": {"dtype": "string", "_type": "Value"}}
+
+
+def schema(subjects: bool) -> pa.Schema:
+    """`SCHEMA`, and with `subjects` one column more, `subject` (string, null where it is not known)."""
+    if not subjects:
+        return SCHEMA
+    features = json.dumps({"info": {"features": _FEATURES | _SUBJECT}})
+    return SCHEMA.append(pa.field("subject", pa.string())).with_metadata({"huggingface": features})
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -45,6 +55,7 @@ class Row:
         target: in the task's unit.
         question: what the model is asked.
         origin: file and row that it came from, for error messages.
+        subject: the person or device that it shows, where that is known.
     """
 
     id: str
@@ -52,13 +63,19 @@ class Row:
     target: float
     question: str
     origin: str
+    subject: str | None = None
 
 
 class ShardWriter:
     """Writes rows of one split to `FOLDER/SPLIT-00000.parquet` and on, each under a size limit. A context manager."""
 
-    def __init__(self, folder: Path, split: str, shard_mb: int) -> None:
-        """Starts at shard 0; nothing is written before the first row."""
+    def __init__(self, folder: Path, split: str, shard_mb: int, subjects: bool = False) -> None:
+        """Starts at shard 0; nothing is written before the first row.
+
+        Args:
+            subjects: whether the shards have the column `subject`.
+        """
+        self._schema = schema(subjects)
         self._folder, self._split, self._limit = folder, split, shard_mb * 2**20
         self._rows: list[dict[str, object]] = []
         self._buffered = self._written = self._shards = 0
@@ -77,16 +94,16 @@ class ShardWriter:
 
     def add(self, row: Row) -> None:
         """Appends a row; memory stays under some 8 MB of images."""
-        self._rows.append(
-            {
-                "id": row.id,
-                "image": {"bytes": row.image, "path": None},
-                "target": row.target,
-                "question": row.question,
-                "image_sha256": hashlib.sha256(row.image).hexdigest(),
-                "origin": row.origin,
-            }
-        )
+        values: dict[str, object] = {
+            "id": row.id,
+            "image": {"bytes": row.image, "path": None},
+            "target": row.target,
+            "question": row.question,
+            "image_sha256": hashlib.sha256(row.image).hexdigest(),
+            "origin": row.origin,
+            "subject": row.subject,
+        }
+        self._rows.append({name: values[name] for name in self._schema.names})
         self._buffered += len(row.image) + 256
         self.count += 1
         if self._buffered >= min(8 * 2**20, self._limit // 2) or len(self._rows) >= 1024:
@@ -101,9 +118,9 @@ class ShardWriter:
         if self._writer is None:
             path = self._folder / f"{self._split}-{self._shards:05d}.parquet"
             # Images are compressed already; dictionary pages and codecs would only cost time.
-            self._writer = pq.ParquetWriter(path, SCHEMA, compression="none", use_dictionary=False)
+            self._writer = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
             self._shards += 1
-        self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
         self._written += self._buffered
         self._rows, self._buffered = [], 0
 
@@ -121,7 +138,7 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 
 def read_rows(folder: Path, split: str, batch_size: int = 256) -> Iterator[pa.RecordBatch]:
-    """The split as a stream of record batches with `SCHEMA`."""
+    """The split as a stream of record batches with `SCHEMA`, or with the subjects too."""
     for path in shards(folder, split):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=batch_size)

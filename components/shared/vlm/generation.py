@@ -1,24 +1,18 @@
 """Greedy answers to a stream of rows, in batches."""
 
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel
 
 from components.settings import Task
+from components.shared.data.images import decode_image
 from components.shared.regression.answers import parse_answers
 from components.shared.vlm.prompts import prompt_with_image
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """An encoded image as RGB, upright."""
-    with Image.open(io.BytesIO(data)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @torch.no_grad()

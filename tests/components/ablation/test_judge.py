@@ -176,5 +176,5 @@ def test_answers_are_asked_for_once(settings: Settings, ingest: Path, tmp_path: 
 
 def test_markdown_names_machine_and_versions(result: dict[str, Any], settings: Settings) -> None:
     where = {"date": "2026-01-02", "machine": "m", "python": "3.11.0", "versions": {"torch": "9"}}
-    text = markdown(settings, result | {"surroundings": where})
+    text = markdown(settings, claim(settings), result | {"surroundings": where})
     assert text.rstrip().endswith("2026-01-02; m; Python 3.11.0, torch 9.")

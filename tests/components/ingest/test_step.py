@@ -1,11 +1,13 @@
 """Ingest, through the command line: shards, their bytes, and every fault of the raw input."""
 
+import csv
 import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import pytest
 
 from components.__main__ import main
 from components.shared.data.gauges import draw_scenes, label_counts, write_scenes
-from components.shared.data.rows import SCHEMA, SPLITS, read_table
-from tests.components.raw_folder import ROOT, RawFolder, content, write_params
+from components.shared.data.rows import SCHEMA, SPLITS, read_table, schema
+from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
 
 WORDS = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 OUT = Path("artifacts/ingest")  # in the working directory of the test
@@ -140,6 +142,10 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         setting(split="given", split_column="part"),
         ["no column 'part' (ingest.split_column)", "'image', 'reading'"],
     ),
+    "no subject": (
+        lambda raw: (subjects(raw, empty=9), setting(split="subject", subject_column="who")(raw)),
+        ["labels.csv:9: who: empty subject ' '", "whom or what the image shows"],
+    ),
     "missing file": (
         bytes_of("images/007.png", None),
         ["labels.csv:9: image: missing file 'images/007.png'", "add the file or remove the row"],
@@ -198,6 +204,136 @@ def test_a_fault_is_told_on_one_screen_and_earlier_output_stays(
     assert len(told.splitlines()) < 24
     assert content(OUT) == before
     assert not list(Path("artifacts").glob(".*.partial"))
+
+
+def subjects(raw: RawFolder, empty: int | None = None) -> None:
+    """Twenty-three persons with three pictures each, of one label or two."""
+    raw.rows = [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]
+    if empty is not None:
+        raw.rows[empty - 2][2] = " "
+    raw.write(header=["image", "reading", "who"])
+
+
+def test_the_split_by_subject_says_how_balanced_it_is(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    subjects(raw)
+    setting(split="subject", subject_column="who")(raw)
+    assert main(WORDS) == 0
+    who = {split: set(read_table(OUT, split, ["subject"])["subject"].to_pylist()) for split in SPLITS}
+    assert sum(map(len, who.values())) == len(set().union(*who.values())) == 23
+    assert pq.read_schema(OUT / "val-00000.parquet").equals(schema(subjects=True), check_metadata=True)
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    test = metrics["balance"]["test"]
+    assert test["wanted"] == 11
+    assert test["met"] + test["over"] == metrics["rows"]["test"]
+    told = capfd.readouterr().err
+    assert f"by subject, test has {test['met']} of the 11 rows that the balanced rule asks for" in told
+
+
+def test_a_row_without_a_subject_has_null_where_the_split_needs_none(raw: RawFolder) -> None:
+    subjects(raw, empty=9)
+    setting(subject_column="who")(raw)
+    assert main(WORDS) == 0
+    found = [row for split in SPLITS for row in read_table(OUT, split, ["id", "subject"]).to_pylist()]
+    assert [row["id"] for row in found if row["subject"] is None] == ["images/007.png"]
+
+
+NAMES = ["with space.png", 'a "quoted" one.png', "two\nlines.png", "größe-年.png", "comma, semicolon;.png", "'; --.png"]
+
+
+def test_odd_file_names_are_names(raw: RawFolder) -> None:
+    for k, name in enumerate(NAMES):
+        (raw.folder / f"images/{k:03d}.png").rename(raw.folder / "images" / name)
+        raw.rows[k][0] = f"images/{name}"
+    raw.write()
+    assert main(WORDS) == 0
+    ids = {id for split in SPLITS for id in read_table(OUT, split)["id"].to_pylist()}
+    assert ids == {image for image, _ in raw.rows}
+
+
+def test_a_million_columns_are_read_or_told_of_on_one_screen(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    extra = ",".join(f"c{k}" for k in range(1_000_000))
+    table = raw.folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]}s,{extra}", *lines[1:]]) + "\n")
+    start = time.process_time()
+    assert main(WORDS) == 1
+    assert time.process_time() - start < 20
+    told = capfd.readouterr().err
+    assert "no column 'reading' (ingest.target_column); did you mean 'readings'?" in told
+    assert max(map(len, told.splitlines())) < 400
+
+
+# Line -> what is wrong with it, and why it is set aside.
+BAD_ROWS: dict[int, tuple[Change, str]] = {
+    3: (bytes_of("images/001.png", None), "missing file"),
+    4: (bytes_of("images/002.png", b""), "empty file"),
+    5: (bytes_of("images/003.png", encoded(3, size=64)[:-300]), "image does not decode"),
+    6: (bytes_of("images/004.png", b"<html>404</html>"), "image does not decode"),
+    7: (row(7, 1, "12,5"), "decimal comma"),
+    8: (row(8, 1, "nan"), "target not finite"),
+    9: (row(9, 1, ""), "empty target"),
+    10: (row(10, 1, "100.5"), "target out of range"),
+    11: (row(11, 0, "images/000.png"), "image listed twice"),
+    12: (row(12, 0, "../params.yaml"), "image outside the folder"),
+}
+
+
+def spoil(raw: RawFolder, limit: float) -> None:
+    for change, _ in BAD_ROWS.values():
+        change(raw)
+    setting(max_quarantined=limit)(raw)
+
+
+def test_bad_rows_are_set_aside_with_line_and_reason(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(raw, 0.2)
+    assert main(WORDS) == 0
+    with open(OUT / "quarantine.csv", encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert {int(item["line"]): item["reason"] for item in found} == {n: why for n, (_, why) in BAD_ROWS.items()}
+    assert len(found) == len(BAD_ROWS)
+    assert found[4] == {
+        "source": "labels.csv", "line": "7", "column": "reading", "value": "12,5", "reason": "decimal comma",
+        "remedy": "write 12.5, with a point",
+    }  # fmt: skip
+    metrics = json.loads((OUT / "metrics.json").read_text())
+    assert (metrics["read"], metrics["kept"], metrics["quarantined"]) == (69, 59, 10)
+    assert sum(metrics["rows"].values()) == 59
+    kept = {line for split in SPLITS for line in read_table(OUT, split)["origin"].to_pylist()}
+    assert {int(origin.split()[0].split(":")[1]) for origin in kept} == set(range(2, 71)) - BAD_ROWS.keys()
+    told = capfd.readouterr().err
+    assert "10 of 69 rows quarantined (decimal comma: 1, " in told
+    assert "image does not decode: 2" in told
+    before = content(OUT)
+    assert main(WORDS) == 0
+    assert content(OUT) == before
+
+
+def test_the_split_is_that_of_the_rows_that_are_kept(raw: RawFolder) -> None:
+    """Three of the nine rows of the rarest label are broken: a third of the six others goes to test."""
+    for k in (60, 63, 66):
+        bytes_of(f"images/{k:03d}.png", b"x")(raw)
+    setting(max_quarantined=0.1)(raw)
+    assert main(WORDS) == 0
+    assert (OUT / "histogram.csv").read_text().splitlines()[-1] == "90,2,2,2,few"
+
+
+def test_too_many_bad_rows_end_the_step(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(raw, 0.14)
+    assert main(WORDS) == 1
+    told = capfd.readouterr().err
+    assert "10 faults (10 of 69 rows, 14.49%; ingest.max_quarantined allows 14.00%)" in told
+    assert "labels.csv:5: image: image does not decode 'images/003.png'; does not decode: " in told
+    assert not OUT.exists()
+
+
+def test_without_a_bad_row_the_quarantine_is_empty_and_the_shards_are_the_same(raw: RawFolder) -> None:
+    assert main(WORDS) == 0
+    before = content(OUT)
+    setting(max_quarantined=0.5)(raw)
+    assert main(WORDS) == 0
+    after = content(OUT)
+    assert after.pop("quarantine.csv") == b"source,line,column,value,reason,remedy\n"
+    assert {name for name in after if after[name] != before[name]} == {"metrics.json"}
 
 
 def test_many_faults_of_several_kinds_are_told_together(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.validate.images import MAX_PIXELS, look, prepare
+from components.shared.data.images import MAX_PIXELS, prepare
+from components.validate.images import look
 from tests.components.raw_folder import encoded
 
 # pytest undoes the filters that prepare() sets.
@@ -93,9 +94,24 @@ def test_other_pictures_are_others() -> None:
     assert len({look(saved(Image.fromarray(p))).content for p in (pixels, other, turned)}) == 3
 
 
-def test_deep_images_are_told_apart_though_both_look_white() -> None:
+def test_deep_images_are_told_apart_though_pillow_makes_both_white() -> None:
     deep = [Image.fromarray(np.full((4, 4), value, np.uint16)) for value in (1000, 60000)]
     assert {image.convert("RGB").tobytes() for image in deep} == {b"\xff" * 48}
     seen = [look(saved(image)) for image in deep]
     assert [s.mode for s in seen] == ["I;16", "I;16"]
     assert seen[0].content != seen[1].content
+
+
+def test_a_picture_and_its_turned_copy_with_a_tag_are_one() -> None:
+    """The model sees both upright: the same image, though no stored pixel is where it was."""
+    image = Image.open(io.BytesIO(encoded(1))).resize((12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = look(saved(image.transpose(Image.Transpose.ROTATE_90), exif=exif))
+    assert (turned.width, turned.height) == (8, 12)
+    assert turned.content == look(saved(image)).content
+
+
+def test_what_is_under_transparent_pixels_makes_no_difference() -> None:
+    clear = [Image.new("RGBA", (4, 4), (value, 0, 0, 0)) for value in (0, 200)]
+    assert len({look(saved(image)).content for image in clear}) == 1

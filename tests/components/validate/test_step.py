@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from components.__main__ import main
@@ -48,7 +49,7 @@ def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
     assert result["train_imbalance"]["observed"] == {"value": 32 / 3}
     metrics = json.loads((OUT / "metrics.json").read_text())
     assert metrics["rows"] == {"train": 47, "val": 11, "test": 11}
-    assert metrics["expectations_met"] == len(result) == 15
+    assert metrics["expectations_met"] == len(result) == 18
     assert metrics["smallest_side"] == metrics["largest_side"] == 12
     assert (DOCS / "index.html").is_file()
     assert f"Data Docs: {DOCS}/index.html" in capfd.readouterr().err
@@ -105,9 +106,10 @@ def leak(raw: RawFolder) -> None:
         picture.save(raw.folder / path, "PNG" if k % 2 else "BMP")
 
 
-def deep() -> bytes:
+def measured() -> bytes:
+    """Values that no one has said the range of."""
     buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(buffer, "PNG")
+    Image.fromarray(np.full((8, 8), 0.3, np.float32)).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
@@ -127,7 +129,15 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         image(9, b"<html>404</html>"),
         ["labels.csv:9 images/007.png", "no image in a known format", "or remove their rows"],
     ),
-    "16-bit image": (image(9, deep()), ["8-bit RGB", "labels.csv:9 images/007.png", "mode I;16", "Convert"]),
+    "float image": (
+        image(9, measured()),
+        ["decodes completely", "labels.csv:9 images/007.png", "mode F have no range"],
+    ),
+    "tiny image": (image(9, encoded(9, size=7)), ["at least 8 pixels", "labels.csv:9 images/007.png", "side 7"]),
+    "one picture with two targets": (
+        lambda raw: image(3, (raw.folder / "images/040.png").read_bytes())(raw),
+        ["no image, by its pixels, has two targets", "(target 10) = ", "(target 50)"],
+    ),
     "target above the range": (
         target(9, "101"),
         ["in the task's range, 0 to 100 %", "labels.csv:9 images/007.png", "target 101.0", "task.low and task.high"],
@@ -141,6 +151,14 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     "one picture in two splits": (
         leak,
         ["in two splits", "Found: 1", "labels.csv:6", "(train) = labels.csv:6", "(test)"],
+    ),
+    "one person in two splits": (
+        lambda raw: (
+            setattr(raw, "rows", [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]),
+            raw.write(header=["image", "reading", "who"]),
+            params(ingest={"subject_column": "who"})(raw),
+        ),
+        ["no subject (person, device) is in two splits", "'person ", "ingest.split: subject"],
     ),
     "test without few-shot rows": (
         splits({10: 5, 50: 5, 90: 0}),
@@ -156,6 +174,60 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         ["train is long-tailed", "Found: 10.7", "32 rows with label 10, 3 with 90", "validate.min_imbalance"],
     ),
 }
+
+
+def stored(array: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def alike(raw: RawFolder) -> None:
+    """Every picture of the last label is one photograph, each time in another quality."""
+    shades = np.cumsum(np.random.default_rng(5).normal(0, 9, (96, 96, 3)), axis=0).clip(-120, 120) + 128
+    for k, (path, _) in enumerate(raw.rows[60:]):
+        (raw.folder / path).write_bytes(stored(shades.astype(np.uint8), "JPEG", quality=95 - k))
+
+
+# What is told and does not stop the run, as params.yaml has it.
+WARNINGS: dict[str, tuple[Change, list[str]]] = {
+    "look-alikes": (alike, ["looks like one of an earlier split", "(test) ~ labels.csv:6", "bits apart"]),
+    "16 bits": (
+        image(9, stored(np.random.default_rng(1).integers(0, 2**16, (9, 9), np.uint16))),
+        ["stored as 8-bit", "labels.csv:9 images/007.png", "mode I;16", "16 bits to 8"],
+    ),
+    "transparency": (
+        image(9, stored(np.random.default_rng(1).integers(0, 256, (9, 9, 4), np.uint8))), ["mode RGBA", "to white"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WARNINGS)
+def test_a_warning_is_told_and_does_not_stop_the_run(
+    raw: RawFolder, fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change, expected = WARNINGS[fault]
+    change(raw)
+    assert main(INGEST) == main(WORDS) == 0
+    told = capfd.readouterr().err
+    assert not [part for part in [*expected, "warning ", "17 expectations met"] if part not in told], told
+    assert json.loads((OUT / "metrics.json").read_text())["warnings"] == 1
+    result = json.loads((OUT / "result.json").read_text())
+    unmet = [item for item in result.values() if not item["success"]]
+    assert [item["severity"] for item in unmet] == ["warning"]
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_settings_decide_what_is_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["validate"]["min_imbalance"] = 11
+    raw["validate"]["severity"]["train_imbalance"] = "warning"
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert main(INGEST) == main(WORDS) == 0
+    assert "Found: 10.7" in capfd.readouterr().err
+    raw["validate"]["severity"]["train_imbalance"] = "error"
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert main(WORDS) == 1
 
 
 def check_told(expected: list[str], before: dict[str, bytes], told: str) -> None:

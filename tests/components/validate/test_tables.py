@@ -49,15 +49,22 @@ def test_tenths_are_whole_steps_of_a_tenth(tmp_path: Path, target: float) -> Non
 def frame(**splits: list[float]) -> pd.DataFrame:
     rows = [(split, target) for split, targets in splits.items() for target in targets]
     table = pd.DataFrame(rows, columns=["split", "target"])
-    return table.assign(origin=[f"t.csv:{k}" for k in range(len(table))], content=[str(k) for k in range(len(table))])
+    return table.assign(
+        origin=[f"t.csv:{k}" for k in range(len(table))],
+        content=[str(k) for k in range(len(table))],
+        hash=None,
+        subject=None,
+    )
 
 
 def test_imbalance_and_shots(tmp_path: Path) -> None:
     task = write_params(tmp_path / "params.yaml").task  # many > 12, few < 5, range 0 to 100
     rows = frame(train=[1.0] * 20 + [2.0] * 5 + [3.0] * 4, val=[1.0], test=[1.0] * 3 + [2.0, 3.0, 4.0, np.nan, 101.0])
-    summary = summarise(rows, task)
+    summary = summarise(rows, task, 8)
     assert summary.figures == {
         "images_in_two_splits": 0,
+        "near_duplicates": 0,
+        "images_with_two_targets": 0,
         "train_imbalance": 5.0,
         "test_imbalance": 2.0,
         "test_rows_many": 3,
@@ -71,19 +78,51 @@ def test_imbalance_and_shots(tmp_path: Path) -> None:
 def test_leakage_counts_pictures_in_two_splits_not_repeats_in_one(tmp_path: Path) -> None:
     rows = frame(train=[1.0, 1.0, 2.0], val=[1.0], test=[2.0, 3.0])
     rows["content"] = ["a", "a", "b", "c", "b", None]
-    summary = summarise(rows, write_params(tmp_path / "params.yaml").task)
+    summary = summarise(rows, write_params(tmp_path / "params.yaml").task, 8)
     assert summary.figures["images_in_two_splits"] == 1
     assert summary.examples["images_in_two_splits"] == ["t.csv:2 (train) = t.csv:4 (test)"]
 
 
+def test_look_alikes_are_counted_in_the_later_split_and_the_same_is_not_one(tmp_path: Path) -> None:
+    rows = frame(train=[1.0, 2.0], val=[1.0], test=[2.0, 3.0])
+    noise = np.random.default_rng(0).integers(0, 256, (3, 32), np.uint8)
+    near = noise[0].copy()
+    near[[1, 9]] ^= 3
+    rows["hash"] = [h.tobytes() for h in (noise[0], noise[1], near, noise[1], noise[2])]
+    rows["content"] = ["a", "b", "c", "b", "d"]
+    summary = summarise(rows, write_params(tmp_path / "params.yaml").task, 8)
+    assert summary.figures["near_duplicates"] == 1
+    assert summary.examples["near_duplicates"] == ["t.csv:2 (val) ~ t.csv:0 (train), 4 of 256 bits apart"]
+    assert summary.figures["images_in_two_splits"] == 1
+    assert summarise(rows, write_params(tmp_path / "params.yaml").task, 3).figures["near_duplicates"] == 0
+
+
+def test_one_picture_with_two_targets_is_told_wherever_its_rows_are(tmp_path: Path) -> None:
+    rows = frame(train=[1.0, 2.0, 2.0, 5.0], val=[1.0], test=[np.nan])
+    rows["content"] = ["a", "a", "b", "b", "c", "c"]
+    summary = summarise(rows, write_params(tmp_path / "params.yaml").task, 8)
+    assert summary.figures["images_with_two_targets"] == 2
+    assert summary.examples["images_with_two_targets"][0] == "t.csv:0 (target 1) = t.csv:1 (target 2)"
+
+
+def test_a_subject_in_two_splits_is_told_and_rows_without_one_are_not(tmp_path: Path) -> None:
+    rows = frame(train=[1.0, 2.0, 3.0], val=[1.0, 1.0], test=[2.0])
+    task = write_params(tmp_path / "params.yaml").task
+    assert "subjects_in_two_splits" not in summarise(rows, task, 8).figures
+    rows["subject"] = ["ann", "ann", None, "bob", None, "ann"]
+    summary = summarise(rows, task, 8)
+    assert summary.figures["subjects_in_two_splits"] == 1
+    assert summary.examples["subjects_in_two_splits"] == ["'ann': t.csv:0 (train), t.csv:5 (test)"]
+
+
 def test_undecodable_images_are_no_leak(tmp_path: Path) -> None:
     rows = frame(train=[1.0], val=[1.0], test=[2.0]).assign(content=None)
-    assert summarise(rows, write_params(tmp_path / "params.yaml").task).figures["images_in_two_splits"] == 0
+    assert summarise(rows, write_params(tmp_path / "params.yaml").task, 8).figures["images_in_two_splits"] == 0
 
 
 def test_no_valid_target_at_all_is_no_crash(tmp_path: Path) -> None:
     rows = frame(train=[np.nan], val=[1.0], test=[np.inf])
-    figures = summarise(rows, write_params(tmp_path / "params.yaml").task).figures
+    figures = summarise(rows, write_params(tmp_path / "params.yaml").task, 8).figures
     assert figures["test_rows_few"] == 0
     assert figures["train_imbalance"] == 1
 

@@ -1,6 +1,7 @@
 """Gauges: the seed decides every pixel, the needle points at the reading, and a bad table is told with its line."""
 
 import io
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from components.settings import load_settings
+from components.shared.data import gauges
 from components.shared.data.gauges import (
     PIN,
     SWING,
@@ -176,6 +178,23 @@ def table(tmp_path: Path) -> Path:
 
 def test_the_table_reads_back(table: Path) -> None:
     assert list(read_scenes(table)) == [(line, scene) for line, scene in enumerate(SCENES[:5], start=2)]
+
+
+def test_many_are_drawn_by_several_processes_in_the_order_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenes.csv").write_text(write_scenes(SCENES[:50]), encoding="utf-8")
+    settings = load_settings(ROOT / "params.yaml")
+    alone = list(read_gauges(tmp_path, settings))
+    assert multiprocessing.active_children() == []
+    monkeypatch.setattr(gauges, "WINDOW", 16)
+    together, others = [], set()
+    for row in read_gauges(tmp_path, settings):
+        together.append(row)
+        others |= {child.pid for child in multiprocessing.active_children()}
+    assert together == alone
+    assert others, "the table should have filled a window"
+    assert multiprocessing.active_children() == []
 
 
 def test_rows_of_the_source(table: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.shared.data.labels import BadValueError, Faults, parse_image, parse_split, parse_target, read_labels
+from components.shared.data.labels import parse_image, parse_split, parse_target, read_labels
 from components.shared.data.labels import records as read_records
+from components.shared.data.quarantine import BadValueError, Faults
 from components.shared.errors import ConcordError
 from tests.components.raw_folder import RawFolder, write_params
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import random
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.shared.data.rows import SPLITS
-from components.shared.data.splits import balanced_splits, shuffle_key
+from components.shared.data.splits import balanced_splits, shuffle_key, subject_splits
 from tests.components.raw_folder import SHARED_DATA
 
 
@@ -60,3 +61,64 @@ def test_the_rule_gives_the_published_agedb_split_sizes() -> None:
     published = [row["split"] for row in rows]
     assert Counter(ours) == {"train": 12208, "val": 2140, "test": 2140}
     assert Counter(zip(ages, ours, strict=True)) == Counter(zip(ages, published, strict=True))
+
+
+People = list[tuple[str, int]]  # a row each: who, which label
+
+
+def people(seed: int, count: int, images: int, labels: int) -> People:
+    """Each person at some ages that lie close together, young ones more common."""
+    rng = random.Random(seed)
+    rows = []
+    for k in range(count):
+        age = min(int(rng.expovariate(4 / labels)), labels - 1)
+        for _ in range(rng.randint(1, images)):
+            rows.append((f"person {k}", min(max(age + rng.randint(-2, 2), 0), labels - 1)))
+    return rows
+
+
+def split_of(rows: People, limit: int) -> list[str]:
+    return subject_splits([who for who, _ in rows], [bin for _, bin in rows], limit)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 40), st.integers(1, 12), st.integers(1, 8))
+def test_no_subject_is_in_two_splits_and_train_has_every_label(seed: int, count: int, images: int, limit: int) -> None:
+    rows = people(seed, count, images, 12)
+    found: dict[str, set[str]] = {}
+    for (who, _), split in zip(rows, split_of(rows, limit), strict=True):
+        found.setdefault(who, set()).add(split)
+    assert all(len(splits) == 1 for splits in found.values())
+    trained = {bin for (_, bin), split in zip(rows, split_of(rows, limit), strict=True) if split == "train"}
+    assert trained == {bin for _, bin in rows}
+
+
+@given(st.permutations(range(60)))
+def test_the_subject_split_does_not_depend_on_the_order_of_rows(order: list[int]) -> None:
+    rows = people(1, 25, 5, 8)[:60]
+    straight = dict(zip(rows, split_of(rows, 4), strict=True))
+    shuffled = [rows[i] for i in order if i < len(rows)]
+    assert dict(zip(shuffled, split_of(shuffled, 4), strict=True)) == straight
+
+
+def test_subjects_of_one_row_each_give_the_balanced_split_s_counts() -> None:
+    rows = [(f"person {k}", k % 7 if k < 90 else 7) for k in range(100)]
+    bins = [bin for _, bin in rows]
+    rule = Counter(zip(bins, balanced_splits([who for who, _ in rows], bins, 4), strict=True))
+    assert Counter(zip(bins, split_of(rows, 4), strict=True)) == rule
+
+
+def test_whole_subjects_come_near_the_rule() -> None:
+    rows = people(0, 500, 12, 40)
+    splits = split_of(rows, 10)
+    total = Counter(bin for _, bin in rows)
+    for split in ("val", "test"):
+        got = Counter(bin for (_, bin), found in zip(rows, splits, strict=True) if found == split)
+        wanted = {bin: min(count // 3, 10) for bin, count in total.items()}
+        met = sum(min(got[bin], want) for bin, want in wanted.items())
+        assert met > 0.95 * sum(wanted.values())
+        assert got.total() - met < 0.35 * sum(wanted.values())
+
+
+def test_a_few_subjects_of_many_rows_are_shared_out_too() -> None:
+    rows = [(f"device {k}", bin) for k in range(4) for bin in range(5) for _ in range(100)]
+    assert set(split_of(rows, 10)) == {"train", "val", "test"}

@@ -1,17 +1,15 @@
 """Greedy answers: the batch does not change the text, and plain transformers gives the same."""
 
 import io
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from components.settings import Settings
-from components.shared.vlm.generation import answer, decode_image
+from components.shared.vlm.generation import answer
 from components.shared.vlm.models import load, save
 from components.shared.vlm.prompts import prompt_with_image
 from tests.components.gauge_world import QUESTIONS, tiny, write_params
@@ -100,50 +98,3 @@ def test_the_model_is_left_as_it_was(pair: Any) -> None:
 
 def test_nothing_asked_nothing_answered(pair: Any) -> None:
     assert list(answer(*pair, [], 4, 5)) == []
-
-
-# Images as they come.
-
-
-def saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = decode_image(saved(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode), "PNG"))
-    assert (image.mode, image.size) == ("RGB", (5, 4))
-    assert np.asarray(image).min() > 250
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(orientation: int) -> None:
-    """A phone stores what its sensor saw, and a tag that says how it was held. Red belongs to the top left corner."""
-    upright = Image.new("RGB", (32, 16), (0, 0, 255))
-    upright.paste((255, 0, 0), (0, 0, 16, 8))
-    ops = Image.Transpose
-    # What the sensor saw, if turning it back by the tag is to give the upright picture.
-    stored = {
-        2: ops.FLIP_LEFT_RIGHT, 3: ops.ROTATE_180, 4: ops.FLIP_TOP_BOTTOM, 5: ops.TRANSPOSE, 6: ops.ROTATE_90,
-        7: ops.TRANSVERSE, 8: ops.ROTATE_270,
-    }  # fmt: skip
-    seen = upright.transpose(stored[orientation]) if orientation in stored else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = decode_image(saved(seen, "JPEG", exif=exif, quality=95))
-    assert image.size == (32, 16)
-    assert np.abs(np.asarray(image, int) - np.asarray(upright, int)).mean() < 10
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_broken_tag_is_no_fault() -> None:
-    broken = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0"
-    assert decode_image(saved(Image.new("RGB", (4, 2)), "JPEG", exif=broken)).size == (4, 2)
-
-
-def test_files_stay_closed(tmp_path: Path) -> None:
-    image = decode_image(encoded(0))
-    image.load()  # pixels are in memory, though the stream is gone
-    assert np.asarray(image).shape == (12, 12, 3)
