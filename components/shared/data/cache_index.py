@@ -4,17 +4,16 @@ It is a memory, no truth: without it everything is fetched again, and the cache 
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from components.shared.data.space import no_space
 from components.shared.errors import ConcordError
 
 PAGE = 1000
-COMMIT_SECONDS = 1.0  # so much of the work of fetching is forgotten after a kill
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -61,12 +60,12 @@ class Amount:
 
 
 class CacheIndex:
-    """The objects of one place. To be used by one thread."""
+    """The objects of one place, for one process."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """`open_index` opens it."""
         self._db = connection
-        self._committed = time.monotonic()
+        self._lock = Lock()
 
     def replace(self, objects: Iterable[Listed]) -> None:
         """Takes down a new listing. What is no longer listed is forgotten; so is the digest of what has changed."""
@@ -84,16 +83,19 @@ class CacheIndex:
     def objects(self) -> Iterator[Listed]:
         """All of them by name, a page in memory at a time; digests may be added meanwhile."""
         query, last = "SELECT name, size, etag, digest FROM objects WHERE name > ? ORDER BY name LIMIT ?", ""
-        while page := self._db.execute(query, [last, PAGE]).fetchall():
-            yield from (Listed(*row) for row in page)
-            last = page[-1][0]
+        while page := self._page(query, last):
+            yield from page
+            last = page[-1].name
+
+    def _page(self, query: str, last: str) -> list[Listed]:
+        with self._lock:
+            return [Listed(*row) for row in self._db.execute(query, [last, PAGE])]
 
     def found(self, name: str, digest: str) -> None:
-        """Takes down the digest of an object's content."""
-        self._db.execute("UPDATE objects SET digest = ? WHERE name = ?", [digest, name])
-        if time.monotonic() - self._committed > COMMIT_SECONDS:
+        """Takes down the digest of an object's content, for good: a kill does not undo it. Any thread may call it."""
+        with self._lock:
+            self._db.execute("UPDATE objects SET digest = ? WHERE name = ?", [digest, name])
             self._db.commit()
-            self._committed = time.monotonic()
 
 
 @contextmanager
@@ -105,8 +107,11 @@ def open_index(file: Path) -> Iterator[CacheIndex]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        connection = sqlite3.connect(file, timeout=60)
+        connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
         try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # the log below then works on network disks as well
+            connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds, and waits for no disk
+            connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(_TABLE)
             yield CacheIndex(connection)
             connection.commit()

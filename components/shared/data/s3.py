@@ -165,17 +165,17 @@ def _obtain_all(
         file = beginnings / _short_hash(item.name, item.etag, str(item.size))
         got = download(source, item, file)
         cache.take(file, got.digest)
+        index.found(item.name, got.digest)
         return item, got, True
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as pool:
         try:
             for item, got, new in _by_threads(pool, obtain, index.objects()):
-                index.found(item.name, got.digest)
                 _link(cache.path(got.digest), links / item.name, source.place(item))
                 fetched, kept, uncompared = fetched + new, kept + (not new), uncompared + (not got.compared)
         except BaseException:
             source.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # what is finished just now is taken down still
             raise
     return fetched, kept, uncompared
 
@@ -188,8 +188,9 @@ def _by_threads(pool: ThreadPoolExecutor, work: Any, items: Iterator[Listed]) ->
         if len(waiting) >= 4 * THREADS:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    for future in waiting:
-        yield future.result()
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
 
 
 def _link(content: Path, file: Path, place: str) -> None:

@@ -161,7 +161,7 @@ def mortal(tmp_path: Path, gateway: Gateway) -> Iterator[S3Server]:
     server = S3Server(tmp_path / "weed")
     gateway.upstream = server.url.removeprefix("http://")
     yield server
-    server.kill()
+    server.end()
 
 
 def test_the_server_is_killed_midway_and_started_again(mortal: S3Server, gateway: Gateway, prefix: str) -> None:
@@ -198,18 +198,21 @@ FETCH = "import sys; from components.shared.data.s3 import *; from components.sh
 
 
 def test_a_kill_of_one_s_own_loses_nothing(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
-    files = {"a.bin": noise(1, 2_000_000), "small": b"1"}
+    files = {"a.bin": noise(1, 2_000_000)} | {f"small/{k}": str(k).encode() for k in range(20)}
     address = fill(s3_server, prefix, files)
     gateway.pause = 0.05
     code = f"{FETCH}with local_copy(parse_s3(sys.argv[1])): pass"
     process = subprocess.Popen([sys.executable, "-c", code, str(address)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_for(lambda: any(size(file) > 500_000 for file in Path(".cache/partial").rglob("*")))
+    wait_for(lambda: len(cached()) == 20)
+    time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     gateway.pause = 0
     gateway.asked.clear()
     assert copied(address) == files
-    (start,) = [range for path, range in gateway.objects() if path.endswith("a.bin")]
+    ((path, start),) = gateway.objects()
+    assert path.endswith("a.bin"), "what was finished is not asked for again"
     assert start is not None
     assert int(start.removeprefix("bytes=").rstrip("-")) > 400_000
 
@@ -236,6 +239,36 @@ def test_wrong_bytes_are_asked_for_once_more(s3_server: S3Server, gateway: Gatew
     with pytest.raises(ConcordError, match=r"/a: what came does not have the MD5.*twice.*put it there again"):
         copied(address)
     assert b"sight" not in cached().values()
+
+
+def test_a_failure_keeps_what_came_before(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
+    files = {f"{k:02d}": noise(k, 1000) for k in range(40)}
+    address = fill(s3_server, prefix, files)
+    gateway.status = lambda path: 403 if path.endswith("/39") else None
+    with pytest.raises(ConcordError, match=r"/39: .*refuses it \(403"):
+        copied(address)
+    here = len(cached())
+    gateway.status = lambda path: None
+    gateway.asked.clear()
+    assert copied(address) == files
+    assert 0 < here == 40 - len(gateway.objects())
+
+
+def test_a_log_tells_how_far_it_is(
+    s3_server: S3Server, gateway: Gateway, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Without a terminal there is no bar."""
+    monkeypatch.setattr("components.shared.data.progress.LINE_SECONDS", 0.05)
+    address = fill(s3_server, prefix, {"a": noise(1, 2 << 20)})
+    gateway.pause = 0.02
+    copied(address)
+    said = capsys.readouterr().err
+    assert f"{address}: 1 objects, 2.0 MiB; to fetch: 1, 2.0 MiB" in said
+    steps = [float(line.split()[1]) for line in said.splitlines() if line.startswith("fetching: ")]
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < steps[-1] <= 2
+    assert f"{address}: 1 fetched, 0 in the cache already" in said
 
 
 def test_half_a_body_is_completed(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
@@ -283,6 +316,11 @@ def hangs_up(gateway: Gateway, _: pytest.MonkeyPatch) -> None:
     gateway.cut = lambda path: 0 if path.endswith("a.png") else None
 
 
+def proxy(_: Gateway, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("http_proxy", f"http://me:PLANTED@127.0.0.1:{free_ports(1)[0]}")
+    patch.setenv("no_proxy", "")
+
+
 def nothing(*_: object) -> None:
     pass
 
@@ -302,6 +340,7 @@ def nothing(*_: object) -> None:
             endpoint(f"http://127.0.0.1:{free_ports(1)[0]}"),
             r"no whole answer \(EndpointConnectionError\)",
         ),
+        ("s3://open/", proxy, r"no whole answer \(ProxyConnectionError\), for 1 s now"),
         ("s3://open/", endpoint("no url"), r"cannot be talked to \(ValueError\)"),
         ("s3://open/ill", answers(403, "a.png"), r"s3://open/ill/a\.png: .*refuses it \(403"),
         ("s3://open/ill", answers(404, "a.png"), r"s3://open/ill/a\.png: removed or replaced since it was listed"),
@@ -318,6 +357,7 @@ def nothing(*_: object) -> None:
         "empty",
         "busy",
         "nobody-there",
+        "no-proxy",
         "no-endpoint",
         "object-refused",
         "object-gone",
@@ -331,8 +371,9 @@ def test_errors_say_what_to_do(
 ) -> None:
     fill(s3_server, "ill", {"a.png": b"abcdefgh", "b.png": b"1"})
     spoil(gateway, monkeypatch)
-    with pytest.raises(ConcordError, match=said):
+    with pytest.raises(ConcordError, match=said) as error:
         copied(parse_s3(address), patience=1)
+    assert "PLANTED" not in str(error.value)
     assert not any(path.is_dir() for path in Path(".cache/s3").iterdir()), "half a folder is none"
 
 
