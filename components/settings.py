@@ -113,6 +113,8 @@ class Ingest(Strict):
             raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
         if self.source == "gauges" and self.max_quarantined:
             raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
+        if is_s3(self.path) and self.release and self.release.hub:
+            raise ValueError("path: a bucket, where nothing is fetched to from a hub: release.hub must be null")
         if (self.source == "release") != (self.release is not None):
             raise ValueError("source: release and the section ingest.release go together")
         if self.source != "release" and self.split in ("given", "given-test") and not self.split_column:
