@@ -63,7 +63,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
 
     server = S3Server(tmp_path_factory.mktemp("weed"))
     yield server
-    server.kill()
+    server.end()
 
 
 @pytest.fixture

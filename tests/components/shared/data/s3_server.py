@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ WEED = Path(sys.executable).with_name("weed")
 OWNER = ("OWNER", "owner-secret-1f0c")
 READER = ("READER", "reader-secret-77ab")  # of bucket `open` alone
 BUCKETS = ("open", "closed")
-START_SECONDS = 60.0
+START_SECONDS = 200.0
 
 
 class S3Server:
@@ -32,7 +31,7 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         """Starts it, with two empty buckets."""
         self._folder = folder
-        ports = free_ports(8)
+        self._ports = ports = free_ports(8)
         names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
         identities = [
             {"name": "owner", "actions": ["Admin", "Read", "Write", "List"], "credentials": [_pair(OWNER)]},
@@ -50,19 +49,38 @@ class S3Server:
         self.url = f"http://127.0.0.1:{ports[6]}"
         self.owner = client(self.url, OWNER)
         self.start()
-        for bucket in BUCKETS:
-            self._soon(lambda bucket=bucket: self.owner.create_bucket(Bucket=bucket))
-        self._soon(lambda: self.put("ready", b"1"))
+        try:
+            for bucket in BUCKETS:
+                self._soon(lambda bucket=bucket: self.owner.create_bucket(Bucket=bucket))
+            self._soon(lambda: self.put("ready", b"1"))
+        except BaseException:
+            self.end()
+            raise
 
     def start(self) -> None:
         """Does not wait for it to answer."""
+        # It would let in whomever the environment names.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         with open(self._folder / "log", "ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+        # Waits for the end of the pipe, which comes with the end of the tests, however they end.
+        self._watch = subprocess.Popen(
+            ["sh", "-c", 'read _; kill -9 "$0"', str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
 
     def kill(self) -> None:
         """With SIGKILL: it has no time to close anything."""
-        os.kill(self._process.pid, signal.SIGKILL)
+        self._watch.communicate()
         self._process.wait()
+
+    def end(self) -> None:
+        """Kills it, if it is there, and removes what it leaves outside its folder."""
+        if self._process.poll() is None:
+            self.kill()
+        self._watch.communicate()
+        for port in self._ports:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink()
 
     def put(self, key: str, body: bytes, bucket: str = "open") -> None:
         self.owner.put_object(Bucket=bucket, Key=key, Body=body)
