@@ -23,6 +23,7 @@ from tests.components.raw_folder import ROOT, content
 from tests.components.shared.data.s3_server import OWNER, READER, Gateway, S3Server, free_ports
 
 _names = count()
+PATIENT = 240.0  # seconds, on a machine that has other work
 
 
 @pytest.fixture
@@ -169,20 +170,21 @@ def test_the_server_is_killed_midway_and_started_again(mortal: S3Server, gateway
     # More than what the sockets on the way hold, which would come even without the server.
     files = {f"{k}.bin": noise(k, 12 << 20) for k in range(2)} | {"small": b"1"}
     address = fill(mortal, prefix, files)
-    gateway.pause = 0.01  # 192 chunks: seconds
+    gateway.hold = lambda path: 1 << 20 if path.endswith(".bin") else None
     outage: list[float] = []
 
     def kill_and_start() -> None:
-        wait_for(lambda: sum(size(file) > 300_000 for file in Path(".cache/partial").rglob("*")) == 2)
+        wait_for(lambda: sum(size(file) > 900_000 for file in Path(".cache/partial").rglob("*")) == 2)
         start = time.monotonic()
         mortal.kill()
+        gateway.go.set()
         time.sleep(1)
         mortal.start()
         outage.append(time.monotonic() - start)
 
     killer = Thread(target=kill_and_start)
     killer.start()
-    assert copied(address) == files
+    assert copied(address, patience=PATIENT) == files
     killer.join()
     assert outage, "the server was not killed"
     asked = gateway.objects()
@@ -191,7 +193,7 @@ def test_the_server_is_killed_midway_and_started_again(mortal: S3Server, gateway
         first, *later = [start for path, start in asked if path.endswith(name)]
         assert first is None
         assert later, "it was not cut off"
-        assert all(start and int(start[len("bytes=") : -1]) > 300_000 for start in later)
+        assert all(start and int(start[len("bytes=") : -1]) > 900_000 for start in later)
 
 
 FETCH = "import sys; from components.shared.data.s3 import *; from components.shared.data.s3_address import *\n"
@@ -200,21 +202,21 @@ FETCH = "import sys; from components.shared.data.s3 import *; from components.sh
 def test_a_kill_of_one_s_own_loses_nothing(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
     files = {"a.bin": noise(1, 2_000_000)} | {f"small/{k}": str(k).encode() for k in range(20)}
     address = fill(s3_server, prefix, files)
-    gateway.pause = 0.05
+    gateway.hold = lambda path: 600_000 if path.endswith("a.bin") else None
     code = f"{FETCH}with local_copy(parse_s3(sys.argv[1])): pass"
     process = subprocess.Popen([sys.executable, "-c", code, str(address)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     wait_for(lambda: any(size(file) > 500_000 for file in Path(".cache/partial").rglob("*")))
     wait_for(lambda: len(cached()) == 20)
-    time.sleep(0.1)
+    time.sleep(0.1)  # from the cache to what is known of it
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    gateway.pause = 0
+    gateway.go.set()
     gateway.asked.clear()
     assert copied(address) == files
     ((path, start),) = gateway.objects()
     assert path.endswith("a.bin"), "what was finished is not asked for again"
     assert start is not None
-    assert int(start.removeprefix("bytes=").rstrip("-")) > 400_000
+    assert int(start.removeprefix("bytes=").rstrip("-")) > 500_000
 
 
 def test_parts_of_any_size_are_compared(
@@ -258,16 +260,15 @@ def test_a_log_tells_how_far_it_is(
     s3_server: S3Server, gateway: Gateway, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Without a terminal there is no bar."""
-    monkeypatch.setattr("components.shared.data.progress.LINE_SECONDS", 0.05)
+    monkeypatch.setattr("components.shared.data.progress.LINE_SECONDS", 0.0)
     address = fill(s3_server, prefix, {"a": noise(1, 2 << 20)})
-    gateway.pause = 0.02
     copied(address)
     said = capsys.readouterr().err
     assert f"{address}: 1 objects, 2.0 MiB; to fetch: 1, 2.0 MiB" in said
     steps = [float(line.split()[1]) for line in said.splitlines() if line.startswith("fetching: ")]
     assert len(steps) > 3
     assert steps == sorted(steps)
-    assert 0 < steps[0] < steps[-1] <= 2
+    assert steps[0] < 1 < steps[-1] == 2
     assert f"{address}: 1 fetched, 0 in the cache already" in said
 
 
@@ -275,7 +276,7 @@ def test_half_a_body_is_completed(s3_server: S3Server, gateway: Gateway, prefix:
     body = noise(1, 1_000_000)
     address = fill(s3_server, prefix, {"a": body})
     gateway.cut = lambda path: 400_000 if path.endswith("a") else None
-    assert copied(address, patience=5) == {"a": body}
+    assert copied(address) == {"a": body}
     assert [range is None for _, range in gateway.objects()] == [True, False, False]
 
 
@@ -478,7 +479,7 @@ def size(file: Path) -> int:
         return 0
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENT) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
