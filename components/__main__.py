@@ -12,8 +12,10 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -21,6 +23,7 @@ from rich.text import Text
 from components.launcher import HEAD_START, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
 from components.shared.data.exclusive import exclusive
+from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.steps import STEPS, Step, metrics_file
 
@@ -86,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
         for port, default in {**step.inputs, **step.outputs}.items():
             if port == "data":
-                sub.add_argument("--data", type=Path, help="input (default: ingest.path in the settings)")
+                sub.add_argument("--data", type=_place, help="folder or s3://bucket/prefix (default: ingest.path)")
                 sub.add_argument("--data-hash", help=argparse.SUPPRESS)  # Kubeflow's
                 continue
             kind = "input" if port in step.inputs else "output"
@@ -125,9 +128,50 @@ def step_command(words: list[str]) -> int:
         if rank() == 0:
             dry_run(step.name, settings, given["ingest"])
         return 0
-    inputs = {port: given[port] or Path(settings.ingest.path) for port in step.inputs}
     outputs = {port: given[port] for port in step.outputs}
-    if (expected := given.get("data_hash")) is not None:
+    if world_size() > 1 and not step.parallel:
+        raise ConcordError(
+            f"{step.name}: runs as one process, and {world_size()} were started. Call it without a launcher."
+        )
+    with _inputs(step, settings, given) as inputs:
+        return _run_or_launch(step, settings, arguments, inputs, outputs, words)
+
+
+def _place(text: str) -> Path | str:
+    """A path, but for an address of S3, of which it would take a slash."""
+    return text if is_s3(text) else Path(text)
+
+
+@contextmanager
+def _inputs(step: Step, settings: Settings, given: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
+    """Port name -> path; raw input that lies in a bucket is fetched, and stays as it is while the block lasts."""
+    paths = {port: given[port] for port in step.inputs if port != "data"}
+    data = given.get("data") or _place(settings.ingest.path)
+    if "data" not in step.inputs:
+        yield paths
+        return
+    if isinstance(data, Path):
+        yield {"data": data, **paths}
+        return
+    from components.shared.data.s3 import local_copy
+
+    try:
+        address = parse_s3(data)
+    except ValueError as error:
+        raise ConcordError(f"--data: {error}.") from None
+    with local_copy(address) as folder:
+        yield {"data": folder, **paths}
+
+
+def _run_or_launch(
+    step: Step,
+    settings: Settings,
+    arguments: argparse.Namespace,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    words: list[str],
+) -> int:
+    if (expected := vars(arguments).get("data_hash")) is not None:
         from components.shared.tracking.hashes import dvc_hash
 
         if (found := dvc_hash(inputs["data"])) != expected:
@@ -135,10 +179,6 @@ def step_command(words: list[str]) -> int:
                 f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {expected!r}. "
                 "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
             )
-    if world_size() > 1 and not step.parallel:
-        raise ConcordError(
-            f"{step.name}: runs as one process, and {world_size()} were started. Call it without a launcher."
-        )
     if step.parallel and to_launch(settings.launcher):
         check_inputs(step, inputs)
         with exclusive(outputs["out"]):

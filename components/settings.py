@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.shared.regression.rewards import RewardName
 
@@ -78,7 +79,7 @@ class Ingest(Strict):
     """Where the rows come from and how they are split."""
 
     source: Literal["gauges", "folder", "agedb", "imdb-wiki", "bone-age", "imdb-movie", "release"]
-    path: str = Field(description="the folder that holds the raw input; DVC hashes it")
+    path: str = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
     csv: str = Field(description="the table in that folder")
     image_column: str
     target_column: str
@@ -93,6 +94,13 @@ class Ingest(Strict):
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
 
+    @field_validator("path")
+    @classmethod
+    def _address(cls, path: str) -> str:
+        if is_s3(path):
+            parse_s3(path)
+        return path
+
     @model_validator(mode="after")
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
@@ -105,6 +113,8 @@ class Ingest(Strict):
             raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
         if self.source == "gauges" and self.max_quarantined:
             raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
+        if is_s3(self.path) and self.release and self.release.hub:
+            raise ValueError("path: a bucket, where nothing is fetched to from a hub: release.hub must be null")
         if (self.source == "release") != (self.release is not None):
             raise ValueError("source: release and the section ingest.release go together")
         if self.source != "release" and self.split in ("given", "given-test") and not self.split_column:

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from components.settings import load_settings
+from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.shared.tracking.hashes import dvc_hash
 
@@ -20,17 +21,24 @@ console = Console(stderr=True, highlight=False)
 def ensure(pointer: Path = Path("data.dvc")) -> None:
     """Pulls or makes the raw input where it is missing, then compares its hash with the pointer's.
 
-    A release that is pinned to a commit of a hub is fetched from there. Does nothing more where params.yaml, beside the
-    pointer, names another folder as ingest.path.
+    Where params.yaml, beside the pointer, names a bucket as ingest.path, its objects are fetched into the cache: what
+    is wrong there is then told before DVC asks it for its version. A release that is pinned to a commit of a hub is
+    fetched from there. Another folder than the pointer's is none of its business.
 
     Args:
         pointer: DVC's file beside the folder that it stands for.
 
     Raises:
-        ConcordError: the pointer is missing or no single folder's, or the hash differs; nothing is changed then.
+        ConcordError: the pointer is missing or no single folder's, or the hash differs; nothing is changed then. Or the
+            bucket cannot be read.
     """
     root = pointer.parent
     ingest = load_settings(root / "params.yaml").ingest
+    if is_s3(ingest.path):
+        from components.shared.data.s3 import local_copy
+
+        with local_copy(parse_s3(ingest.path)):
+            return
     if ingest.release and ingest.release.hub and not (root / ingest.path).exists():
         from components.ingest.fetch_command import fetch
 

@@ -1,13 +1,28 @@
-"""A progress line for a stream of rows: how many, how fast, and, where the number is known, how long still."""
+"""A progress line for a stream of rows or bytes: how many, how fast, and, where the number is known, how long still."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 T = TypeVar("T")
+
+LINE_SECONDS = 30.0  # between two lines of a log
 
 
 class _Count(ProgressColumn):
@@ -25,3 +40,38 @@ def counted(items: Iterable[T], title: str, total: int | None = None) -> Iterato
         *columns, console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal
     ) as progress:
         yield from progress.track(items, total=total, description=title)
+
+
+@contextmanager
+def transferred(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """The same line for `total` bytes: gives what is to be called, by any thread, with the bytes that have come.
+
+    Hours may pass, so without a terminal there is a line every LINE_SECONDS.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console, title, total).advance
+        return
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, refresh_per_second=4
+    ) as progress:  # fmt: skip
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.update(task, advance=count)
+
+
+class _Lines:
+    """Bytes so far, as lines for a log."""
+
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._done, self._lock, self._next = 0, Lock(), time.monotonic() + LINE_SECONDS
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if (now := time.monotonic()) < self._next:
+                return
+            self._next = now + LINE_SECONDS
+            done, total = self._done / 2**20, self._total / 2**20
+            self._console.print(f"{self._title}: {done:,.1f} of {total:,.1f} MiB", highlight=False)

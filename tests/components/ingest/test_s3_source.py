@@ -1,0 +1,180 @@
+"""Ingest from a bucket, by the commands that a person gives; and no secret in anything that they leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.__main__ import main
+from components.ingest.data_ensure import ensure
+from components.settings import load_settings
+from components.shared.data.rows import SPLITS, read_table
+from components.shared.errors import ConcordError
+from components.shared.tracking.hashes import dvc_hash
+from tests.components.packed import pack, sample
+from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
+from tests.components.shared.data.s3_server import READER, Gateway, S3Server
+
+ADDRESS = "s3://open/plant/photos"
+WORDS = ["ingest", "--params", "params.yaml", "--out"]
+TOKEN = "PLANTED-session-token"
+PASSWORD = "PLANTED-password"
+# Of others, which no step has any use for.
+OTHERS = {
+    "HF_TOKEN": "hf_PLANTED-hub",
+    "HTTPS_PROXY": "http://me:PLANTED-proxy@127.0.0.1:9",
+    "DATABASE_URL": "postgresql://me:PLANTED-database@host/db",
+    "SERVICE_API_KEY": "PLANTED-key",
+}
+SECRETS = [READER[1], TOKEN, PASSWORD, "PLANTED-hub", "PLANTED-proxy", "PLANTED-database", "PLANTED-key"]
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> RawFolder:
+    """A raw folder, and the same in the bucket."""
+    raw = RawFolder(tmp_path_factory.mktemp("raw") / "data")
+    for name, body in content(raw.folder).items():
+        s3_server.put(f"plant/photos/{name}", body)
+    return raw
+
+
+@pytest.mark.usefixtures("store", "gateway")
+def test_the_shards_are_those_of_the_same_files_on_a_disk(bucket: RawFolder) -> None:
+    write_params(Path("params.yaml"), ingest={"path": ADDRESS})
+    assert main([*WORDS, "remote"]) == 0
+    assert main([*WORDS, "given", "--data", ADDRESS]) == 0
+    assert main([*WORDS, "local", "--data", str(bucket.folder)]) == 0
+    assert content(Path("remote")) == content(Path("given")) == content(Path("local"))
+    (folder,) = (path for path in Path(".cache/s3").iterdir() if path.is_dir())
+    assert dvc_hash(folder) == dvc_hash(bucket.folder), "MLflow has the same hash for both"
+
+
+def published(folder: Path) -> None:
+    """AgeDB's form, and the release's two: shards, and a table with images in folders."""
+    rows = [(age, f"AgeDB/{split} {k}_é.jpg", split) for split in SPLITS for k, age in enumerate((20, 20, 31, 90))]
+    for k, (_, path, _) in enumerate(rows):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(encoded(k, "JPEG"))
+    lines = ["age,path,split", *(",".join(map(str, row)) for row in rows)]
+    (folder / "agedb.csv").write_text("\n".join(lines), encoding="utf-8")
+    for split in ("train", "test"):
+        first = 100 * (split == "test")
+        members = [m for k in range(9) for m in sample(f"{k:06d}", encoded(first + k, "JPEG"), k % 3 + 30)]
+        pack(folder / "faces" / split / f"faces-{split}-000000.tar", members)
+
+
+@pytest.mark.usefixtures("gateway")
+def test_the_published_sources_come_from_a_bucket_as_well(store: Path, s3_server: S3Server) -> None:
+    published(store / "local")
+    for name, body in content(store / "local").items():
+        s3_server.put(f"sets/{name}", body)
+    release = {"subset": "faces", "train": None, "val": None, "test": None, "hub": None}
+    forms = {
+        "agedb": {"csv": "agedb.csv", "image_column": "path", "target_column": "age", "id_column": "path"}
+        | {"split": "given", "split_column": "split"},
+        "release": {"split": "given-test", "release": release},
+    }
+    for source, form in forms.items():
+        write_params(Path("params.yaml"), ingest={"source": source, "path": "s3://open/sets", **form})
+        assert main([*WORDS, f"{source}-remote"]) == 0
+        assert main([*WORDS, f"{source}-local", "--data", "local"]) == 0
+        assert content(Path(f"{source}-remote")) == content(Path(f"{source}-local"))
+        for split in SPLITS:
+            assert read_table(Path(f"{source}-remote"), split, ["id"]).num_rows > 0
+
+
+def test_a_bucket_is_filled_by_no_hub(tmp_path: Path) -> None:
+    hub = {"id": "a/b", "revision": "0" * 40}
+    release = {"subset": None, "train": None, "val": None, "test": None, "hub": hub}
+    ingest = {"source": "release", "split": "given-test", "release": release, "path": "s3://open/x"}
+    with pytest.raises(ConcordError, match=r"params\.yaml: ingest: path: a bucket.*release\.hub must be null"):
+        write_params(tmp_path / "params.yaml", ingest=ingest)
+
+
+@pytest.mark.usefixtures("store", "bucket")
+def test_make_data_fetches_before_dvc_asks(gateway: Gateway) -> None:
+    write_params(Path("params.yaml"), ingest={"path": ADDRESS})
+    Path("data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
+    ensure()
+    assert len(gateway.objects()) == 70
+    assert main([*WORDS, "out"]) == 0
+    assert len(gateway.objects()) == 70
+
+
+@pytest.mark.usefixtures("store", "gateway")
+def test_a_fault_in_the_bucket_s_table_is_told_as_ever(s3_server: S3Server, capfd: pytest.CaptureFixture[str]) -> None:
+    s3_server.put("no-table/a.png", b"1")
+    write_params(Path("params.yaml"), ingest={"path": "s3://open/no-table"})
+    assert main([*WORDS, "out"]) == 1
+    assert "labels.csv: no such file" in capfd.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("path", [f"s3://KEY:{PASSWORD}@open/plant", f"s3://open/x?X-Amz-Signature={PASSWORD}"])
+def test_settings_refuse_an_address_with_a_secret(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConcordError, match=r"params\.yaml: ingest\.path: an S3 address holds no credentials") as error:
+        write_params(tmp_path / "params.yaml", ingest={"path": path})
+    assert PASSWORD not in str(error.value)
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("fault", ["none", "refused", "status", "endpoint"])
+def test_no_secret_is_left_anywhere(
+    fault: str, store: Path, gateway: Gateway, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted ones, after a run that ends well and after runs that do not, in output and in every file."""
+    write_params(Path("params.yaml"), ingest={"path": "s3://closed/x" if fault == "refused" else ADDRESS})
+    if fault == "refused":
+        monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    if fault == "status":
+        gateway.status = lambda path: 400 if path.endswith(".csv") else None
+    if fault == "endpoint":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url.replace("http://", f"http://me:{PASSWORD}@"))
+        gateway.status = lambda path: 403
+    everything = {}
+    for words in (["data", "ensure"], [*WORDS, "out"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "components", *words],
+            env=os.environ | OTHERS | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert run.returncode == (fault != "none"), run.stderr
+        assert "Traceback" not in run.stderr
+        assert run.stderr
+        everything |= {f"{words[0]}'s output": run.stdout.encode(), f"{words[0]}'s errors": run.stderr.encode()}
+    everything |= content(store)
+    assert {"mlflow.db", "params.yaml"} < set(everything)
+    assert any(name.startswith(".cache/s3/") for name in everything)
+    assert any(name.startswith("out/") for name in everything) == (fault == "none")
+    for name, text in everything.items():
+        for secret in SECRETS:
+            assert secret.encode() not in text, f"{secret} in {name}"
+
+
+def test_dvc_sees_a_new_version_and_reads_no_object(store: Path, s3_server: S3Server, gateway: Gateway) -> None:
+    """dvc.yaml's own way to say it: ingest.path as a dependency."""
+    from dvc.repo import Repo
+
+    s3_server.put("versions/a", b"1")
+    Path("params.yaml").write_text("ingest: {path: 's3://open/versions'}\n")
+    stage = {"cmd": "true", "deps": ["${ingest.path}"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": stage}}))
+    Repo.init(no_scm=True).close()
+    with Repo() as repo:
+        assert [stage.name for stage in repo.reproduce()] == ["ingest"]
+        assert repo.reproduce() == []
+        s3_server.put("versions/a", b"2")
+        assert [stage.name for stage in repo.reproduce()] == ["ingest"]
+    assert not [path for path, _ in gateway.objects() if path.endswith("/a")]
+    left = content(store)
+    assert "dvc.lock" in left
+    assert not [name for name, text in left.items() if READER[1].encode() in text]
+
+
+def test_the_repository_s_stage_depends_on_it() -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["ingest"]
+    assert "${ingest.path}" in stage["deps"]
+    assert load_settings(ROOT / "params.yaml").ingest.path == "data"
