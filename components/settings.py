@@ -140,10 +140,23 @@ class Severities(Strict):
     images_with_two_targets: Severity
     subjects_in_two_splits: Severity
     train_imbalance: Severity
+    val_imbalance: Severity
     test_imbalance: Severity
+    test_unseen: Severity = Field(description="test labels that train does not have")
     test_rows_many: Severity
     test_rows_medium: Severity
     test_rows_few: Severity
+    label_drift: Severity = Field(description="against the data that the champion was trained on")
+    image_size_drift: Severity
+    image_mode_drift: Severity
+
+
+class Drift(Strict):
+    """How far the data may be from those that the champion was trained on: population stability indices."""
+
+    model: str | None = Field(min_length=1, description="registered model whose champion it is; null: not compared")
+    max_labels: float = Field(gt=0, description="labels of a split, at most")
+    max_images: float = Field(gt=0, description="sizes, and modes, of the images, at most")
 
 
 class Validate(Strict):
@@ -151,11 +164,14 @@ class Validate(Strict):
 
     min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
     max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
+    max_val_imbalance: float = Field(ge=1, description="the same of val")
+    max_unseen: Share = Field(description="test: share of rows whose label train does not have, at most")
     min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
     min_side: Positive = Field(description="shorter side of an image in pixels, at least")
     near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
         description="images whose perceptual hashes differ in at most so many of 256 bits look alike"
     )
+    drift: Drift
     severity: Severities
 
 

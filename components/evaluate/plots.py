@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.evaluate.results import Judged, Judgement
+from components.shared.data.distribution import stretches
+from components.shared.drawing import INK, save, style
 from components.shared.regression.metrics import Array
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
 
@@ -19,39 +21,20 @@ if TYPE_CHECKING:
 # Told apart by people with any colour vision, and by their lightness in print (after Okabe and Ito).
 COLOURS = {"base": "#8c8c8c", "sft": "#0072b2", "grpo": "#c8500a"}
 SHADES = {"many": "#ffffff", "medium": "#eef0f3", "few": "#dde1e7"}
-INK = "#333a44"
 FIGURES = {
     "truth": "Prediction against truth",
     "bins": "Error along the range, over the training histogram",
     "errors": "Errors by shot group",
 }
-STYLE: Any = {
-    "backend": "Agg",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
 MOST_BINS = 26
 FEWEST_FOR_A_MEAN = 5
-DPI = 144
 
 
 def write_figures(judgement: Judgement, folder: Path) -> None:
     """Draws FIGURES as `folder`/NAME.png."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    with style():
         for name, draw in (("truth", _truth), ("bins", _bins), ("errors", _errors)):
-            figure = draw(judgement)
-            # Without a date or a version of the library.
-            figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None}, bbox_inches="tight")
+            save(draw(judgement), folder / f"{name}.png")
 
 
 def plot_data(judgement: Judgement, folder: Path) -> None:
@@ -227,19 +210,6 @@ def _shade(axes: "Axes", shots: ShotTable, low: float, high: float) -> None:
     for start, end, shot in stretches(shots, low, high):
         if shot != "many":
             axes.axvspan(start, end, color=SHADES[shot], linewidth=0, zorder=0)
-
-
-def stretches(shots: ShotTable, low: float, high: float) -> list[tuple[float, float, str]]:
-    """Start, end and shot group of each run of label bins in [low, high] that share one."""
-    first, last = label_bins([low, high], shots.width, shots.resolution)
-    found: list[tuple[float, float, str]] = []
-    for cell in range(first, last + 1):
-        start = cell * shots.width - shots.resolution / 2
-        end, shot = start + shots.width, str(shots.shot([cell * shots.width])[0])
-        if found and found[-1][2] == shot:
-            start = found.pop()[0]
-        found.append((start, end, shot))
-    return found
 
 
 def _unit(judgement: Judgement) -> str:

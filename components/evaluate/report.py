@@ -13,12 +13,15 @@ import yaml
 from components.evaluate.plots import COLOURS, FIGURES
 from components.evaluate.results import Judged, Judgement
 from components.settings import Settings
+from components.shared.data.distribution import LabelBin, share_metrics
 from components.shared.data.rows import read_rows
 from components.shared.regression.answers import decimals
 from components.shared.regression.shots import GROUPS, SHOTS
 from components.steps import STEPS
 
 TEMPLATE = Path(__file__).with_name("report.html")
+TAIL = "tail.png"
+DATA_DOCS = "../data_docs/index.html"  # where validate has put them, from reports/evaluate
 WORST = 6
 SIDE = 128  # pixels of an inlined image
 
@@ -32,10 +35,11 @@ class Cell:
     best: bool = False
 
 
-def write_report(judgement: Judgement, ingest: Path, folder: Path) -> None:
+def write_report(judgement: Judgement, histogram: Sequence[LabelBin], ingest: Path, folder: Path) -> None:
     """Writes `folder`/report.html, with the figures that lie there inside.
 
     Args:
+        histogram: the labels of all splits.
         ingest: row shards; the images of the worst answers come from its test split.
     """
     from jinja2 import Environment, StrictUndefined
@@ -51,6 +55,9 @@ def write_report(judgement: Judgement, ingest: Path, folder: Path) -> None:
         differences=difference_rows(judgement),
         verdict=verdict(judgement),
         figures=[(name, title, _inline((folder / f"{name}.png").read_bytes())) for name, title in FIGURES.items()],
+        tail=_inline((folder / TAIL).read_bytes()),
+        data=share_metrics(histogram),
+        docs=DATA_DOCS,
         worst=worst_images(judgement, ingest),
         titles={model.name: model.title for model in judgement.models},
         colours=COLOURS,

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from components.evaluate.plots import plot_data, write_figures
-from components.evaluate.report import write_report
+from components.evaluate.report import TAIL, write_report
 from components.evaluate.results import MODELS, Judged, Judgement, differences, titles
 from components.settings import Settings
 from components.shared.data.atomic import new_folder, write_json
+from components.shared.data.distribution import label_histogram
 from components.shared.data.predictions import judged, predictions_file, read_predictions, write_predictions
 from components.shared.data.progress import counted
-from components.shared.data.rows import read_rows, read_table
+from components.shared.data.rows import SPLITS, read_rows, read_table
+from components.shared.data.tail import write_tail
 from components.shared.errors import ConcordError
 from components.shared.regression import metrics
 from components.shared.regression.shots import ShotTable
@@ -27,7 +29,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
     """Judges the three models and writes two folders.
 
     Args:
-        ingest: row shards; shots are counted in train, images come from test.
+        ingest: row shards; shots are counted in train, images come from test, the report shows the labels of all.
         sft, grpo: model folders.
         out: predictions-{base,sft,grpo}.parquet, metrics.json, differences.json, titles.json, shots.json,
             plots/*.csv for DVC.
@@ -42,7 +44,8 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         "sft": lambda: load(sft, settings.model),
         "grpo": lambda: load(grpo, settings.model),
     }
-    train = read_table(ingest, "train", ["target"])["target"].to_numpy()
+    targets = {split: read_table(ingest, split, ["target"])["target"].to_numpy() for split in SPLITS}
+    train, histogram = targets["train"], label_histogram(targets, task)
     called = titles(settings.model, grpo)
     shots = ShotTable.of(train, task.bin_width, task.resolution, task.many, task.few)
     with new_folder(out) as place:
@@ -62,7 +65,8 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         plot_data(judgement, place / "plots")
         with new_folder(report) as pages:
             write_figures(judgement, pages)
-            write_report(judgement, ingest, pages)
+            write_tail(histogram, task, pages / TAIL)
+            write_report(judgement, histogram, ingest, pages)
     track.attach(report, "report")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from components.ingest.distribution import balance, histogram_csv, label_histogram, share_metrics
+from components.ingest.balance import balance
 from components.settings import Ingest, Settings
 from components.shared.data.atomic import new_folder, write_json, write_text
 from components.shared.data.benchmark import read_bone_age, read_faces, read_movies
+from components.shared.data.distribution import histogram_csv, label_histogram, share_metrics
 from components.shared.data.folder import read_folder
 from components.shared.data.gauges import read_gauges
 from components.shared.data.progress import counted

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from components.shared.errors import ConcordError
+from components.shared.tracking.champion import CHAMPION
 from components.shared.tracking.connection import told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
 CHALLENGER = "challenger"
 FINGERPRINT = "concord.fingerprint"
 REASON = "concord.reason"

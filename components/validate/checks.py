@@ -15,7 +15,7 @@ class Check:
 
     Attributes:
         name: unique; the key in result.json.
-        table: fields, rows or summary.
+        table: fields, rows, summary or drift.
         expectation: a class of great_expectations.expectations. A name, since the import takes seconds.
         arguments: of that class.
         words: what is expected, for people.
@@ -156,10 +156,24 @@ def balance_checks(task: Task, limits: Validate) -> list[Check]:
             "Lower validate.min_imbalance if the data are as they should be; on balanced data plain SFT is enough.",
         ),
         _figure(
+            "val_imbalance",
+            {"max_value": limits.max_val_imbalance},
+            f"val is balanced: fullest label over the mean one, in rows, is at most {limits.max_val_imbalance:g}",
+            "Common labels would decide when the warm start ends. Set ingest.split: balanced or lower "
+            "ingest.max_per_label, or raise validate.max_val_imbalance.",
+        ),
+        _figure(
             "test_imbalance",
             {"max_value": limits.max_test_imbalance},
             f"test is balanced: fullest label over the mean one, in rows, is at most {limits.max_test_imbalance:g}",
             "Set ingest.split: balanced or lower ingest.max_per_label, or raise validate.max_test_imbalance.",
+        ),
+        _figure(
+            "test_unseen",
+            {"max_value": limits.max_unseen},
+            f"train has the labels of test: a share of at most {limits.max_unseen:g} of its rows has another",
+            "A model reads there what it was never shown. Give train such rows, raise task.bin_width, or raise "
+            "validate.max_unseen.",
         ),
         *(
             _figure(
@@ -170,6 +184,21 @@ def balance_checks(task: Task, limits: Validate) -> list[Check]:
             )
             for shot in SHOTS
         ),
+    ]
+
+
+def drift_checks(limits: Validate) -> list[Check]:
+    """How far the data are from those that the champion was trained on. Their figures hold 0 for what may be chance."""
+    model, labels, images = limits.drift.model, limits.drift.max_labels, limits.drift.max_images
+    then = f"as in the data of the champion of {model}"
+    look = (
+        "If the world has changed, go on: the new model learns it, and the champion may read it badly. If not, find "
+        "out how the new data were made; or raise validate.drift."
+    )
+    return [
+        _drift("label_drift", labels, f"labels are distributed {then}", f"{look}max_labels."),
+        _drift("image_size_drift", images, f"image sizes are distributed {then}", f"{look}max_images."),
+        _drift("image_mode_drift", images, f"image modes are distributed {then}", f"{look}max_images."),
     ]
 
 
@@ -197,3 +226,8 @@ def _values(
 def _figure(column: str, limits: dict[str, float], words: str, remedy: str) -> Check:
     # The largest of one row's values: the expectation that shows the figure itself as observed.
     return Check(column, "summary", "ExpectColumnMaxToBeBetween", {"column": column, **limits}, words, remedy)
+
+
+def _drift(column: str, limit: float, words: str, remedy: str) -> Check:
+    told = f"{words} (stability index at most {limit:g}, or no more than chance gives)"
+    return Check(column, "drift", "ExpectColumnMaxToBeBetween", {"column": column, "max_value": limit}, told, remedy)

@@ -1,5 +1,8 @@
 """Validate: the splits keep what training and evaluation rely on, or the run stops here, in words."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,24 +10,54 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from components.settings import Settings
+from components.settings import Settings, Task
 from components.shared.data.atomic import new_folder, write_json
+from components.shared.data.distribution import LabelBin, label_histogram
 from components.shared.data.rows import SPLITS
+from components.shared.data.tail import tail_figures, write_tail
 from components.shared.errors import ConcordError
 from components.shared.tracking.runs import StepRun
 from components.steps import metrics_file
-from components.validate.checks import balance_checks, field_checks, leak_checks, row_checks, subject_checks, weighed
+from components.validate.checks import (
+    balance_checks,
+    drift_checks,
+    field_checks,
+    leak_checks,
+    row_checks,
+    subject_checks,
+    weighed,
+)
+from components.validate.drift import ARTIFACT, Drift, drift
+from components.validate.profile import profile
 from components.validate.suite import EXAMPLES, Outcome, Suite
-from components.validate.tables import Summary, field_table, row_table, summarise
+from components.validate.tables import Summary, field_table, row_table, summarise, valid_targets
 
 console = Console(stderr=True, highlight=False)
 FAILURES_TOLD = 3
 
 
+@dataclass(frozen=True)
+class Found:
+    """What came of the splits' expectations.
+
+    Attributes:
+        rows: as `row_table` gives it; empty where the shards cannot be read.
+        histogram: of the labels that are valid.
+    """
+
+    outcomes: list[Outcome]
+    rows: pd.DataFrame
+    summary: Summary
+    histogram: list[LabelBin]
+
+
 def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
     """Holds the row shards against the expectations; writes result.json and metrics.json to `out`.
 
-    Data Docs go to reports/data_docs beside the artifacts, whether the expectations are met or not.
+    For people, whether the expectations are met or not: Data Docs in reports/data_docs beside the artifacts, and in
+    reports/validate result.json, the tail (tail.png, tail.json), profile.json and drift.json. Both folders are kept
+    with the run in MLflow. They hold what depends on the hour and on the registry, so nothing of it is in `out`: the
+    same shards and settings give the same bytes there.
 
     Args:
         ingest: row shards.
@@ -33,33 +66,74 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
         ConcordError: an expectation is not met and is no mere warning, with the rows and the remedy; `out` stays as
             it was.
     """
-    del track  # no curves
-    task, limits = settings.task, settings.validation
-    fields = field_table(ingest)
     suite = Suite()
-    outcomes = suite.run("fields", fields, field_checks())
-    rows, summary = pd.DataFrame(), Summary({}, {})
-    if all(outcome.success for outcome in outcomes):  # else the rows cannot be read
-        rows = row_table(ingest, task)
-        summary = summarise(rows, task, limits.near_bits)
-        outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
-        checks = [*leak_checks(limits), *balance_checks(task, limits)]
-        if "subjects_in_two_splits" in summary.figures:  # else nobody knows
-            checks += subject_checks()
-        outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
-    docs = suite.write_docs(out.parent.parent / "reports" / "data_docs")
+    found = _splits(suite, settings, ingest)
+    since, drifted = _since_champion(suite, settings, track, found)
+    reports = out.parent.parent / "reports"
+    docs = suite.write_docs(reports / "data_docs")
+    _write_report(reports / "validate", found, since, drifted, settings.task)
     console.print(f"Data Docs: {docs}", markup=False, soft_wrap=True)
+    console.print(f"Drift: {since.words}", markup=False, soft_wrap=True)
+    outcomes = [*found.outcomes, *drifted]
+    examples = found.summary.examples | since.examples
     unmet = [outcome for outcome in outcomes if not outcome.success]
     if warned := [outcome for outcome in unmet if outcome.check.severity == "warning"]:
-        text = failure(ingest, warned, len(outcomes), summary.examples)
+        text = failure(ingest, warned, len(outcomes), examples)
         console.print(Text.assemble(("warning", "bold yellow"), f" {printable(text)}"), soft_wrap=True)
-    if failed := [outcome for outcome in unmet if outcome.check.severity == "error"]:
-        raise ConcordError(failure(ingest, failed, len(outcomes), summary.examples))
+    failed = [outcome for outcome in unmet if outcome.check.severity == "error"]
+    with suppress(ConcordError) if failed else nullcontext():  # what is wrong with the data is the one to tell
+        _keep(track, reports, since)
+    if failed:
+        raise ConcordError(failure(ingest, failed, len(outcomes), examples))
     with new_folder(out) as folder:
-        write_json(folder / "result.json", {outcome.check.name: _as_json(outcome) for outcome in outcomes})
-        write_json(metrics_file(folder), _metrics(rows, summary, len(outcomes) - len(warned), len(warned)))
+        write_json(folder / "result.json", as_json(found.outcomes))
+        write_json(metrics_file(folder), _metrics(found))
     warnings = f", {len(warned)} not met, which is a warning" if warned else ""
-    console.print(f"{len(outcomes) - len(warned)} expectations met by {len(rows)} rows{warnings}")
+    console.print(f"{len(outcomes) - len(warned)} expectations met by {len(found.rows)} rows{warnings}")
+
+
+def _splits(suite: Suite, settings: Settings, ingest: Path) -> Found:
+    """The shards, held against what is expected of fields, rows and splits."""
+    task, limits = settings.task, settings.validation
+    outcomes = suite.run("fields", field_table(ingest), field_checks())
+    if not all(outcome.success for outcome in outcomes):  # the rows cannot be read
+        return Found(outcomes, pd.DataFrame(), Summary({}, {}), [])
+    rows = row_table(ingest, task)
+    summary = summarise(rows, task, limits.near_bits)
+    outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
+    checks = [*leak_checks(limits), *balance_checks(task, limits)]
+    if "subjects_in_two_splits" in summary.figures:  # else nobody knows
+        checks += subject_checks()
+    outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
+    return Found(outcomes, rows, summary, label_histogram(valid_targets(rows, task), task))
+
+
+def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Found) -> tuple[Drift, list[Outcome]]:
+    """How the data differ from those of the champion, and what came of the expectations about it."""
+    if found.rows.empty:
+        return Drift("not compared with a champion's data: the rows cannot be read"), []
+    since = drift(settings, track, profile(found.rows, found.histogram, settings.task))
+    limits = settings.validation
+    checks = [check for check in drift_checks(limits) if check.name in since.figures] if since.compared else []
+    return since, suite.run("drift", since.table, weighed(checks, limits.severity)) if checks else []
+
+
+def _write_report(folder: Path, found: Found, since: Drift, drifted: Sequence[Outcome], task: Task) -> None:
+    """What a person looks at, beside the Data Docs."""
+    with new_folder(folder) as place:
+        write_json(place / "result.json", as_json([*found.outcomes, *drifted]))
+        write_json(place / "drift.json", asdict(since))
+        if not found.rows.empty:
+            write_json(place / Path(ARTIFACT).name, profile(found.rows, found.histogram, task))
+            write_json(place / "tail.json", tail_figures(found.histogram, task))
+            write_tail(found.histogram, task, place / "tail.png")
+
+
+def _keep(track: StepRun, reports: Path, since: Drift) -> None:
+    """Result, tail, drift and Data Docs with the run, so that its page in MLflow has them all."""
+    track.attach(reports / "validate", Path(ARTIFACT).parent.name)
+    track.attach(reports / "data_docs", "data_docs")
+    track.log(since.indices, step=0)
 
 
 def failure(ingest: Path, failed: list[Outcome], total: int, examples: dict[str, list[str]]) -> str:
@@ -101,15 +175,18 @@ def _place(row: dict[str, Any], outcome: Outcome) -> str:
     return f"{where[:100]} ({row['split']}): {'' if column == 'fault' else f'{column} '}{row.get(column)}"
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
-    check = outcome.check
+def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Check's name -> what was expected, what was found, and how much that matters."""
     return {
-        "expectation": check.expectation,
-        "arguments": dict(check.arguments),
-        "words": check.words,
-        "severity": check.severity,
-        "success": outcome.success,
-        "observed": outcome.observed,
+        outcome.check.name: {
+            "expectation": outcome.check.expectation,
+            "arguments": dict(outcome.check.arguments),
+            "words": outcome.check.words,
+            "severity": outcome.check.severity,
+            "success": outcome.success,
+            "observed": outcome.observed,
+        }
+        for outcome in outcomes
     }
 
 
@@ -118,13 +195,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def _metrics(rows: pd.DataFrame, summary: Summary, met: int, warnings: int) -> dict[str, Any]:
-    sides = rows[["width", "height"]]
+def _metrics(found: Found) -> dict[str, Any]:
+    sides = found.rows[["width", "height"]]
+    met = sum(outcome.success for outcome in found.outcomes)
     return {
         "expectations_met": met,
-        "warnings": warnings,
-        "rows": {split: int((rows["split"] == split).sum()) for split in SPLITS},
+        "warnings": len(found.outcomes) - met,
+        "rows": {split: int((found.rows["split"] == split).sum()) for split in SPLITS},
         "smallest_side": int(sides.min().min()),
         "largest_side": int(sides.max().max()),
-        **summary.figures,
+        **found.summary.figures,
     }

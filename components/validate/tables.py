@@ -129,14 +129,17 @@ def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
     figures["images_with_two_targets"], examples["images_with_two_targets"] = _contradictions(rows)
     if rows["subject"].notna().any():
         figures["subjects_in_two_splits"], examples["subjects_in_two_splits"] = _shared_subjects(rows)
-    known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
-    targets = {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
+    targets = valid_targets(rows, task)
     counts = {split: _bin_counts(values, task) for split, values in targets.items()}
     train, test = counts["train"], counts["test"]
     figures["train_imbalance"] = float(train.max() / train.min()) if len(train) else 1.0
     examples["train_imbalance"] = _fullest(train, "train")
-    figures["test_imbalance"] = float(test.max() / test.mean()) if len(test) else 1.0
-    examples["test_imbalance"] = _fullest(test, "test")
+    for split in ("val", "test"):
+        figures[f"{split}_imbalance"] = float(counts[split].max() / counts[split].mean()) if len(counts[split]) else 1.0
+        examples[f"{split}_imbalance"] = _fullest(counts[split], split)
+    unseen = test[~test.index.isin(train.index)].sort_index()
+    figures["test_unseen"] = float(unseen.sum() / max(test.sum(), 1))
+    examples["test_unseen"] = [f"{rows} rows with label {label:g}" for label, rows in unseen.head(3).items()]
     table = ShotTable.of(targets["train"], task.bin_width, task.resolution, task.many, task.few)
     test_shots, train_shots = table.shot(targets["test"]), table.shot(targets["train"])
     for shot in SHOTS:
@@ -144,6 +147,12 @@ def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
         present = int((train_shots == shot).sum())
         examples[f"test_rows_{shot}"] = [f"train has {present} {shot}-shot rows"]
     return Summary(figures, examples)
+
+
+def valid_targets(rows: pd.DataFrame, task: Task) -> dict[str, np.ndarray]:
+    """Split -> its targets that are finite and in the task's range, `(N,)`."""
+    known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
+    return {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
 
 
 def _bin_counts(targets: np.ndarray, task: Task) -> "pd.Series[int]":

@@ -55,11 +55,12 @@ def make(folder: Path) -> GrayWorld:
     settings = load_settings(params)
     ingest = folder / "ingest"
     ingest.mkdir()
-    for split, counts in (("train", TRAIN), ("test", dict.fromkeys(TRAIN, TEST_OF_EACH))):
+    splits = {"train": TRAIN, "val": dict.fromkeys(TRAIN, 1), "test": dict.fromkeys(TRAIN, TEST_OF_EACH)}
+    for split, counts in splits.items():
         with ShardWriter(ingest, split, 1) as shard:
             labels = [label for label, count in counts.items() for _ in range(count)]
             for k, label in enumerate(labels):
-                seed = k if split == "train" else 1000 + k
+                seed = {"train": 0, "val": 2000, "test": 1000}[split] + k
                 shard.add(Row(f"{split}-{k:03d}", gray(label, seed), float(label), QUESTION, "made"))
     torch.set_num_threads(1)
     model, processor = base_model(settings, ingest)

@@ -32,7 +32,15 @@ INGEST = {
     "max_per_label": 4,
     "max_quarantined": 0,
 }
-VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 2, "min_rows_per_shot": 3, "min_side": 8, "near_bits": 10}
+VALIDATE = {
+    "min_imbalance": 5,
+    "max_test_imbalance": 2,
+    "max_val_imbalance": 2,
+    "max_unseen": 0.05,
+    "min_rows_per_shot": 3,
+    "min_side": 8,
+    "near_bits": 10,
+}
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:

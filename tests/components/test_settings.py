@@ -169,6 +169,9 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("ingest.max_quarantined", 1.5, "ingest.max_quarantined: input should be less than or equal to 1, found 1.5"),
         ("ingest.max_quarantined", 0.1, "ingest: source: gauges makes its rows from a seed"),
         ("validate.near_bits", 17, "validate.near_bits: input should be less than or equal to 16, found 17"),
+        ("validate.max_unseen", 2, "validate.max_unseen: input should be less than or equal to 1, found 2"),
+        ("validate.drift.max_labels", 0, "validate.drift.max_labels: input should be greater than 0, found 0"),
+        ("validate.drift.model", "", "validate.drift.model: string should have at least 1 character, found ''"),
         ("validate.severity.image_size", "info", "validate.severity.image_size: input should be 'error' or 'warning'"),
         ("model.tiny", None, "model: name: tiny needs the section model.tiny"),
         ("model.name", "no/such-model", "no/such-model is no local folder, so it needs a revision"),
@@ -218,7 +221,10 @@ def test_every_fault_is_told_at_once(told: Callable[[Any], str]) -> None:
 def test_a_key_like_no_other_gets_the_list(told: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     raw["validate"]["zzz"] = 1
-    known = "max_test_imbalance, min_imbalance, min_rows_per_shot, min_side, near_bits, severity"
+    known = (
+        "drift, max_test_imbalance, max_unseen, max_val_imbalance, min_imbalance, min_rows_per_shot, min_side, "
+        "near_bits, severity"
+    )
     assert told(raw) == f"params.yaml: validate.zzz: unknown key, known keys: {known}"
 
 

@@ -31,6 +31,12 @@ def test_recipe_loads_and_is_named_after_its_experiment(path: Path) -> None:
     assert load_settings(path).experiment == path.stem
 
 
+@pytest.mark.parametrize("path", [*RECIPES, ROOT / "params.yaml"], ids=lambda path: path.stem)
+def test_data_are_compared_with_those_of_the_model_that_is_registered(path: Path) -> None:
+    settings = load_settings(path)
+    assert settings.validation.drift.model == settings.registry.model
+
+
 @EACH
 def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.yaml"

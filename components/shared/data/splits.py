@@ -48,7 +48,7 @@ def subject_splits(subjects: Sequence[str], bins: Iterable[int], max_per_label: 
     Subjects are gone through once, those with the rarest label first. One goes to test or to val where it fills more of
     what the rule asks for there than it overfills, each label weighed alike; else to train. A label that a split has
     nothing of yet then gets the smallest subject that has it. Train keeps a subject of every label. Time is linear in
-    the rows. See `components.ingest.distribution.balance` for how far the outcome is from the rule.
+    the rows. See `components.ingest.balance` for how far the outcome is from the rule.
 
     Args:
         subjects: `(N,)` whom or what each row shows.

@@ -207,6 +207,17 @@ def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> st
     return found[0].info.run_id if found else None
 
 
+def run_that_read(client: "MlflowClient", step: str, port: str, digest: str) -> str | None:
+    """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash."""
+    found = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        f"tags.`{STEP}` = '{step}' and tags.`{INPUT}{port}` = '{digest}' and attributes.status = 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return found[0].info.run_id if found else None
+
+
 def _open(
     client: "MlflowClient", step: Step, settings: Settings, tags: Mapping[str, str]
 ) -> tuple["Run", str | None, bool]:

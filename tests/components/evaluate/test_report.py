@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from components.evaluate import plots, report
-from components.evaluate.plots import binned_mean, edges, mae_per_bin, plot_data, pull, stretches, write_figures
+from components.evaluate.plots import binned_mean, edges, mae_per_bin, plot_data, pull, write_figures
 from components.evaluate.report import difference_rows, table, verdict, worst_rows
 from components.evaluate.results import Judgement
 from components.settings import Settings
+from components.shared.data.distribution import label_histogram
 from components.shared.data.rows import Row, ShardWriter
-from components.shared.regression.shots import ShotTable
+from components.shared.data.tail import write_tail
 from tests.components.evaluate.judgements import judgement
 from tests.components.gray_world import gray as gray_image
 
@@ -70,22 +71,21 @@ def test_text_of_a_model_is_no_markup(loses: Judgement, tmp_path: Path) -> None:
     pages = tmp_path / "report"
     pages.mkdir()
     write_figures(loses, pages)
-    report.write_report(loses, ingest, pages)
+    histogram = label_histogram({"train": TRAIN, "val": [], "test": TARGETS}, loses.settings.task)
+    write_tail(histogram, loses.settings.task, pages / report.TAIL)
+    report.write_report(loses, histogram, ingest, pages)
     html = (pages / "report.html").read_text()
     assert "<b>idea" not in html
     assert "unparseable: &#39;no &lt;b&gt;idea" in html
     assert "floored at 0.5" in html
     assert "farther from the truth" in html
+    assert "The fullest label of train has 24 times the images of the emptiest." in html
+    assert "33.3 % are many-shot, 33.3 % are medium-shot, 33.3 % are few-shot." in " ".join(html.split())
 
 
 def test_worst_rows_are_the_largest_errors_of_the_group(loses: Judgement) -> None:
     assert worst_rows(loses.models[2], "many", 2) == [1, 0]  # errors 4, 5, 4, 3: of equals the earlier
     assert worst_rows(loses.models[2], "few", 1) == [10]  # the unparseable one
-
-
-def test_stretches_are_runs_of_label_bins_that_share_a_shot_group() -> None:
-    shots = ShotTable({0: 200, 1: 150, 2: 50, 4: 5}, width=5, resolution=1)
-    assert stretches(shots, 3, 24) == [(-0.5, 9.5, "many"), (9.5, 14.5, "medium"), (14.5, 24.5, "few")]
 
 
 def test_bins_of_the_figures_hold_every_label(settings: Settings, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.components.raw_folder import ROOT, SHARED_DATA, RawFolder, content, e
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]
 SHARDS, OUT, DOCS = Path("artifacts/ingest"), Path("artifacts/validate"), Path("reports/data_docs")
+REPORT = Path("reports/validate")
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
     assert result["train_imbalance"]["observed"] == {"value": 32 / 3}
     metrics = json.loads((OUT / "metrics.json").read_text())
     assert metrics["rows"] == {"train": 47, "val": 11, "test": 11}
-    assert metrics["expectations_met"] == len(result) == 18
+    assert metrics["expectations_met"] == len(result) == 20
     assert metrics["smallest_side"] == metrics["largest_side"] == 12
     assert (DOCS / "index.html").is_file()
     assert f"Data Docs: {DOCS}/index.html" in capfd.readouterr().err
@@ -58,9 +59,13 @@ def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("raw")
 def test_the_same_splits_give_the_same_bytes_and_new_data_docs() -> None:
     assert main(INGEST) == main(WORDS) == 0
-    first, pages = content(OUT), content(DOCS)
+    first, report, pages = content(OUT), content(REPORT), content(DOCS)
+    assert set(report) == {"result.json", "drift.json", "profile.json", "tail.json", "tail.png"}
+    tail = json.loads(report["tail.json"])
+    assert (tail["imbalance"], tail["rows"]) == (32 / 3, {"train": 47, "val": 11, "test": 11})
     assert main(WORDS) == 0
     assert content(OUT) == first
+    assert content(REPORT) == report
     assert len(content(DOCS)) == len(pages)
     assert content(DOCS).keys() != pages.keys()  # they name the time of the run
 
@@ -191,6 +196,14 @@ def alike(raw: RawFolder) -> None:
 
 # What is told and does not stop the run, as params.yaml has it.
 WARNINGS: dict[str, tuple[Change, list[str]]] = {
+    "test labels that train does not have": (
+        lambda raw: (target(65, "91")(raw), target(66, "92")(raw), splits({10: 5, 50: 5, 90: 3, 91: 1, 92: 1})(raw)),
+        ["train has the labels of test", "Found: 0.133", "1 rows with label 91", "validate.max_unseen"],
+    ),
+    "val as long-tailed as train": (
+        params(validate={"max_val_imbalance": 1}),
+        ["val is balanced", "Found: 1.09", "4 rows with label 10, 3 with 90", "when the warm start ends"],
+    ),
     "look-alikes": (alike, ["looks like one of an earlier split", "(test) ~ labels.csv:6", "bits apart"]),
     "16 bits": (
         image(9, stored(np.random.default_rng(1).integers(0, 2**16, (9, 9), np.uint16))),
@@ -210,7 +223,7 @@ def test_a_warning_is_told_and_does_not_stop_the_run(
     change(raw)
     assert main(INGEST) == main(WORDS) == 0
     told = capfd.readouterr().err
-    assert not [part for part in [*expected, "warning ", "17 expectations met"] if part not in told], told
+    assert not [part for part in [*expected, "warning ", "19 expectations met"] if part not in told], told
     assert json.loads((OUT / "metrics.json").read_text())["warnings"] == 1
     result = json.loads((OUT / "result.json").read_text())
     unmet = [item for item in result.values() if not item["success"]]

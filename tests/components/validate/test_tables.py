@@ -66,12 +66,15 @@ def test_imbalance_and_shots(tmp_path: Path) -> None:
         "near_duplicates": 0,
         "images_with_two_targets": 0,
         "train_imbalance": 5.0,
+        "val_imbalance": 1.0,
         "test_imbalance": 2.0,
+        "test_unseen": 1 / 6,
         "test_rows_many": 3,
         "test_rows_medium": 1,
         "test_rows_few": 2,
     }
     assert summary.examples["train_imbalance"] == ["train: 20 rows with label 1, 4 with 3, 9.7 on average"]
+    assert summary.examples["test_unseen"] == ["1 rows with label 4"]
     assert summary.examples["test_rows_few"] == ["train has 4 few-shot rows"]
 
 

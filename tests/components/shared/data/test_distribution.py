@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.ingest.distribution import histogram_csv, label_histogram, share_metrics
+from components.shared.data.distribution import histogram_csv, label_histogram, share_metrics, stretches
+from components.shared.regression.shots import ShotTable
 from tests.components.raw_folder import SHARED_DATA, write_params
 
 TARGETS = {"train": [1.0] * 13 + [2.0] * 12 + [3.0] * 4 + [9.0] * 5, "val": [1.0], "test": [1.0, 2.0, 3.0, 4.0]}
@@ -65,3 +66,8 @@ def test_agedb_has_the_published_shots(tmp_path: Path) -> None:
     assert figures["train_bins_per_shot"] == {"many": 51, "medium": 16, "few": 33}
     assert figures["rows"] == {"train": 12208, "val": 2140, "test": 2140}
     assert figures["imbalance"] == 353
+
+
+def test_stretches_are_runs_of_label_bins_that_share_a_shot_group() -> None:
+    shots = ShotTable({0: 200, 1: 150, 2: 50, 4: 5}, width=5, resolution=1)
+    assert stretches(shots, 3, 24) == [(-0.5, 9.5, "many"), (9.5, 14.5, "medium"), (14.5, 24.5, "few")]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from components.settings import Task
 from components.shared.data.rows import SPLITS
@@ -29,7 +30,7 @@ class LabelBin:
     shot: str
 
 
-def label_histogram(targets: Mapping[str, Sequence[float]], task: Task) -> list[LabelBin]:
+def label_histogram(targets: Mapping[str, ArrayLike], task: Task) -> list[LabelBin]:
     """Every bin that holds a row, in ascending order.
 
     Args:
@@ -61,21 +62,6 @@ def histogram_csv(histogram: Sequence[LabelBin], task: Task) -> str:
     return out.getvalue()
 
 
-def balance(histogram: Sequence[LabelBin], max_per_label: int) -> dict[str, dict[str, int]]:
-    """How far val and test are from the balanced rule, in rows.
-
-    Returns:
-        Split -> `wanted` by the rule, `met` of these, and `over`: rows of labels that have enough already.
-    """
-    found = {}
-    for split in ("val", "test"):
-        wanted = [min(sum(bin.rows.values()) // 3, max_per_label) for bin in histogram]
-        got = [bin.rows[split] for bin in histogram]
-        met = sum(min(pair) for pair in zip(wanted, got, strict=True))
-        found[split] = {"wanted": sum(wanted), "met": met, "over": sum(got) - met}
-    return found
-
-
 def share_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
     """Rows and label bins per split, the fullest train bin over the emptiest, and the test rows in each shot group."""
     rows = {split: sum(bin.rows[split] for bin in histogram) for split in SPLITS}
@@ -91,3 +77,16 @@ def share_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
         "test_rows": test,
         "test_share": {shot: count / rows["test"] if rows["test"] else None for shot, count in test.items()},
     }
+
+
+def stretches(shots: ShotTable, low: float, high: float) -> list[tuple[float, float, str]]:
+    """Start, end and shot group of each run of label bins in [low, high] that share one."""
+    first, last = label_bins([low, high], shots.width, shots.resolution)
+    found: list[tuple[float, float, str]] = []
+    for cell in range(first, last + 1):
+        start = cell * shots.width - shots.resolution / 2
+        end, shot = start + shots.width, str(shots.shot([cell * shots.width])[0])
+        if found and found[-1][2] == shot:
+            start = found.pop()[0]
+        found.append((start, end, shot))
+    return found

@@ -1,0 +1,248 @@
+"""Drift against the champion's data: the measure by hand, and the way to those data through a real registry."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from components.__main__ import main
+from components.settings import Settings
+from components.shared.data.distribution import label_histogram
+from components.shared.tracking.connection import connect
+from components.shared.tracking.hashes import dvc_hash
+from components.shared.tracking.runs import step_run
+from components.steps import STEPS
+from components.validate.drift import compare, drift, stability_index
+from components.validate.profile import profile, size_classes
+from components.validate.tables import valid_targets
+from tests.components.raw_folder import RawFolder, content, write_params
+
+INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
+WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]
+SHARDS, OUT, REPORT = Path("artifacts/ingest"), Path("artifacts/validate"), Path("reports/validate")
+MODEL = "gauge-reader"
+
+
+def test_the_index_by_hand() -> None:
+    p, q = np.array([10.5, 30.5]) / 41, np.array([20.5, 20.5]) / 41
+    assert stability_index([10, 30], [20, 20]) == pytest.approx(((q - p) * np.log(q / p)).sum())
+    assert stability_index([5, 0, 5], [5, 0, 5]) == 0
+    assert stability_index([10, 0], [9, 1]) < stability_index([1000, 0], [900, 100]) < np.inf
+
+
+def test_sizes_are_classes_of_half_an_octave() -> None:
+    found = size_classes(np.array([64.0, 60, 100, 1920, 1]), np.array([64.0, 70, 64, 1080, 1]))
+    assert found == ["64x64", "64x64", "91x64", "2048x1024", "1x1"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return write_params(tmp_path / "params.yaml")
+
+
+def described(settings: Settings, seed: int, rows: int, centre: float, side: int = 64, mode: str = "RGB") -> Any:
+    """Profile of rows whose labels scatter about a centre."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        {
+            "split": rng.choice(["train", "val", "test"], rows, p=[0.8, 0.1, 0.1]),
+            "target": rng.normal(centre, 15, rows).round().clip(0, 100),
+            "width": side,
+            "height": side,
+            "mode": mode,
+        }
+    )
+    histogram = label_histogram(valid_targets(table, settings.task), settings.task)
+    return json.loads(json.dumps(profile(table, histogram, settings.task)))  # as it is kept
+
+
+def test_chance_is_told_from_drift(settings: Settings) -> None:
+    for seed in range(5):
+        found = compare(described(settings, seed, 300, 40), described(settings, seed + 50, 300, 40), settings.task, "")
+        assert found.figures == {"label_drift": 0, "image_size_drift": 0, "image_mode_drift": 0}
+        assert max(found.indices.values()) > 0.1  # thirty rows of a split: more than the limit, and yet chance
+    found = compare(described(settings, 1, 3000, 40), described(settings, 2, 3000, 55), settings.task, "")
+    assert found.figures["label_drift"] > 0.5
+    assert set(found.labels) == {"train", "val", "test"}
+    assert found.labels["train"].words == (
+        "mean 55.59, was 39.74; labels that were few-shot then: 9.3 % of the rows, 1.7 % before"
+    )
+    assert found.figures["image_size_drift"] == 0
+
+
+def test_a_tail_that_is_new_is_seen(settings: Settings) -> None:
+    then, now = described(settings, 1, 3000, 40), described(settings, 2, 3000, 40)
+    labels = dict(now["splits"]["train"]["labels"])
+    now["splits"]["train"]["labels"] = sorted({**labels, **dict.fromkeys(range(90, 100), 12)}.items())
+    found = compare(then, now, settings.task, "")
+    assert found.figures["label_drift"] == found.labels["train"].psi > 0.1
+    assert found.examples["label_drift"] == [
+        f"train: index {found.labels['train'].psi:.3g} (by chance up to {found.labels['train'].chance:.2g}); "
+        f"{found.labels['train'].words}"
+    ]
+
+
+def test_sizes_and_modes_are_those_of_all_splits(settings: Settings) -> None:
+    then = described(settings, 1, 300, 40)
+    found = compare(then, described(settings, 1, 300, 40, side=32, mode="L"), settings.task, "")
+    assert found.figures["label_drift"] == 0
+    assert min(found.figures["image_size_drift"], found.figures["image_mode_drift"]) > 5
+    assert found.images["mode"].rows == (300, 300)
+    assert found.examples["image_mode_drift"][0].endswith("L: 100.0 % of the rows, 0.0 % before")
+
+
+def test_an_empty_split_and_labels_out_of_today_s_range_are_no_crash(settings: Settings) -> None:
+    then, now = described(settings, 1, 300, 40), described(settings, 2, 300, 40)
+    now["splits"]["val"] = {"rows": 0, "labels": [], "sizes": {}, "modes": {}}
+    then["splits"]["train"]["labels"].append([1e6, 5])
+    found = compare(then, now, settings.task, "")
+    assert set(found.labels) == {"train", "test"}
+
+
+def champion(client: MlflowClient, tags: dict[str, str] | None = None) -> str:
+    """A version that is champion, and was trained on the shards that are there now."""
+    if tags is None:
+        tags = {"concord.in.ingest": dvc_hash(SHARDS)}
+    if not client.search_registered_models(f"name = '{MODEL}'"):
+        client.create_registered_model(MODEL)
+    number = str(client.create_model_version(MODEL, source=str(Path("model").absolute()), tags=tags).version)
+    client.set_registered_model_alias(MODEL, "champion", number)
+    return number
+
+
+@pytest.fixture
+def raw(store: Path) -> RawFolder:
+    """In the working directory, with params.yaml for it."""
+    write_params(store / "params.yaml")
+    return RawFolder(store / "data")
+
+
+def grow(raw: RawFolder) -> None:
+    """A new data version: more rows at the far end, of another camera."""
+    picture = io.BytesIO()
+    for k in range(60):
+        picture = io.BytesIO()
+        noise = np.random.default_rng(900 + k).integers(0, 255, (40, 40), np.uint8)
+        Image.fromarray(noise).save(picture, "PNG")
+        (raw.folder / f"images/new-{k}.png").write_bytes(picture.getvalue())
+        raw.rows.append([f"images/new-{k}.png", "70"])
+    raw.write()
+
+
+def last_run(step: str) -> Any:
+    client = connect()
+    found = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], f"tags.`concord.step` = '{step}'", max_results=1
+    )
+    return found[0]
+
+
+def artifacts(run_id: str, folder: str) -> set[str]:
+    return {file.path for file in connect().list_artifacts(run_id, folder)}
+
+
+def test_a_new_data_version_is_held_against_the_champion_s(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(INGEST) == main(WORDS) == 0
+    assert f"not compared with a champion's data: {MODEL} has no champion" in capfd.readouterr().err
+    kept = artifacts(last_run("validate").info.run_id, "validate")
+    assert {f"validate/{name}" for name in ("result.json", "tail.png", "tail.json", "profile.json")} <= kept
+    assert "data_docs/index.html" in artifacts(last_run("validate").info.run_id, "data_docs")
+    champion(connect())
+    assert main(WORDS) == 0
+    assert f"the same as the data of the champion (version 1 of {MODEL})" in capfd.readouterr().err
+    unchanged = content(OUT)
+
+    grow(raw)
+    assert main(INGEST) == main(WORDS) == 0
+    told = capfd.readouterr().err
+    assert f"compared with the data of the champion (version 1 of {MODEL})" in told
+    for part in (
+        "Expected: labels are distributed as in the data of the champion of gauge-reader (stability index at most 0.1",
+        "; mean 48.79, was 25.32; labels that were few-shot then: 55.6 % of the rows, 6.4 % before",
+        "image sizes are distributed",
+        "; 45x45: 46.5 % of the rows, 0.0 % before",
+        "image modes are distributed",
+        "; L: 46.5 % of the rows, 0.0 % before",
+    ):
+        assert part in told, told
+    result = json.loads((REPORT / "result.json").read_text())
+    assert {name: result[name]["success"] for name in ("label_drift", "image_size_drift", "image_mode_drift")} == {
+        "label_drift": False, "image_size_drift": False, "image_mode_drift": False,
+    }  # fmt: skip
+    found = json.loads((REPORT / "drift.json").read_text())
+    run = last_run("validate")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["drift.labels.train"] == found["labels"]["train"]["psi"] > 0.1
+    assert run.data.metrics["drift.image_mode"] == found["images"]["mode"]["psi"] > 0.1
+
+    # What DVC keeps says nothing of the champion: the same with none, and with the first data as they were.
+    compared = content(OUT)
+    assert "drift" not in (OUT / "result.json").read_text() + (OUT / "metrics.json").read_text()
+    connect().delete_registered_model_alias(MODEL, "champion")
+    assert main(WORDS) == 0
+    assert content(OUT) == compared != unchanged
+
+
+def test_drift_stops_the_run_where_the_settings_say_so(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(INGEST) == main(WORDS) == 0
+    champion(connect())
+    sections = yaml.safe_load(Path("params.yaml").read_text())
+    sections["validate"]["severity"]["label_drift"] = "error"
+    Path("params.yaml").write_text(yaml.safe_dump(sections))
+    before = content(OUT)
+    grow(raw)
+    assert main(INGEST) == 0
+    assert main(WORDS) == 1
+    assert "raise validate.drift.max_labels" in capfd.readouterr().err
+    assert content(OUT) == before
+    run = last_run("validate")
+    assert run.info.status == "FAILED"
+    assert {"validate/tail.png", "validate/drift.json"} <= artifacts(run.info.run_id, "validate")
+
+
+def why_not(settings: Settings, model: str | None = MODEL) -> str:
+    """What is said where nothing can be compared."""
+    limits = settings.validation
+    changed = limits.model_copy(update={"drift": limits.drift.model_copy(update={"model": model})})
+    settings = settings.model_copy(update={"validation": changed})
+    with step_run(STEPS["validate"], settings, {"ingest": SHARDS}) as track:
+        found = drift(settings, track, described(settings, 1, 300, 40))
+    assert not found.compared
+    assert "\n" not in found.words
+    return found.words
+
+
+def test_why_nothing_is_compared_is_one_line_and_no_failure(
+    store: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SHARDS.mkdir(parents=True)
+    (SHARDS / "train-00000.parquet").write_text("rows")
+    client = connect()
+    assert why_not(settings, None).endswith("validate.drift.model is null")
+    champion(client, {})
+    assert "version 1 of gauge-reader): its tags do not say which they are" in why_not(settings)
+    champion(client, {"concord.in.ingest": "0123456789.dir"})
+    assert "no finished validate run has seen them (ingest 01234567)" in why_not(settings)
+    with step_run(STEPS["validate"], settings, {"ingest": SHARDS}) as track:
+        earlier = track.run_id  # of a version that kept no profile
+    champion(client)
+    (SHARDS / "train-00000.parquet").write_text("other rows")
+    assert "not compared with the data of the champion of gauge-reader: MLflow at sqlite" in why_not(settings)
+    for form, part in (({"version": 99}, "in another form (99)"), ({"version": 1, "unit": "mm"}, "are in 'mm', today")):
+        Path("profile.json").write_text(json.dumps(form))
+        client.log_artifact(earlier, "profile.json", "validate")
+        assert part in why_not(settings)
+    shutil.rmtree("mlruns", ignore_errors=True)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://user:geheim@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = why_not(settings)
+    assert "could not ask for the champion of gauge-reader" in said
+    assert "geheim" not in said
