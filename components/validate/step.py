@@ -1,6 +1,7 @@
 """Validate: the splits keep what training and evaluation rely on, or the run stops here, in words."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from components.validate.checks import (
 )
 from components.validate.drift import ARTIFACT, Drift, drift
 from components.validate.profile import profile
-from components.validate.suite import EXAMPLES, Outcome, Suite
+from components.validate.suite import EXAMPLES, Outcome, Suite, load
 from components.validate.tables import Summary, field_table, row_table, summarise, valid_targets
 
 console = Console(stderr=True, highlight=False)
@@ -66,8 +67,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
         ConcordError: an expectation is not met and is no mere warning, with the rows and the remedy; `out` stays as
             it was.
     """
-    suite = Suite()
-    found = _splits(suite, settings, ingest)
+    suite, found = _splits(settings, ingest)
     since, drifted = _since_champion(suite, settings, track, found)
     reports = out.parent.parent / "reports"
     docs = suite.write_docs(reports / "data_docs")
@@ -92,20 +92,27 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
     console.print(f"{len(outcomes) - len(warned)} expectations met by {len(found.rows)} rows{warnings}")
 
 
-def _splits(suite: Suite, settings: Settings, ingest: Path) -> Found:
+def _splits(settings: Settings, ingest: Path) -> tuple[Suite, Found]:
     """The shards, held against what is expected of fields, rows and splits."""
     task, limits = settings.task, settings.validation
-    outcomes = suite.run("fields", field_table(ingest), field_checks())
-    if not all(outcome.success for outcome in outcomes):  # the rows cannot be read
-        return Found(outcomes, pd.DataFrame(), Summary({}, {}), [])
-    rows = row_table(ingest, task)
-    summary = summarise(rows, task, limits.near_bits)
+    fields = field_table(ingest)
+    rows, summary = pd.DataFrame(), Summary({}, {})
+    readable = bool((fields["expected"] == fields["found"]).all())
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(load)  # takes seconds, in which the images are decoded
+        if readable:
+            rows = row_table(ingest, task)
+            summary = summarise(rows, task, limits.near_bits)
+    suite = Suite()
+    outcomes = suite.run("fields", fields, field_checks())
+    if not readable:
+        return suite, Found(outcomes, rows, summary, [])
     outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
     checks = [*leak_checks(limits), *balance_checks(task, limits)]
     if "subjects_in_two_splits" in summary.figures:  # else nobody knows
         checks += subject_checks()
     outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
-    return Found(outcomes, rows, summary, label_histogram(valid_targets(rows, task), task))
+    return suite, Found(outcomes, rows, summary, label_histogram(valid_targets(rows, task), task))
 
 
 def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Found) -> tuple[Drift, list[Outcome]]:

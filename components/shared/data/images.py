@@ -40,8 +40,9 @@ def open_image(data: bytes | None) -> Image.Image:
         raise BadImageError(_words(error)) from error
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Decodes to the last pixel, turns upright by the EXIF tag, and gives 8-bit RGB.
+def into_rgb(image: Image.Image) -> Image.Image:
+    """Decodes to the last pixel, turns upright by the EXIF tag, and gives 8-bit RGB. The image is taken over: what is
+    returned may be the very same, changed, with its pixels loaded and its file no longer needed.
 
     Grey of 16 bits keeps its upper 8 (Pillow alone would make it all white). What is transparent lies on white, so that
     colours hidden beneath stay hidden. CMYK is converted without its colour profile.
@@ -55,13 +56,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if not deep and image.mode in ("I", "F"):
         raise BadImageError(f"pixels of mode {image.mode} have no range that is known; save it with 8 or 16 bits")
     try:
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
         if deep:
-            upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
-        elif upright.has_transparency_data:
-            seen = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-        return upright.convert("RGB")
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        elif image.has_transparency_data:
+            seen = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # any decoder, any bytes
         raise BadImageError(_words(error)) from error
 
@@ -70,10 +72,10 @@ def decode_image(data: bytes | None) -> Image.Image:
     """An encoded image as the model sees it: RGB, 8 bits, upright.
 
     Raises:
-        BadImageError: see `open_image` and `as_rgb`.
+        BadImageError: see `open_image` and `into_rgb`.
     """
     with open_image(data) as image:
-        return as_rgb(image)
+        return into_rgb(image)
 
 
 def _words(error: Exception) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from components.shared.data.images import MAX_PIXELS, BadImageError, as_rgb, decode_image, open_image, prepare
+from components.shared.data.images import MAX_PIXELS, BadImageError, decode_image, into_rgb, open_image, prepare
 from tests.components.raw_folder import SHARED_DATA, encoded
 
 # pytest undoes the filters that prepare() sets.
@@ -200,7 +200,12 @@ def test_broken_bytes_give_rgb_or_the_one_error(seed: int, format: str) -> None:
         assert decode_image(bytes(data)).mode == "RGB"
 
 
-def test_as_rgb_leaves_the_image_it_was_given() -> None:
-    with open_image(encoded(1)) as image:
-        assert as_rgb(image) is not image
-        assert as_rgb(image).tobytes() == as_rgb(image).tobytes()
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "BMP", "PPM"])
+def test_a_picture_outlives_the_file_that_it_was_read_from(format: str) -> None:
+    with open_image(encoded(1, format, size=64)) as image:
+        picture = into_rgb(image)
+    with Image.open(io.BytesIO(encoded(1, format, size=64))) as expected:
+        assert picture.tobytes() == expected.convert("RGB").tobytes()
+    picture.load()
+    assert picture.copy().tobytes() == picture.tobytes()
+    assert picture.resize((8, 8)).size == (8, 8)

@@ -1,0 +1,93 @@
+"""Every image of the shards looked at, on all cores: the pixels stay where they are decoded, the findings come back."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.shared.data.images import prepare
+from components.shared.data.rows import SPLITS, shards
+from components.shared.errors import ConcordError
+from components.shared.orphans import end_with
+from components.validate.images import Look, look
+
+FEW = 2048  # rows that are looked at sooner than processes are up
+MOST_PROCESSES = 8  # each holds some 150 MB
+_TYPES = {"width": pa.int64(), "height": pa.int64(), "hash": pa.binary()}
+FOUND = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Look)])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row group of a shard: what was written at one go, some 8 MB or 1,024 rows.
+
+    Attributes:
+        rows: how many it has.
+    """
+
+    split: str
+    path: Path
+    group: int
+    rows: int
+
+
+def parts(folder: Path) -> list[Part]:
+    """All of them, in order."""
+    found = []
+    for split in SPLITS:
+        for path in shards(folder, split):
+            metadata = pq.read_metadata(path)
+            groups = range(metadata.num_row_groups)
+            found += [Part(split, path, group, metadata.row_group(group).num_rows) for group in groups]
+    return found
+
+
+def looks(of: list[Part]) -> Iterator[pa.Table]:
+    """For each part, in order, its rows: split, id, origin, target, subject (if the shards have it), and as `FOUND`.
+
+    Raises:
+        ConcordError: a shard is damaged, or a process ended while it decoded.
+    """
+    if sum(part.rows for part in of) <= FEW:
+        yield from map(look_at, of)
+        return
+    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        try:
+            yield from pool.map(look_at, of)
+        except BrokenProcessPool:
+            raise ConcordError(
+                f"{of[0].path.parent}: a process ended while it decoded images; mostly memory ran out. Free some, or "
+                "remove images of many million pixels, and run the step again."
+            ) from None
+
+
+def look_at(part: Part) -> pa.Table:
+    """One part's rows and what was found in their images, one image decoded at a time.
+
+    Raises:
+        ConcordError: the shard is damaged.
+    """
+    prepare()
+    try:
+        with pq.ParquetFile(part.path) as file:
+            names = [name for name in ("id", "origin", "target", "subject") if name in file.schema_arrow.names]
+            table = file.read_row_group(part.group, columns=[*names, "image.bytes"])
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        place = f"{part.path.parent}: a {part.split} shard is damaged ({part.path.name}: {reason})"
+        raise ConcordError(f"{place}. Run the ingest step again.") from None
+    images = table.column("image").combine_chunks().field("bytes")
+    seen = [look(data.as_py()) for data in images]
+    columns = {name: [getattr(one, name) for one in seen] for name in FOUND.names}
+    table = table.select(names).add_column(0, "split", pa.repeat(part.split, part.rows))
+    for field in FOUND:
+        table = table.append_column(field, pa.array(columns[field.name], field.type))
+    return table
