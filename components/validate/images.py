@@ -58,7 +58,7 @@ def _content(pixels: Image.Image) -> str:
     try:
         packed = pa.array(pixels).flatten().to_numpy().view(np.uint32)  # as Pillow has it, not copied
     except ValueError:  # too large for one piece of memory, which goes by the size alone
-        digest.update(np.asarray(pixels))
+        digest.update(np.asarray(pixels).data)
     else:
         digest.update(packed & _COLOURS)  # the fourth byte may be anything
     return digest.hexdigest()

@@ -127,10 +127,10 @@ def valid_targets(rows: pd.DataFrame, task: Task) -> dict[str, np.ndarray]:
 
 
 def _bin_counts(targets: np.ndarray, task: Task) -> "pd.Series[int]":
-    """Rows per label bin, indexed by the bin's lower end, fullest first."""
+    """Rows per label bin, indexed by the bin's lower end: fullest first, and of equal ones the lowest."""
     width = round(task.bin_width / task.resolution) * task.resolution
     ends = pd.Series(label_bins(targets, task.bin_width, task.resolution) * width)
-    return ends.value_counts()
+    return ends.value_counts().sort_index().sort_values(ascending=False, kind="stable")
 
 
 def _fullest(counts: "pd.Series[int]", split: str) -> list[str]:
