@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -33,6 +33,30 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
         with services(tmp_path_factory.mktemp("services")) as running:
             yield running
     except FileNotFoundError as error:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(str(error))
+        without(str(error))
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The tag of the project's cpu image, built once; needs a Docker engine."""
+    from tests import containers
+
+    if containers.engine() is None:
+        without("no Docker engine answers: docker/engine installs and starts one")
+    return containers.image()
+
+
+@pytest.fixture(scope="session")
+def composed(image: str, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
+    """The services of docker/compose.yaml in containers, started once for all tests."""
+    from tests.containers import composed_services
+
+    with composed_services(tmp_path_factory.mktemp("composed")) as running:
+        yield running
+
+
+def without(reason: str) -> NoReturn:
+    """Skips a test for want of something that .ci/run sees to: there it is a fault."""
+    if "CI" in os.environ:
+        pytest.fail(f"{reason} (.ci/run should have)")
+    pytest.skip(reason)
