@@ -1,5 +1,5 @@
 # The one vocabulary: `make` alone prints it. Everything runs in .venv, which the first target that needs it makes from
-# requirements.lock (VENV=... puts it elsewhere, PYTHON=... names the interpreter).
+# requirements.lock (VENV=... puts it elsewhere, PYTHON=... names the interpreter), but for what needs Docker alone.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +15,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # that was broken off makes the environment anew.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run data test lint format ablation bench ui compile clean
+.PHONY: help setup run data test lint format ablation bench ui compile image up down secrets clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,21 @@ ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--por
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)
+
+# BASE=IMAGE is what it stands on; WITHOUT_REGISTRY=1 makes that from Debian's packages instead of pulling it.
+image: ## build the container image; TARGET=cuda for GPUs, WITHOUT_REGISTRY=1 without pulling anything
+	@$(if $(WITHOUT_REGISTRY),docker/base $(BASE))
+	@docker/build $(or $(TARGET),cpu) --record results/images.md \
+	  $(if $(or $(BASE),$(WITHOUT_REGISTRY)),--base $(or $(BASE),concord-base:bookworm)) $(ARGS)
+
+up: ## start MLflow on PostgreSQL, and S3, in containers; WITHOUT_REGISTRY=1 builds all of them
+	@docker/services up
+
+down: ## stop them; ARGS=--volumes forgets what they hold
+	@docker/services down $(ARGS)
+
+secrets: ## write docker/services.env with random secrets (`make up` does it when it is missing)
+	@docker/services env
 
 clean: ## remove training state and caches of tools; outputs, MLflow's runs and .venv stay
 	rm -rf .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,9 @@ from hypothesis import settings
 # A test process a core: threads of their own would only stand in each other's way. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from tests.services import Services
 
 # No deadline: a busy machine is no fault. In CI the same examples every time: a red run means that the change is red.
 settings.register_profile("concord", deadline=None, derandomize="CI" in os.environ, print_blob=True)
@@ -27,3 +31,41 @@ def import_path_kept() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no process is left with them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
+    """PostgreSQL, SeaweedFS and MLflow's server, started once for all tests. What a test writes there, others see."""
+    from tests.services import services
+
+    try:
+        with services(tmp_path_factory.mktemp("services")) as running:
+            yield running
+    except FileNotFoundError as error:
+        without(str(error))
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The tag of the project's cpu image, built once; needs a Docker engine."""
+    from tests import containers
+
+    if containers.engine() is None:
+        without("no Docker engine answers: docker/engine installs and starts one")
+    return containers.image()
+
+
+@pytest.fixture(scope="session")
+def composed(image: str, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
+    """The services of docker/compose.yaml in containers, started once for all tests."""
+    from tests.containers import composed_services
+
+    with composed_services(tmp_path_factory.mktemp("composed")) as running:
+        yield running
+
+
+def without(reason: str) -> NoReturn:
+    """Skips a test for want of something that .ci/run sees to: there it is a fault."""
+    if "CI" in os.environ:
+        pytest.fail(f"{reason} (.ci/run should have)")
+    pytest.skip(reason)

@@ -360,7 +360,12 @@ def _user() -> str:
 
 
 def _git() -> tuple[str, bool]:
-    """Commit of the working directory and whether it has changes; `none` where there is no repository or no commit."""
+    """Commit of the working directory and whether it has changes; `none` where there is no repository or no commit.
+
+    An image has no repository, and says in CONCORD_COMMIT what it was built from.
+    """
+    if built := os.environ.get("CONCORD_COMMIT"):
+        return built.removesuffix("-dirty"), built.endswith("-dirty")
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20, check=False)

