@@ -9,6 +9,7 @@ Steps load their libraries when they run, so that `--help` answers at once.
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from components.launcher import HEAD_START, end_with_launcher, launch, leave, rank, to_launch, world_size
+from components.launcher import HEAD_START, SECTION, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
 from components.shared.data.exclusive import exclusive
 from components.shared.errors import ConcordError
@@ -116,6 +117,8 @@ def step_command(words: list[str]) -> int:
     arguments = parser().parse_args(words)
     step, given = STEPS[arguments.command], vars(arguments)
     sections = dict(arguments.section)
+    if SECTION in os.environ:
+        sections["launcher"] = os.environ[SECTION]
     if arguments.experiment is not None:
         sections["experiment"] = json.dumps(arguments.experiment)
     settings = load_settings(arguments.params, sections)

@@ -7,6 +7,7 @@ from kfp import dsl
 from components.steps import STEPS
 
 IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in its place
+STATE = "/checkpoints"  # a volume is mounted here: training state outlives the container
 
 
 def container(
@@ -26,11 +27,14 @@ def container(
         ports: port name -> artifact.
         data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
     """
-    words = STEPS[name].command(paths={port: artifact.path for port, artifact in ports.items()})
+    step = STEPS[name]
+    words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
     words += ["--experiment", experiment]
     for section, content in settings.items():
         words += ["--section", section, content]
     if data_hash is not None:
         words += ["--data-hash", data_hash]
+    if step.resumes:
+        words += ["--state", STATE]
     words += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
     return dsl.ContainerSpec(image=IMAGE, command=words[:4], args=words[4:])
