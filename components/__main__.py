@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -106,6 +107,7 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--experiment", help=argparse.SUPPRESS)
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
+    sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
 
 
 def step_command(words: list[str]) -> int:
@@ -148,6 +150,9 @@ def step_command(words: list[str]) -> int:
             pass  # nobody else is at it; the ranks, once they are up, do not wait for ever
         return launch(settings.launcher, words)
     run_step(step, settings, inputs, outputs, arguments.state)
+    if arguments.page is not None:
+        arguments.page.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(outputs["report"] / "report.html", arguments.page)
     if arguments.executor_input is not None and rank() == 0:
         from components.shared.kubeflow.executor import write_executor_output
 

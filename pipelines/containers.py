@@ -109,11 +109,12 @@ class StepContainer:
         told = json.loads(self.words[self.words.index("--executor-input") + 1])
         place = Path(told["outputs"]["outputFile"]).parent
         place.mkdir(parents=True, exist_ok=True)
-        number = 1 + sum(earlier.step == self.step.name for earlier in self.machine.tries)
+        before = [earlier for earlier in self.machine.tries if earlier.step == self.step.name]
+        number = 1 + len(before)
         this = Try(self.step.name, number, place, place / f"log-{number}.txt")
         self.machine.tries.append(this)
-        again = f", try {number}" if number > 1 else ""
-        console.rule(f"[bold]{self.step.name}[/]  {self.step.title}{again}", align="left")
+        if number > 1:
+            console.print(f"{self.step.name}: try {number}, since {'; '.join(before[-1].faults)}", markup=False)
         start = time.monotonic()
         client = docker.from_env()
         try:

@@ -10,6 +10,7 @@ from components.shared.tracking.hashes import dvc_hash
 from components.steps import Step, metrics_file
 
 EXECUTOR_OUTPUT = "executor_output.json"
+PAGE = "page"  # the report as one HTML file
 
 
 def output_faults(step: Step, place: Path) -> list[str]:
@@ -22,7 +23,8 @@ def output_faults(step: Step, place: Path) -> list[str]:
     Returns:
         Sentences without a full stop, each with its path.
     """
-    faults = [fault for port in step.outputs for fault in _port_faults(place / port)]
+    ports = [*step.outputs, *([PAGE] if "report" in step.outputs else [])]
+    faults = [fault for port in ports for fault in _port_faults(place / port)]
     faults += _metrics_faults(metrics_file(place / "out"))
     return faults + _stamp_faults(step, place)
 
@@ -36,7 +38,8 @@ def stamped_hashes(step: Step, place: Path) -> dict[str, str]:
 def _port_faults(path: Path) -> list[str]:
     if not path.exists():
         return [f"{path} is missing"]
-    if path.is_dir() and not any(entry.is_file() for entry in path.rglob("*")):
+    empty = not any(entry.is_file() for entry in path.rglob("*")) if path.is_dir() else path.stat().st_size == 0
+    if empty:
         return [f"{path} is empty"]
     return []
 

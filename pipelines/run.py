@@ -85,7 +85,7 @@ def command(given: argparse.Namespace) -> int:
     console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash}", markup=False)
     arguments: dict[str, Any] = container_arguments(given.network, given.gpus)
     arguments["environment"] = {**environment, "KFP_RUN_ID": run_id}
-    with exclusive(state), scratch(out / ".scratch" / run_id) as temporary:
+    with exclusive(state / "run"), scratch(out / f".scratch-{run_id}") as temporary:
         volumes = {
             str(given.data.resolve()): {"bind": RAW, "mode": "ro"},
             str(state): {"bind": STATE, "mode": "rw"},

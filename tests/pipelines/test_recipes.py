@@ -35,7 +35,8 @@ def test_recipe_loads_and_is_named_after_its_experiment(path: Path) -> None:
 def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.yaml"
     assert main(["compile", "--params", str(path), "--data-hash", "0" * 32 + ".dir", "--out", str(out)]) == 0
-    inputs = yaml.safe_load(out.read_text(encoding="utf-8"))["root"]["inputDefinitions"]["parameters"]
+    spec = next(yaml.safe_load_all(out.read_text(encoding="utf-8")))
+    inputs = spec["root"]["inputDefinitions"]["parameters"]
     assert inputs["experiment"]["defaultValue"] == path.stem
     assert (
         json.loads(inputs["grpo_settings"]["defaultValue"]) == yaml.safe_load(path.read_text(encoding="utf-8"))["grpo"]

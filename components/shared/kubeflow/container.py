@@ -16,6 +16,7 @@ def container(
     settings: Mapping[str, str],
     ports: Mapping[str, dsl.Artifact],
     data_hash: str | None = None,
+    page: dsl.Artifact | None = None,
 ) -> dsl.ContainerSpec:
     """The step's container.
 
@@ -26,6 +27,7 @@ def container(
             reads and no others, since Kubeflow runs a step again when any of its inputs changed.
         ports: port name -> artifact.
         data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
+        page: the report as one HTML file, for the step that writes one; Kubeflow's UI shows no folder.
     """
     step = STEPS[name]
     words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
@@ -34,6 +36,8 @@ def container(
         words += ["--section", section, content]
     if data_hash is not None:
         words += ["--data-hash", data_hash]
+    if page is not None:
+        words += ["--page", page.path]
     if step.resumes:
         words += ["--state", STATE]
     words += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
