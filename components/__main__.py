@@ -9,6 +9,8 @@ Steps load their libraries when they run, so that `--help` answers at once.
 import argparse
 import importlib
 import json
+import os
+import shutil
 import sys
 import time
 import traceback
@@ -20,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from components.launcher import HEAD_START, end_with_launcher, launch, leave, rank, to_launch, world_size
+from components.launcher import HEAD_START, SECTION, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
 from components.shared.data.exclusive import exclusive
 from components.shared.data.s3_address import is_s3, parse_s3
@@ -108,6 +110,7 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--experiment", help=argparse.SUPPRESS)
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
+    sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
 
 
 def step_command(words: list[str]) -> int:
@@ -119,6 +122,8 @@ def step_command(words: list[str]) -> int:
     arguments = parser().parse_args(words)
     step, given = STEPS[arguments.command], vars(arguments)
     sections = dict(arguments.section)
+    if SECTION in os.environ:
+        sections["launcher"] = os.environ[SECTION]
     if arguments.experiment is not None:
         sections["experiment"] = json.dumps(arguments.experiment)
     settings = load_settings(arguments.params, sections)
@@ -185,6 +190,9 @@ def _run_or_launch(
             pass  # nobody else is at it; the ranks, once they are up, do not wait for ever
         return launch(settings.launcher, words)
     run_step(step, settings, inputs, outputs, arguments.state)
+    if arguments.page is not None:
+        arguments.page.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(outputs["report"] / "report.html", arguments.page)
     if arguments.executor_input is not None and rank() == 0:
         from components.shared.kubeflow.executor import write_executor_output
 

@@ -19,6 +19,9 @@ from components.shared.errors import ConcordError
 from components.shared.orphans import end_with
 
 STARTED_BY = "CONCORD_LAUNCHER"
+# The section as JSON. Kubeflow gives it this way, since a word of the command line would be an input of the step, and
+# another number of ranks is no reason to train again.
+SECTION = "CONCORD_LAUNCHER_SETTINGS"
 # Seconds for which a rank keeps an error to itself that may be the echo of another's: if it is, the launcher ends the
 # rank long before.
 HEAD_START = 3.0

@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from components.cluster import Cluster
 from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.shared.regression.rewards import RewardName
+from components.strict import Positive, Share, Strict
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 SCREEN = 20  # faults that one message tells
-
-
-class Strict(BaseModel):
-    """No unknown key, no silent conversion, no change after loading. A whole number will do where a float is due."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+# Sections that say how steps run and not what comes out: no step runs again for a change there.
+UNDECISIVE = ("launcher", "cluster")
 
 
 class Task(Strict):
@@ -332,6 +328,7 @@ class Settings(Strict):
     grpo: Grpo
     evaluate: Evaluate
     registry: Register = Field(alias="register")  # so has ABCMeta
+    cluster: Cluster
 
 
 def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Settings:
@@ -418,6 +415,8 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` may have."""
     section: type[BaseModel] = Settings
     for part in location:
+        if isinstance(part, int):  # a place in a list, whose items are of one kind
+            continue
         annotation = next(f for name, f in section.model_fields.items() if part in (name, f.alias)).annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

@@ -1,8 +1,6 @@
 """The pipeline on Kubeflow: the steps of the step table, each in a container of its own."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -11,12 +9,14 @@ from components.evaluate.component import evaluate
 from components.grpo.component import grpo
 from components.ingest.component import ingest
 from components.register.component import register
+from components.settings import Settings
 from components.sft.component import sft
 from components.steps import STEPS
 from components.validate.component import validate
+from pipelines.cluster import pipeline_config, place
 
 
-def training_pipeline(settings: Mapping[str, Any], image: str, data_hash: str) -> BaseComponent:
+def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseComponent:
     """The pipeline, with an experiment's settings as the defaults of its inputs.
 
     1. The raw input is imported by its URI; its hash is an input of its own, since a cache cannot see behind a URI.
@@ -28,19 +28,25 @@ def training_pipeline(settings: Mapping[str, Any], image: str, data_hash: str) -
     7. register: model, predictions -> a version in the registry.
 
     Args:
-        settings: params.yaml, section -> content. Each section is an input of the pipeline and goes to the steps that
-            read it, so that a change of grpo's settings leaves the results of ingest, validate and sft in the cache.
-            Only `launcher` is none, which decides no result: a step takes it from the params.yaml of its image.
+        settings: the experiment. Each section is an input of the pipeline and goes to the steps that read it, so that
+            a change of grpo's settings leaves the results of ingest, validate and sft in the cache. `launcher` and
+            `cluster` are none, which decide no result: they are in the tasks' environment and platform.
         image: the container image of every step.
         data_hash: default of the input of that name: DVC's md5 of the raw input.
-    """
-    default = {section: json.dumps(content) for section, content in settings.items()}
 
-    @dsl.pipeline(name="concord-training", display_name="Concord training")
+    Raises:
+        ConcordError: settings of the cluster contradict others.
+    """
+    tree = settings.model_dump(mode="json", by_alias=True)
+    default = {section: json.dumps(content) for section, content in tree.items()}
+
+    @dsl.pipeline(
+        name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(settings.cluster)
+    )
     def training(
         data_uri: str,
         data_hash: str = data_hash,
-        experiment: str = settings["experiment"],
+        experiment: str = settings.experiment,
         task_settings: str = default["task"],
         ingest_settings: str = default["ingest"],
         validate_settings: str = default["validate"],
@@ -77,6 +83,6 @@ def training_pipeline(settings: Mapping[str, Any], image: str, data_hash: str) -
             evaluate=judged.outputs["out"],
         )
         for task in (rows, checked, warm, trained, judged, registered):
-            task.set_container_image(image).set_display_name(STEPS[task.name].title)
+            place(task.set_display_name(STEPS[task.name].title), settings, image)
 
     return training

@@ -1,7 +1,7 @@
 """The Kubeflow face of evaluate: the same command, in a container."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.shared.kubeflow.container import container
 
@@ -18,6 +18,7 @@ def evaluate(
     grpo: Input[Model],
     out: Output[Dataset],
     report: Output[Artifact],
+    page: Output[HTML],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
     """Judges every model on the test set, by shot group."""
@@ -31,4 +32,5 @@ def evaluate(
             "evaluate": evaluate_settings,
         },
         {"ingest": ingest, "sft": sft, "grpo": grpo, "out": out, "report": report},
+        page=page,
     )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.settings import Settings, load_settings
+from components.settings import UNDECISIVE, Settings, load_settings
 from components.shared.errors import ConcordError
 from components.steps import STEPS
 
@@ -22,16 +22,22 @@ RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="
 VLLM = {"mode": "colocate", "memory": 0.3, "host": "127.0.0.1", "port": 8000}
 RELEASE = {"subset": "agedb", "train": "train.jsonl", "val": "val.json", "test": "test.json", "hub": None}
 HUB = {"id": "owner/release", "revision": "0" * 40}
+TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "value": None, "effect": "NoSchedule"}
+SECRET = {"name": "concord-hub", "optional": True, "env": {"HF_TOKEN": "token"}}
 LORA = {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}
 
 
 def keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key of the settings, sections' keys included, with its annotation."""
+    """Every key of the settings, sections' keys included, with its annotation. Of sections side by side that are alike
+    (a pod for each step) the keys of the first are given; those of lists' items are tested by themselves."""
+    seen: set[type[BaseModel]] = set()
     for name, field in model.model_fields.items():
         path = (*prefix, field.alias or name)
         yield path, field.annotation
-        for part in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(part, type) and issubclass(part, BaseModel):
+        parts = () if typing.get_origin(field.annotation) is list else typing.get_args(field.annotation)
+        for part in (field.annotation, *parts):
+            if isinstance(part, type) and issubclass(part, BaseModel) and part not in seen:
+                seen.add(part)
                 yield from keys(part, path)
 
 
@@ -46,6 +52,9 @@ def full() -> dict[str, Any]:
     raw["model"]["lora"] = dict(LORA)
     raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
     raw["grpo"]["vllm"] = dict(VLLM)
+    for pod in raw["cluster"]["steps"].values():
+        pod |= {"accelerator": {"type": "nvidia.com/gpu", "count": 1}, "node_selector": {"pool": "gpu"}}
+        pod["tolerations"] = [dict(TAINT)]
     return raw
 
 
@@ -81,7 +90,7 @@ def test_the_repository_s_experiment_loads_and_says_what_the_file_says(tmp_path:
 def test_every_section_of_a_step_is_there() -> None:
     for step in STEPS.values():
         assert set(step.sections) <= RAW.keys()
-    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", "launcher"}
+    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", *UNDECISIVE}
 
 
 @EACH
@@ -188,6 +197,26 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("grpo.vllm", VLLM | {"mode": "both"}, "grpo.vllm.mode: input should be 'colocate' or 'server', found 'both'"),
         ("grpo.vllm", VLLM | {"port": 70000}, "grpo.vllm.port: input should be less than or equal to 65535"),
         ("register.max_unparseable", 2, "register.max_unparseable: input should be less than or equal to 1, found 2"),
+        ("cluster.steps.sft.memory", "8 GB", "cluster.steps.sft.memory: string should match pattern"),
+        ("cluster.steps.validate.cpu", 0, "cluster.steps.validate.cpu: input should be greater than 0, found 0"),
+        ("cluster.steps.sft.tolerations", [TAINT | {"operator": "Equal"}], "operator: Equal and a value go together"),
+        ("cluster.steps.sft.tolerations", [TAINT | {"value": "yes"}], "operator: Equal and a value go together"),
+        (
+            "cluster.steps.sft.tolerations",
+            [TAINT | {"key": None, "operator": "Equal", "value": "yes"}],
+            "cluster.steps.sft.tolerations.0: key: null needs operator: Exists",
+        ),
+        (
+            "cluster.steps.register.tolerations",
+            [TAINT, {"keys": "x", "operator": "Exists", "value": None, "effect": None}],
+            "cluster.steps.register.tolerations.1.keys: unknown key, did you mean key?",
+        ),
+        ("cluster.secrets", [SECRET | {"env": {"HF-TOKEN": "token"}}], "cluster.secrets.0.env.HF-TOKEN"),
+        ("cluster.secrets", [SECRET | {"env": {}}], "cluster.secrets.0.env: "),
+        ("cluster.secrets", [SECRET, SECRET], "cluster: HF_TOKEN is set twice, by secrets or environment"),
+        ("cluster.environment", {"HF_TOKEN": "hf_1"}, "cluster.environment: HF_TOKEN looks like a secret"),
+        ("cluster.environment", {"MLFLOW_TRACKING_URI": "http://m"}, "cluster: MLFLOW_TRACKING_URI is set twice"),
+        ("cluster.checkpoints", "Big Disk", "cluster.checkpoints: string should match pattern"),
     ],
 )
 def test_values_that_make_no_sense(path: str, value: Any, message: str, told: Callable[[Any], str]) -> None:

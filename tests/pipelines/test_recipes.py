@@ -41,7 +41,8 @@ def test_data_are_compared_with_those_of_the_model_that_is_registered(path: Path
 def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.yaml"
     assert main(["compile", "--params", str(path), "--data-hash", "0" * 32 + ".dir", "--out", str(out)]) == 0
-    inputs = yaml.safe_load(out.read_text(encoding="utf-8"))["root"]["inputDefinitions"]["parameters"]
+    spec = next(yaml.safe_load_all(out.read_text(encoding="utf-8")))
+    inputs = spec["root"]["inputDefinitions"]["parameters"]
     assert inputs["experiment"]["defaultValue"] == path.stem
     assert (
         json.loads(inputs["grpo_settings"]["defaultValue"]) == yaml.safe_load(path.read_text(encoding="utf-8"))["grpo"]

@@ -12,7 +12,7 @@ from kfp.local import placeholder_utils
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.__main__ import parser
-from components.settings import load_settings
+from components.settings import UNDECISIVE, load_settings
 from components.steps import STEPS, Step
 from pipelines.__main__ import main
 
@@ -27,7 +27,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("pipeline") / "training.yaml"
     params = str(ROOT / "params.yaml")
     assert main(["compile", "--params", params, "--image", IMAGE, "--data-hash", HASH, "--out", str(out)]) == 0
-    spec = yaml.safe_load(out.read_text(encoding="utf-8"))
+    spec = next(yaml.safe_load_all(out.read_text(encoding="utf-8")))
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # what a server reads
     return spec
 
@@ -49,9 +49,11 @@ def test_tasks_are_the_steps_and_the_import_of_the_raw_input(compiled: dict[str,
 def test_component_is_the_step(step: Step, compiled: dict[str, Any]) -> None:
     component = compiled["components"][f"comp-{step.name}"]
     assert set(component["inputDefinitions"]["artifacts"]) == set(step.inputs)
-    assert set(component["outputDefinitions"]["artifacts"]) == {*step.outputs, "metrics"}
+    page = {"page"} if "report" in step.outputs else set()
+    assert set(component["outputDefinitions"]["artifacts"]) == {*step.outputs, "metrics", *page}
     types = component["outputDefinitions"]["artifacts"]
     assert types["metrics"]["artifactType"]["schemaTitle"] == "system.Metrics"
+    assert all(types[name]["artifactType"]["schemaTitle"] == "system.HTML" for name in page)
     is_model = types["out"]["artifactType"]["schemaTitle"] == "system.Model"
     assert is_model == (step.name in ("sft", "grpo"))
     sections = {f"{section}_settings" for section in step.sections}
@@ -73,6 +75,10 @@ def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
         extra += ["--section", section, f"{{{{$.inputs.parameters['{section}_settings']}}}}"]
     if "data" in step.inputs:
         extra += ["--data-hash", "{{$.inputs.parameters['data_hash']}}"]
+    if "report" in step.outputs:
+        extra += ["--page", "{{$.outputs.artifacts['page'].path}}"]
+    if step.resumes:
+        extra += ["--state", "/checkpoints"]
     assert found[len(command) :] == [*extra, "--executor-input", "{{$}}"]
 
 
@@ -92,7 +98,7 @@ def test_task_has_the_title_and_is_fed_by_the_steps_it_reads(step: Step, compile
 def test_pipeline_s_inputs_are_params_yaml(compiled: dict[str, Any]) -> None:
     inputs = compiled["root"]["inputDefinitions"]["parameters"]
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    sections = raw.keys() - {"experiment", "launcher"}  # how many GPUs is no reason to train again
+    sections = raw.keys() - {"experiment", *UNDECISIVE}  # how many GPUs is no reason to train again
     assert set(inputs) == {"data_uri", "data_hash", "experiment", *(f"{section}_settings" for section in sections)}
     assert inputs["experiment"]["defaultValue"] == raw["experiment"]
     assert inputs["data_hash"]["defaultValue"] == HASH
@@ -124,7 +130,9 @@ def test_words_that_kubeflow_fills_in_are_the_experiment(step: Step, compiled: d
             "artifacts": {port: {"artifacts": [{"name": port, "uri": f"/in/{port}"}]} for port in step.inputs},
         },
         "outputs": {
-            "artifacts": {port: {"artifacts": [{"name": port, "uri": f"/out/{port}"}]} for port in step.outputs},
+            "artifacts": {
+                port: {"artifacts": [{"name": port, "uri": f"/out/{port}"}]} for port in (*step.outputs, "page")
+            },
             "outputFile": "/out/executor_output.json",
         },
     }

@@ -7,6 +7,7 @@ from kfp import dsl
 from components.steps import STEPS
 
 IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in its place
+STATE = "/checkpoints"  # a volume is mounted here: training state outlives the container
 
 
 def container(
@@ -15,6 +16,7 @@ def container(
     settings: Mapping[str, str],
     ports: Mapping[str, dsl.Artifact],
     data_hash: str | None = None,
+    page: dsl.Artifact | None = None,
 ) -> dsl.ContainerSpec:
     """The step's container.
 
@@ -25,12 +27,18 @@ def container(
             reads and no others, since Kubeflow runs a step again when any of its inputs changed.
         ports: port name -> artifact.
         data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
+        page: the report as one HTML file, for the step that writes one; Kubeflow's UI shows no folder.
     """
-    words = STEPS[name].command(paths={port: artifact.path for port, artifact in ports.items()})
+    step = STEPS[name]
+    words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
     words += ["--experiment", experiment]
     for section, content in settings.items():
         words += ["--section", section, content]
     if data_hash is not None:
         words += ["--data-hash", data_hash]
+    if page is not None:
+        words += ["--page", page.path]
+    if step.resumes:
+        words += ["--state", STATE]
     words += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
     return dsl.ContainerSpec(image=IMAGE, command=words[:4], args=words[4:])

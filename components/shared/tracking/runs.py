@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from components.settings import Settings
+from components.settings import UNDECISIVE, Settings
 from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect, masked, told
 from components.shared.tracking.hashes import dvc_hash
@@ -264,8 +264,8 @@ def _given_run(client: "MlflowClient") -> "Run | None":
 def _experiment_run(client: "MlflowClient", settings: Settings) -> "Run":
     """The parent of every step with these settings; made where there is none."""
     experiment_id = _experiment(client, settings.experiment)
-    tree = settings_tree(settings)
-    mark = fingerprint({section: content for section, content in tree.items() if section != "launcher"})
+    tree = {name: content for name, content in settings_tree(settings).items() if name not in UNDECISIVE}
+    mark = fingerprint(tree)
     query = f"tags.`{FINGERPRINT}` = '{mark}' and tags.`{KIND}` = 'experiment'"
     order = ["attributes.start_time ASC"]
     found = client.search_runs([experiment_id], query, max_results=1, order_by=order)
