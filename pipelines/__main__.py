@@ -1,11 +1,14 @@
 """`python -m pipelines compile`: writes the Kubeflow pipeline as YAML, with params.yaml as the defaults of its inputs.
+`python -m pipelines lock`: writes dvc.lock from a finished run of it.
 
-python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
+    python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
+    python -m pipelines lock --run RUN
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -56,18 +59,42 @@ def parser() -> argparse.ArgumentParser:
         help="container image of the steps (default: $CONCORD_IMAGE, now %(default)s)",
     )
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
+    lock = commands.add_parser("lock", help="write dvc.lock from a finished run, for `dvc pull` and `dvc repro` here")
+    lock.add_argument("--run", required=True, help="id of the pipeline's run, or of its run in MLflow")
     return top
+
+
+def lock(run: str) -> None:
+    """Writes dvc.lock in the working directory from a finished run.
+
+    Raises:
+        ConcordError: see `pipelines.lock.write_lock`.
+    """
+    from pipelines.lock import write_lock
+
+    changed = write_lock(run, Path.cwd())
+    what = f"new for {', '.join(changed)}" if changed else "nothing new"
+    console.print(f"dvc.lock: {what}, from run {run}. `dvc pull` brings the outputs", markup=False)
+
+
+def _told(deed: Callable[[], None]) -> int:
+    """Exit code of `deed`; a ConcordError is told in words."""
+    try:
+        deed()
+    except ConcordError as error:
+        console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
+        return 1
+    return 0
 
 
 def main(words: list[str]) -> int:
     """Exit code: 0 done, 1 a fault told in words, 2 a wrong command line."""
     given = parser().parse_args(words)
+    if given.command == "lock":
+        return _told(lambda: lock(given.run))
     data_hash = pointer_hash(Path("data.dvc")) if given.data_hash is None else given.data_hash
-    try:
-        compile_pipeline(given.params, given.image, data_hash, given.out)
-    except ConcordError as error:
-        console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
-        return 1
+    if code := _told(lambda: compile_pipeline(given.params, given.image, data_hash, given.out)):
+        return code
     console.print(f"{given.out}: pipeline for image {given.image}, settings from {given.params}", markup=False)
     if not data_hash:
         console.print("no data.dvc here, so the input data_hash has no default: give it when you submit")

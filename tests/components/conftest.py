@@ -1,6 +1,7 @@
 """A real MLflow store for each test: an empty database made once and copied."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from components.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from tests.components.gray_world import GrayWorld
+    from tests.components.shared.data.s3_server import Gateway, S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,3 +54,29 @@ def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
     from tests.components import gray_world  # torch takes seconds, and most tests need none
 
     return gray_world.make(tmp_path_factory.mktemp("gray"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
+    """A real S3 server, started once; use keys of your own."""
+    from tests.components.shared.data.s3_server import S3Server
+
+    server = S3Server(tmp_path_factory.mktemp("weed"))
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def gateway(s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Gateway]":
+    """A way to the server that the test can spoil, named by the environment; the working directory is the test's."""
+    from tests.components.shared.data.s3_server import Gateway, environment
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3", "CONCORD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    gateway = Gateway(s3_server.url)
+    for name, value in environment(gateway.url).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    yield gateway
+    gateway.shutdown()
+    gateway.server_close()
