@@ -1,14 +1,12 @@
-"""`python -m pipelines compile`: writes the Kubeflow pipeline as YAML, with params.yaml as the defaults of its inputs.
-`python -m pipelines lock`: writes dvc.lock from a finished run of it.
+"""`python -m pipelines`: the training pipeline on Kubeflow.
 
-    python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
-    python -m pipelines lock --run RUN
+python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
+python -m pipelines lock --run RUN      # dvc.lock from a finished run
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -17,6 +15,7 @@ from rich.text import Text
 
 from components.settings import load_settings
 from components.shared.errors import ConcordError
+from pipelines import lock
 
 console = Console(stderr=True, highlight=False)
 
@@ -59,42 +58,21 @@ def parser() -> argparse.ArgumentParser:
         help="container image of the steps (default: $CONCORD_IMAGE, now %(default)s)",
     )
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
-    lock = commands.add_parser("lock", help="write dvc.lock from a finished run, for `dvc pull` and `dvc repro` here")
-    lock.add_argument("--run", required=True, help="id of the pipeline's run, or of its run in MLflow")
+    lock.add_arguments(commands.add_parser("lock", help="write dvc.lock from a finished run"))
     return top
-
-
-def lock(run: str) -> None:
-    """Writes dvc.lock in the working directory from a finished run.
-
-    Raises:
-        ConcordError: see `pipelines.lock.write_lock`.
-    """
-    from pipelines.lock import write_lock
-
-    changed = write_lock(run, Path.cwd())
-    what = f"new for {', '.join(changed)}" if changed else "nothing new"
-    console.print(f"dvc.lock: {what}, from run {run}. `dvc pull` brings the outputs", markup=False)
-
-
-def _told(deed: Callable[[], None]) -> int:
-    """Exit code of `deed`; a ConcordError is told in words."""
-    try:
-        deed()
-    except ConcordError as error:
-        console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
-        return 1
-    return 0
 
 
 def main(words: list[str]) -> int:
     """Exit code: 0 done, 1 a fault told in words, 2 a wrong command line."""
     given = parser().parse_args(words)
-    if given.command == "lock":
-        return _told(lambda: lock(given.run))
-    data_hash = pointer_hash(Path("data.dvc")) if given.data_hash is None else given.data_hash
-    if code := _told(lambda: compile_pipeline(given.params, given.image, data_hash, given.out)):
-        return code
+    try:
+        if given.command == "lock":
+            return lock.command(given)
+        data_hash = pointer_hash(Path("data.dvc")) if given.data_hash is None else given.data_hash
+        compile_pipeline(given.params, given.image, data_hash, given.out)
+    except ConcordError as error:
+        console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
+        return 1
     console.print(f"{given.out}: pipeline for image {given.image}, settings from {given.params}", markup=False)
     if not data_hash:
         console.print("no data.dvc here, so the input data_hash has no default: give it when you submit")

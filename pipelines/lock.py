@@ -5,19 +5,19 @@ dvc.lock says of this very checkout what its stages make. DVC itself reads dvc.y
 file; nothing here knows its format.
 """
 
-import json
-import tempfile
+import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from components.settings import Settings, load_settings
 from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect, masked, told, tracking_uri
 from components.shared.tracking.hashes import Content
 from components.shared.tracking.lineage import Lineage, params_of
-from components.shared.tracking.runs import COMMIT_TAG, LINEAGE, OUTPUT, PARENT, PIPELINE_RUN, STEP, flat
+from components.shared.tracking.runs import OUTPUT, PARENT, PIPELINE_RUN, STEP, Record, flat, record_of
 from components.steps import STEPS, Step
 
 if TYPE_CHECKING:
@@ -28,24 +28,26 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+console = Console(stderr=True, highlight=False)
+
 SHOWN = 8  # differences that are told
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished step run.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words that it takes."""
+    parser.add_argument("--run", required=True, help="id of the pipeline's run, or of its run in MLflow")
 
-    Attributes:
-        run_id: MLflow's.
-        commit: of its code, or `none`.
-        lineage: what the outputs were made from.
-        outputs: port name -> content.
+
+def command(given: argparse.Namespace) -> int:
+    """Writes dvc.lock in the working directory from a finished run.
+
+    Raises:
+        ConcordError: see `write_lock`.
     """
-
-    run_id: str
-    commit: str
-    lineage: Lineage
-    outputs: Mapping[str, Content]
+    changed = write_lock(given.run, Path.cwd())
+    what = f"new for {', '.join(changed)}" if changed else "nothing new"
+    console.print(f"dvc.lock: {what}, from run {given.run}. `dvc pull` brings the outputs", markup=False)
+    return 0
 
 
 def write_lock(run: str, root: Path) -> list[str]:
@@ -121,7 +123,7 @@ def find_run(client: "MlflowClient", run: str) -> "Run":
     return above[0]
 
 
-def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, faults: list[str]) -> dict[str, Finished]:
+def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, faults: list[str]) -> dict[str, Record]:
     """The newest finished run of each step below `parent`.
 
     A step whose task Kubeflow took from its own cache has no run there: it is the one, of any pipeline run, that made
@@ -139,7 +141,7 @@ def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, fa
         )
     if not any(run.data.tags.get(STEP) for run in below):
         raise ConcordError(f"MLflow run {parent.info.run_id}: has no steps below it, so it tells of no outputs.")
-    found: dict[str, Finished] = {}
+    found: dict[str, Record] = {}
     for name in reversed(STEPS):  # the last first: what it was given says which run made it
         own = [run for run in below if run.data.tags.get(STEP) == name]
         chosen = next((run for run in own if run.info.status == "FINISHED"), None)
@@ -149,11 +151,11 @@ def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, fa
             status = f"its run is {own[0].info.status}" if own else "it has no run"
             faults.append(f"step {name}: {status}; let the pipeline's run finish, or retry it, and lock then")
             continue
-        found[name] = _finished(client, chosen)
+        found[name] = record_of(client, chosen)
     return {name: found[name] for name in STEPS if name in found}
 
 
-def _cached_by_kubeflow(client: "MlflowClient", name: str, later: Mapping[str, Finished]) -> "Run | None":
+def _cached_by_kubeflow(client: "MlflowClient", name: str, later: Mapping[str, Record]) -> "Run | None":
     given = {step.lineage.inputs[name].md5 for step in later.values() if name in step.lineage.inputs}
     if len(given) != 1:
         return None
@@ -168,18 +170,7 @@ def _cached_by_kubeflow(client: "MlflowClient", name: str, later: Mapping[str, F
     return runs[0] if runs else None
 
 
-def _finished(client: "MlflowClient", run: "Run") -> Finished:
-    with told(f"read {LINEAGE} of run {run.info.run_id}"), tempfile.TemporaryDirectory() as folder:
-        file = Path(client.download_artifacts(run.info.run_id, LINEAGE, folder))
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    try:
-        outputs = {port: Content(**content) for port, content in kept["outputs"].items()}
-        return Finished(run.info.run_id, run.data.tags.get(COMMIT_TAG, "none"), Lineage.from_json(kept), outputs)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConcordError(f"MLflow run {run.info.run_id}: {LINEAGE} is not what a step writes ({error}).") from None
-
-
-def fill(repo: "Repo", stage: "PipelineStage", step: Step, settings: Settings, run: Finished) -> Iterator[str]:
+def fill(repo: "Repo", stage: "PipelineStage", step: Step, settings: Settings, run: Record) -> Iterator[str]:
     """Puts what the run says into DVC's stage, and yields each difference between the run and the checkout."""
     from dvc.dependency import ParamsDependency
 
@@ -205,7 +196,7 @@ def fill(repo: "Repo", stage: "PipelineStage", step: Step, settings: Settings, r
             _set(out, run.outputs[port])
 
 
-def _fill_input(repo: "Repo", dep: "Dependency", step: str, port: str, run: Finished) -> Iterator[str]:
+def _fill_input(repo: "Repo", dep: "Dependency", step: str, port: str, run: Record) -> Iterator[str]:
     content = run.lineage.inputs[port]
     if port in STEPS:
         _set(dep, content)
@@ -237,14 +228,16 @@ def raw_hash(repo: "Repo", dep: "Dependency") -> str | None:
     return None
 
 
-def _fill_code(dep: "Dependency", step: str, run: Finished) -> Iterator[str]:
+def _fill_code(dep: "Dependency", step: str, run: Record) -> Iterator[str]:
     path = dep.def_path
     dep.save()
     if path not in run.lineage.code:
         yield (
             f"{step}: code {path}: the run did not depend on it"
             if run.lineage.code
-            else (f"{step}: code: the run does not know its code: its image has no dvc.yaml beside components/")
+            else (
+                f"{step}: code: the run does not know its code: its image has no dvc.yaml and .dvcignore beside components/"
+            )
         )
     elif (found := run.lineage.code[path].md5) != dep.hash_info.value:
         yield f"{step}: code {path}: {found} in the run, {dep.hash_info.value} here"
@@ -260,7 +253,7 @@ def _other_params(step: Step, settings: Settings, lineage: Lineage) -> Iterator[
             )
 
 
-def unchained(finished: Mapping[str, Finished]) -> Iterator[str]:
+def unchained(finished: Mapping[str, Record]) -> Iterator[str]:
     """Where a step was given something else than the step before it made."""
     for name, step in finished.items():
         for port, content in step.lineage.inputs.items():

@@ -27,7 +27,7 @@ def container(
         data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
     """
     words = STEPS[name].command(paths={port: artifact.path for port, artifact in ports.items()})
-    words += ["--experiment", experiment]
+    words += ["--experiment", experiment, "--pipeline-run", dsl.PIPELINE_JOB_ID_PLACEHOLDER]
     for section, content in settings.items():
         words += ["--section", section, content]
     if data_hash is not None:

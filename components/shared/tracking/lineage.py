@@ -31,7 +31,7 @@ class Lineage:
         step: its name.
         inputs: port name -> content.
         code: path in the repository -> content, for the code that dvc.yaml says the stage depends on. Empty where the
-            code has no dvc.yaml beside it; nothing can be said about equal runs then.
+            code has no dvc.yaml and .dvcignore beside it; nothing can be said about equal runs then.
         params: section -> settings, those that decide what comes out.
     """
 
@@ -112,6 +112,8 @@ def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
     try:
         stage = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
     except (OSError, KeyError, TypeError):
+        return {}
+    if not (root / ".dvcignore").exists():  # bytecode would count as code
         return {}
     from dvc.fs import LocalFileSystem
     from dvc.ignore import DvcIgnoreFilter

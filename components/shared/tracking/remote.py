@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
 from components.shared.data.atomic import new_folder
 from components.shared.errors import ConcordError
@@ -53,7 +54,15 @@ class Remote:
         Raises:
             ConcordError: it cannot be read.
         """
-        self._tried("read it", lambda objects: objects.exists("0" * 32))
+
+        def attempt(objects: "HashFileDB") -> None:
+            objects.exists("0" * 32)
+            if objects.fs.protocol == "s3":
+                bucket = objects.path.strip("/").partition("/")[0]
+                if not objects.fs.exists(bucket):
+                    raise FileNotFoundError(f"there is no bucket {bucket}, or these credentials may not list it")
+
+        self._tried("read it", attempt)
 
     def push(self, path: Path, content: Content) -> int:
         """Brings an output there: files first, several at once, then the list of a folder's files.
@@ -158,10 +167,8 @@ class Remote:
                         "and that they may read and write there. Then run the step again: what has arrived is not "
                         "sent again."
                     ) from None
-                console.print(
-                    f"[yellow]warning[/] DVC remote {self.address}: could not {deed}, tried again in {wait:.0f} s",
-                    markup=True,
-                )
+                told = f" DVC remote {self.address}: could not {deed}: {_reason(error)}; tried again in {wait:.0f} s"
+                console.print(Text.assemble(("warning", "yellow"), told), soft_wrap=True)
                 time.sleep(wait)
         raise AssertionError("unreachable")
 

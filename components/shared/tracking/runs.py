@@ -9,9 +9,11 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +44,9 @@ REUSED = "concord.reused"  # what told of the outputs that were fetched in place
 REMOTE = "concord.remote"  # the DVC remote that has the outputs
 PARENT = "mlflow.parentRunId"
 COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY = "concord.git.dirty"
 LINEAGE = "lineage.json"  # artifact: what dvc.lock needs, of inputs, code, params and outputs
-COMMIT = "CONCORD_GIT_COMMIT"  # environment of an image, which has no repository in it
+COMMIT = "CONCORD_COMMIT"  # environment of an image, which has no repository in it
 
 FLUSH_SECONDS = 5.0  # one batch costs some 20 ms, whether it holds one metric or a hundred
 RETRY_SECONDS = 30.0
@@ -74,13 +77,22 @@ class StepRun:
         experiment_id: MLflow's experiment.
         client: for steps that write more than metrics (register).
         commit: the git commit that the code is at, or `none`.
+        dirty: whether there were changes besides.
+        pipeline_run: Kubeflow's id; None elsewhere.
         inputs: port name -> DVC hash.
         lineage: what the outputs are made from.
         outputs: port name -> content; empty before `finish`.
     """
 
     def __init__(
-        self, client: "MlflowClient", run: "Run", parent_id: str | None, commit: str, lineage: Lineage
+        self,
+        client: "MlflowClient",
+        run: "Run",
+        parent_id: str | None,
+        commit: str,
+        lineage: Lineage,
+        dirty: bool = False,
+        pipeline_run: str | None = None,
     ) -> None:
         """Wraps a run that is open already; `step_run` opens it."""
         self.client = client
@@ -88,6 +100,8 @@ class StepRun:
         self.experiment_id: str = run.info.experiment_id
         self.parent_id = parent_id
         self.commit = commit
+        self.dirty = dirty
+        self.pipeline_run = pipeline_run
         self.lineage = lineage
         self.inputs = {port: content.md5 for port, content in lineage.inputs.items()}
         self.outputs: dict[str, Content] = {}
@@ -207,7 +221,7 @@ def step_run(
         "mlflow.source.name": f"python -m components {step.name}",
         "mlflow.source.type": "LOCAL",
         COMMIT_TAG: commit,
-        "concord.git.dirty": str(dirty).lower(),
+        DIRTY: str(dirty).lower(),
         "concord.ranks": os.environ.get("WORLD_SIZE", "1"),
         CODE_MARK: lineage.code_mark,
         **({KEY: lineage.key} if lineage.key else {}),
@@ -216,7 +230,7 @@ def step_run(
     with told(f"open the run of step {step.name}"):
         run, parent, owned = _open(client, step, settings, tags)
         _describe(client, run, step, settings, inputs, hashes)
-    tracked = StepRun(client, run, parent, commit, lineage)
+    tracked = StepRun(client, run, parent, commit, lineage, dirty, pipeline_run)
     try:
         tracked.write_lineage()  # now: hours of training are no time to learn that artifacts have no place
         yield tracked
@@ -232,6 +246,45 @@ def step_run(
         _close(client, tracked, owned, "FINISHED")
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a step's run has left about itself.
+
+    Attributes:
+        run_id: MLflow's.
+        commit: of its code, or `none`.
+        dirty: whether the working tree had changes.
+        reused: what told of the outputs, where they were fetched and not computed; else empty.
+        lineage: what the outputs were made from.
+        outputs: port name -> content.
+    """
+
+    run_id: str
+    commit: str
+    dirty: bool
+    reused: str
+    lineage: Lineage
+    outputs: Mapping[str, Content]
+
+
+def record_of(client: "MlflowClient", run: "Run") -> Record:
+    """The record of a step's run.
+
+    Raises:
+        ConcordError: the store is away, or the run has none: a step of an earlier version wrote it, or no step.
+    """
+    with told(f"read {LINEAGE} of run {run.info.run_id}"), tempfile.TemporaryDirectory() as folder:
+        kept = json.loads(Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_text(encoding="utf-8"))
+    try:
+        outputs = {port: Content(**content) for port, content in kept["outputs"].items()}
+        lineage = Lineage.from_json(kept)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConcordError(f"MLflow run {run.info.run_id}: {LINEAGE} is not what a step writes ({error}).") from None
+    tags = run.data.tags
+    dirty, reused = tags.get(DIRTY) == "true", tags.get(REUSED, "")
+    return Record(run.info.run_id, tags.get(COMMIT_TAG, "none"), dirty, reused, lineage, outputs)
+
+
 def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> str | None:
     """The newest finished step run whose `out` has this DVC hash: how an output leads back to its run.
 
@@ -240,7 +293,7 @@ def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> st
     found = client.search_runs(
         [experiment_id],
         f"tags.`{OUTPUT}out` = '{digest}' and attributes.status = 'FINISHED'",
-        max_results=BATCH,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
     )
     found = [run for run in found if REUSED not in run.data.tags] or list(found)
