@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -28,6 +28,9 @@ from components.shared.data.exclusive import exclusive
 from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
 from components.steps import STEPS, Step, metrics_file
+
+if TYPE_CHECKING:
+    from components.shared.kubeflow.task import Task
 
 console = Console(stderr=True, highlight=False)
 
@@ -41,7 +44,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 def run_step(
-    step: Step, settings: Settings, inputs: Mapping[str, Path], outputs: Mapping[str, Path], state: Path
+    step: Step,
+    settings: Settings,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    state: Path,
+    task: "Task | None" = None,
 ) -> None:
     """Runs one step: checks its inputs, opens its MLflow run, does the work, stamps what came out.
 
@@ -51,6 +59,8 @@ def run_step(
         settings: the whole experiment.
         inputs, outputs: port name -> path.
         state: folder for training state that outlives a kill; only steps that resume use it.
+        task: of Kubeflow, where it runs the step; it may know the outputs already, takes them to the DVC remote, and is
+            told of them.
 
     Raises:
         ConcordError: an input is missing, or the step found a fault; earlier outputs are whole.
@@ -66,10 +76,18 @@ def run_step(
     console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
     with exclusive(outputs["out"]):
         start = time.monotonic()
-        with step_run(step, settings, inputs) as tracked:
-            work(settings, tracked, **ports)
+        lineage, pipeline_run = (task.lineage, task.pipeline_run) if task else (None, None)
+        with step_run(step, settings, inputs, lineage, pipeline_run) as tracked:
+            if task and task.made:
+                task.show(tracked, outputs)
+            else:
+                work(settings, tracked, **ports)
             metrics = json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8"))
             tracked.finish(metrics, outputs)
+            if task:
+                task.push(tracked, outputs)
+        if task:
+            task.report(tracked, outputs)
     places = ", ".join(str(path) for path in outputs.values())
     console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {places}")
 
@@ -111,6 +129,7 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
     sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
+    sub.add_argument("--pipeline-run", metavar="ID", help=argparse.SUPPRESS)
 
 
 def step_command(words: list[str]) -> int:
@@ -176,28 +195,41 @@ def _run_or_launch(
     outputs: Mapping[str, Path],
     words: list[str],
 ) -> int:
-    if (expected := vars(arguments).get("data_hash")) is not None:
-        from components.shared.tracking.hashes import dvc_hash
+    check_inputs(step, inputs)
+    task = None
+    if arguments.executor_input is not None and rank() == 0:
+        from components.shared.kubeflow.task import Task
 
-        if (found := dvc_hash(inputs["data"])) != expected:
-            raise ConcordError(
-                f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {expected!r}. "
-                "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
-            )
-    if step.parallel and to_launch(settings.launcher):
-        check_inputs(step, inputs)
+        task = Task.of(step, settings, inputs, arguments.executor_input, arguments.pipeline_run)
+    if (expected := vars(arguments).get("data_hash")) is not None:
+        _check_data(inputs["data"], expected, task)
+    if task and "WORLD_SIZE" not in os.environ:  # ranks that others started must all do the same
+        with exclusive(outputs["out"]):
+            task.look_for(outputs)
+    if step.parallel and to_launch(settings.launcher) and not (task and task.made):
         with exclusive(outputs["out"]):
             pass  # nobody else is at it; the ranks, once they are up, do not wait for ever
         return launch(settings.launcher, words)
-    run_step(step, settings, inputs, outputs, arguments.state)
+    run_step(step, settings, inputs, outputs, arguments.state, task)
     if arguments.page is not None:
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(outputs["report"] / "report.html", arguments.page)
-    if arguments.executor_input is not None and rank() == 0:
-        from components.shared.kubeflow.executor import write_executor_output
-
-        write_executor_output(arguments.executor_input, outputs)
     return 0
+
+
+def _check_data(data: Path, expected: str, task: "Task | None") -> None:
+    """Raises ConcordError where the raw input is another than the pipeline says."""
+    if task:
+        found = task.lineage.inputs["data"].md5
+    else:
+        from components.shared.tracking.hashes import dvc_hash
+
+        found = dvc_hash(data)
+    if found != expected:
+        raise ConcordError(
+            f"{data}: its hash is {found}, and the pipeline's data_hash says {expected!r}. "
+            "Give the hash of the data that data_uri names: else an old result could be taken for this data's."
+        )
 
 
 def main(words: list[str]) -> int:

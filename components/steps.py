@@ -18,6 +18,8 @@ class Step:
         sections: the sections of params.yaml that decide what comes out.
         resumes: whether it keeps training state in .checkpoints and goes on from there after a kill.
         parallel: whether it runs on many ranks as well; the section `launcher` says on how many.
+        registers: whether it leaves more than its outputs: a version in the registry, judged against today's champion.
+            To fetch what an earlier run wrote about that would not do it, so a pipeline always runs it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Step:
     sections: tuple[str, ...]
     resumes: bool = False
     parallel: bool = False
+    registers: bool = False
 
     def command(self, params: str = "params.yaml", paths: Mapping[str, str] | None = None) -> list[str]:
         """The one command line that DVC, Kubeflow and a person call, with the ports' default paths or others."""
@@ -78,6 +81,7 @@ STEPS: dict[str, Step] = {
             {**_ROWS, "grpo": "artifacts/grpo", "evaluate": "artifacts/evaluate"},
             _out("register"),
             ("task", "model", "evaluate", "register"),
+            registers=True,
         ),
     )
 }

@@ -3,6 +3,7 @@
     python -m pipelines compile                                     # the pipeline's YAML
     python -m pipelines run --data data --out artifacts/kubeflow    # in containers, on this machine
     python -m pipelines submit --data-uri s3://bucket/data --wait   # on a cluster
+    python -m pipelines lock --run RUN                              # dvc.lock from a finished run
     python -m pipelines graph                                       # the pipeline's picture
 
 kfp is loaded by the command that needs it, so that `--help` answers at once.
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from components.shared.errors import ConcordError
-from pipelines import compile, graph, run, submit
+from pipelines import compile, graph, lock, run, submit
 
 console = Console(stderr=True, highlight=False)
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "compile": (compile, "write the pipeline's YAML"),
     "run": (run, "run it here, in containers"),
     "submit": (submit, "run it on a cluster, once or by a schedule"),
+    "lock": (lock, "write dvc.lock from a finished run"),
     "graph": (graph, "draw it"),
 }
 

@@ -22,9 +22,10 @@ from components.steps import STEPS, Step
 from pipelines.outputs import output_faults
 
 if TYPE_CHECKING:
-    from docker import DockerClient
     from docker.models.containers import Container
     from kfp.local.status import Status
+
+    from docker import DockerClient
 
 console = Console(stderr=True, highlight=False)
 
@@ -103,8 +104,9 @@ class StepContainer:
 
     def run(self) -> "Status":
         """Runs the container to its end. A success is an exit code of 0 and outputs without faults."""
-        import docker
         from kfp.local.status import Status
+
+        import docker
 
         told = json.loads(self.words[self.words.index("--executor-input") + 1])
         place = Path(told["outputs"]["outputFile"]).parent

@@ -194,8 +194,9 @@ def run_pipeline(package: Path, out: Path, machine: Machine, arguments: Mapping[
     Raises:
         ConcordError: the Docker engine refused a container.
     """
-    import docker
     from kfp import components, local
+
+    import docker
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are removed on any way out
     try:

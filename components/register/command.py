@@ -1,15 +1,15 @@
 """`python -m components register promote|rollback|show`: the registry by hand."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.register.details_command import details
 from components.register.registry import PROMOTED, REASON, ROLLED_BACK, Registry
 from components.settings import load_settings
 from components.shared.errors import ConcordError
@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> None:
         left, back = registry.rollback(given.reason)
         console.print(f"{name}: version {back} is champion again, version {left} is not")
     elif given.version:
-        _details(console, registry.version(given.version), _aliases(registry, given.version))
+        details(console, registry.version(given.version), _aliases(registry, given.version))
     else:
         _overview(console, registry, versions)
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     rollback = commands.add_parser("rollback", parents=[common], help="make the champion before champion again")
     rollback.add_argument("--reason", default="rolled back by hand", help="(default: %(default)s)")
     show = commands.add_parser("show", parents=[common], help="versions, aliases, metrics, reasons, hashes")
-    show.add_argument("--version", metavar="N", help="everything about one")
+    show.add_argument("--version", metavar="N", help="one: its ancestry, and the decision")
     return top
 
 
@@ -108,24 +108,6 @@ def _history(tags: dict[str, str]) -> str:
     elif f"{PROMOTED}at" in tags:
         lines.append(f"champion since {tags[f'{PROMOTED}at']}, by {tags[f'{PROMOTED}by']}")
     return "\n".join(lines)
-
-
-def _details(console: Console, version: "ModelVersion", aliases: Sequence[str]) -> None:
-    console.print(Text(f"{version.name} version {version.version}  {' '.join(aliases)}", style="bold"))
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
-    for key in sorted(version.tags):
-        if key.startswith("concord.") and key not in ("concord.metrics", "concord.settings", "concord.decision"):
-            table.add_row(key.removeprefix("concord."), Text(version.tags[key]))
-    console.print(table)
-    if "concord.metrics" in version.tags:
-        figures: dict[str, Any] = json.loads(version.tags["concord.metrics"])
-        for group in GROUPS:
-            found = figures["groups"][group]
-            if found["n"]:
-                low, high = found["mae_ci"]
-                console.print(f"MAE {group}: {found['mae']:.2f} ({low:.2f} to {high:.2f}), {found['n']} images")
 
 
 def _figure(text: str | None) -> str:

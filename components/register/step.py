@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.register.ancestry import ancestry_tags, params_of_all, trace
 from components.register.asking import as_answers, ask
 from components.register.packaging import log_model, served_settings
 from components.register.promotion import decide
@@ -92,10 +93,12 @@ def _link(
     tags = {f"concord.in.{port}": digest for port, digest in track.inputs.items()}
     tags |= {f"concord.mae.{group}": str(figures["groups"][group]["mae"]) for group in GROUPS}
     tags |= {f"concord.run.{name}": run_id for name, run_id in runs.items() if run_id}
+    ancestors = trace(track)
+    tags |= ancestry_tags(track, ancestors)
     tags |= {
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": masked(json.dumps(settings_tree(settings))),
+        "concord.settings": masked(json.dumps({**settings_tree(settings), **params_of_all(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)

@@ -5,14 +5,15 @@ of the settings. A platform that opens the run itself (Kubeflow does) hands it o
 """
 
 import getpass
-import hashlib
 import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from rich.console import Console
 from components.settings import UNDECISIVE, Settings
 from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect, masked, told
-from components.shared.tracking.hashes import dvc_hash
+from components.shared.tracking.hashes import Content, dvc_content
+from components.shared.tracking.lineage import Lineage, fingerprint, lineage_of, settings_tree
 from components.steps import Step
 
 if TYPE_CHECKING:
@@ -35,23 +37,22 @@ KIND = "concord.kind"
 STEP = "concord.step"
 INPUT = "concord.in."
 OUTPUT = "concord.out."
+KEY = "concord.key"  # of the lineage: equal for runs that make the same from the same
+CODE_MARK = "concord.code"
+PIPELINE_RUN = "concord.pipeline_run"  # Kubeflow's id, on the parent and on every step
+REUSED = "concord.reused"  # what told of the outputs that were fetched in place of computing them
+REMOTE = "concord.remote"  # the DVC remote that has the outputs
 PARENT = "mlflow.parentRunId"
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY = "concord.git.dirty"
+LINEAGE = "lineage.json"  # artifact: what dvc.lock needs, of inputs, code, params and outputs
+COMMIT = "CONCORD_COMMIT"  # environment of an image, which has no repository in it
 
 FLUSH_SECONDS = 5.0  # one batch costs some 20 ms, whether it holds one metric or a hundred
 RETRY_SECONDS = 30.0
 BATCH = 1000  # MLflow's limit
 PARAM_BATCH = 100  # likewise
 TEXT_LIMIT = 5000  # of a tag; a param's is 6000
-
-
-def settings_tree(settings: Settings) -> dict[str, Any]:
-    """The settings as params.yaml has them."""
-    return settings.model_dump(mode="json", by_alias=True)
-
-
-def fingerprint(content: Any) -> str:
-    """The same 16 hex digits for the same JSON content, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat(content: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, Any]:
@@ -76,11 +77,22 @@ class StepRun:
         experiment_id: MLflow's experiment.
         client: for steps that write more than metrics (register).
         commit: the git commit that the code is at, or `none`.
+        dirty: whether there were changes besides.
+        pipeline_run: Kubeflow's id; None elsewhere.
         inputs: port name -> DVC hash.
+        lineage: what the outputs are made from.
+        outputs: port name -> content; empty before `finish`.
     """
 
     def __init__(
-        self, client: "MlflowClient", run: "Run", parent_id: str | None, commit: str, inputs: Mapping[str, str]
+        self,
+        client: "MlflowClient",
+        run: "Run",
+        parent_id: str | None,
+        commit: str,
+        lineage: Lineage,
+        dirty: bool = False,
+        pipeline_run: str | None = None,
     ) -> None:
         """Wraps a run that is open already; `step_run` opens it."""
         self.client = client
@@ -88,7 +100,11 @@ class StepRun:
         self.experiment_id: str = run.info.experiment_id
         self.parent_id = parent_id
         self.commit = commit
-        self.inputs = dict(inputs)
+        self.dirty = dirty
+        self.pipeline_run = pipeline_run
+        self.lineage = lineage
+        self.inputs = {port: content.md5 for port, content in lineage.inputs.items()}
+        self.outputs: dict[str, Content] = {}
         self._pending: list[Metric] = []
         self._next_flush = time.monotonic() + FLUSH_SECONDS
 
@@ -121,10 +137,31 @@ class StepRun:
             if not isinstance(value, int | float):
                 raise TypeError(f"metric {name} is {value!r}, not a number")
         self.log(found, step=0)
+        self.outputs = {port: dvc_content(path) for port, path in outputs.items()}
         with told(f"write the metrics of run {self.run_id}"):
             self._flush()
-            for port, path in outputs.items():
-                self.client.set_tag(self.run_id, f"{OUTPUT}{port}", dvc_hash(path))
+            for port, content in self.outputs.items():
+                self.client.set_tag(self.run_id, f"{OUTPUT}{port}", content.md5)
+        self.write_lineage()
+
+    def write_lineage(self) -> None:
+        """Puts beside the run what it is made from, and what it has made so far.
+
+        Raises:
+            ConcordError: the store, or its place for artifacts, is away.
+        """
+        made = {port: content.to_json() for port, content in self.outputs.items()}
+        with told(f"store the lineage of run {self.run_id}"):
+            self.client.log_dict(self.run_id, {**self.lineage.to_json(), "outputs": made}, LINEAGE)
+
+    def tag(self, name: str, value: str) -> None:
+        """Sets a tag of the run.
+
+        Raises:
+            ConcordError: the store is away.
+        """
+        with told(f"tag run {self.run_id}"):
+            self.client.set_tag(self.run_id, name, masked(value)[:TEXT_LIMIT])
 
     def attach(self, folder: Path, name: str) -> None:
         """Puts a folder's files beside the run as artifacts, below `name`: what a person wants to see in the UI.
@@ -151,7 +188,13 @@ class StepRun:
 
 
 @contextmanager
-def step_run(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Iterator[StepRun]:
+def step_run(
+    step: Step,
+    settings: Settings,
+    inputs: Mapping[str, Path],
+    lineage: Lineage | None = None,
+    pipeline_run: str | None = None,
+) -> Iterator[StepRun]:
     """Opens the step's run, below the experiment's, and closes it as FINISHED, FAILED or KILLED.
 
     Where it stands: MLFLOW_TRACKING_URI, else mlflow.db in the working directory. With MLFLOW_RUN_ID, that run is the
@@ -161,12 +204,15 @@ def step_run(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Iter
         step: from the step table; its settings sections become the run's params.
         settings: the whole experiment; decides which parent it is.
         inputs: port name -> path; their DVC hashes become tags and dataset inputs.
+        lineage: of this very run, where it is known already; hashing large inputs takes its time.
+        pipeline_run: Kubeflow's id of the run; all its steps share one parent, whatever settings each of them sees.
 
     Raises:
         ConcordError: the store cannot be reached, or MLFLOW_RUN_ID names no run in it.
     """
     client = connect()
-    hashes = {port: dvc_hash(path) for port, path in inputs.items()}
+    lineage = lineage or lineage_of(step, settings, inputs)
+    hashes = {port: content.md5 for port, content in lineage.inputs.items()}
     commit, dirty = _git()
     tags = {
         STEP: step.name,
@@ -174,15 +220,19 @@ def step_run(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Iter
         "mlflow.user": _user(),
         "mlflow.source.name": f"python -m components {step.name}",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
-        "concord.git.dirty": str(dirty).lower(),
+        COMMIT_TAG: commit,
+        DIRTY: str(dirty).lower(),
         "concord.ranks": os.environ.get("WORLD_SIZE", "1"),
+        CODE_MARK: lineage.code_mark,
+        **({KEY: lineage.key} if lineage.key else {}),
+        **({PIPELINE_RUN: pipeline_run} if pipeline_run else {}),
     } | {f"{INPUT}{port}": value for port, value in hashes.items()}
     with told(f"open the run of step {step.name}"):
         run, parent, owned = _open(client, step, settings, tags)
         _describe(client, run, step, settings, inputs, hashes)
-    tracked = StepRun(client, run, parent, commit, hashes)
+    tracked = StepRun(client, run, parent, commit, lineage, dirty, pipeline_run)
     try:
+        tracked.write_lineage()  # now: hours of training are no time to learn that artifacts have no place
         yield tracked
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -196,14 +246,57 @@ def step_run(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Iter
         _close(client, tracked, owned, "FINISHED")
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a step's run has left about itself.
+
+    Attributes:
+        run_id: MLflow's.
+        commit: of its code, or `none`.
+        dirty: whether the working tree had changes.
+        reused: what told of the outputs, where they were fetched and not computed; else empty.
+        lineage: what the outputs were made from.
+        outputs: port name -> content.
+    """
+
+    run_id: str
+    commit: str
+    dirty: bool
+    reused: str
+    lineage: Lineage
+    outputs: Mapping[str, Content]
+
+
+def record_of(client: "MlflowClient", run: "Run") -> Record:
+    """The record of a step's run.
+
+    Raises:
+        ConcordError: the store is away, or the run has none: a step of an earlier version wrote it, or no step.
+    """
+    with told(f"read {LINEAGE} of run {run.info.run_id}"), tempfile.TemporaryDirectory() as folder:
+        kept = json.loads(Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_text(encoding="utf-8"))
+    try:
+        outputs = {port: Content(**content) for port, content in kept["outputs"].items()}
+        lineage = Lineage.from_json(kept)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConcordError(f"MLflow run {run.info.run_id}: {LINEAGE} is not what a step writes ({error}).") from None
+    tags = run.data.tags
+    dirty, reused = tags.get(DIRTY) == "true", tags.get(REUSED, "")
+    return Record(run.info.run_id, tags.get(COMMIT_TAG, "none"), dirty, reused, lineage, outputs)
+
+
 def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> str | None:
-    """The newest finished step run whose `out` has this DVC hash: how an output leads back to its run."""
+    """The newest finished step run whose `out` has this DVC hash: how an output leads back to its run.
+
+    One that only fetched it counts where no run is known that computed it.
+    """
     found = client.search_runs(
         [experiment_id],
         f"tags.`{OUTPUT}out` = '{digest}' and attributes.status = 'FINISHED'",
-        max_results=1,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
     )
+    found = [run for run in found if REUSED not in run.data.tags] or list(found)
     return found[0].info.run_id if found else None
 
 
@@ -222,15 +315,23 @@ def _open(
     client: "MlflowClient", step: Step, settings: Settings, tags: Mapping[str, str]
 ) -> tuple["Run", str | None, bool]:
     """The step's run, its parent's id, and whether the parent's status is ours to set."""
-    given = _given_run(client)
+    given, pipeline_run = _given_run(client), tags.get(PIPELINE_RUN)
+    if given and pipeline_run:  # `pipelines lock` finds the run by either id
+        top = given.data.tags.get(PARENT, given.info.run_id)
+        client.set_tag(top, PIPELINE_RUN, pipeline_run)
     if given and PARENT in given.data.tags:
         for name, value in tags.items():
             if not name.startswith("mlflow."):  # the platform's name, user and source stay
                 client.set_tag(given.info.run_id, name, value)
-        client.set_tag(given.info.run_id, "mlflow.source.git.commit", tags["mlflow.source.git.commit"])
+        client.set_tag(given.info.run_id, COMMIT_TAG, tags[COMMIT_TAG])
         client.update_run(given.info.run_id, status="RUNNING")
         return given, None, False
-    parent = given or _experiment_run(client, settings)
+    if given:
+        parent = given
+    elif pipeline_run:
+        parent = _pipeline_run(client, step, settings, pipeline_run)
+    else:
+        parent = _experiment_run(client, settings)
     parent_id = parent.info.run_id
     left = client.search_runs(
         [parent.info.experiment_id],
@@ -266,20 +367,38 @@ def _experiment_run(client: "MlflowClient", settings: Settings) -> "Run":
     experiment_id = _experiment(client, settings.experiment)
     tree = {name: content for name, content in settings_tree(settings).items() if name not in UNDECISIVE}
     mark = fingerprint(tree)
-    query = f"tags.`{FINGERPRINT}` = '{mark}' and tags.`{KIND}` = 'experiment'"
-    order = ["attributes.start_time ASC"]
-    found = client.search_runs([experiment_id], query, max_results=1, order_by=order)
+    marks = {FINGERPRINT: mark, KIND: "experiment"}
+    parent, made = _shared_run(client, experiment_id, f"{settings.experiment} {mark[:6]}", marks)
+    if made:
+        _log_params(client, parent, tree)
+    return parent
+
+
+def _pipeline_run(client: "MlflowClient", step: Step, settings: Settings, pipeline_run: str) -> "Run":
+    """The parent of every step of one run of the pipeline; made where there is none.
+
+    A step's container has the settings of its own sections alone, so each step adds those to the parent.
+    """
+    marks = {PIPELINE_RUN: pipeline_run, KIND: "pipeline"}
+    name = f"{settings.experiment} {pipeline_run[:8]}"
+    parent, _ = _shared_run(client, _experiment(client, settings.experiment), name, marks)
+    tree = settings_tree(settings)
+    _log_params(client, parent, {section: tree[section] for section in step.sections})
+    return parent
+
+
+def _shared_run(client: "MlflowClient", experiment_id: str, name: str, marks: Mapping[str, str]) -> tuple["Run", bool]:
+    """The oldest run with these tags, and whether it was made just now. Two steps that start at once take the same."""
+    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in marks.items())
+    found = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time ASC"])
     if found:
-        return found[0]
-    tags = {FINGERPRINT: mark, KIND: "experiment", "mlflow.user": _user()}
-    made = client.create_run(experiment_id, run_name=f"{settings.experiment} {mark[:6]}", tags=tags)
-    # Two steps that start at once both come here; both then take the older run.
+        return found[0], False
+    made = client.create_run(experiment_id, run_name=name, tags={**marks, "mlflow.user": _user()})
     first = min(client.search_runs([experiment_id], query), key=lambda run: (run.info.start_time, run.info.run_id))
     if first.info.run_id != made.info.run_id:
         client.delete_run(made.info.run_id)
-        return first
-    _log_params(client, made, tree)
-    return made
+        return first, False
+    return made, True
 
 
 def _experiment(client: "MlflowClient", name: str) -> str:
@@ -364,8 +483,6 @@ def _git() -> tuple[str, bool]:
 
     An image has no repository, and says in CONCORD_COMMIT what it was built from.
     """
-    if built := os.environ.get("CONCORD_COMMIT"):
-        return built.removesuffix("-dirty"), built.endswith("-dirty")
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20, check=False)
@@ -373,6 +490,9 @@ def _git() -> tuple[str, bool]:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit or "none", bool(commit and git("status", "--porcelain", "--untracked-files=no"))
+        if commit:
+            return commit, bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired):
-        return "none", False
+        pass
+    built = os.environ.get(COMMIT) or "none"
+    return built.removesuffix("-dirty"), built.endswith("-dirty")

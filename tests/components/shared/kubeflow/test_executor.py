@@ -8,7 +8,7 @@ import pytest
 from kfp.local import executor_output_utils
 
 from components.shared.errors import ConcordError
-from components.shared.kubeflow.executor import write_executor_output
+from components.shared.kubeflow.executor import Told, write_executor_output
 from components.shared.tracking.hashes import dvc_hash
 
 
@@ -34,12 +34,13 @@ def executor_input(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
-    write_executor_output(json.dumps(executor_input(tmp_path)), {"out": out})
+    told_where = Told.of(json.dumps(executor_input(tmp_path)))
+    write_executor_output(told_where, {"out": out}, {"out": {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}})
     told = executor_output_utils.load_executor_output(str(tmp_path / "told" / "output.json"))
     assert set(told.artifacts) == {"out", "metrics"}
     model, metrics = told.artifacts["out"].artifacts[0], told.artifacts["metrics"].artifacts[0]
     assert (model.name, model.uri) == ("sft-out", "s3://bucket/out")
-    assert dict(model.metadata) == {"dvc_hash": dvc_hash(out)}
+    assert dict(model.metadata) == {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}
     assert dict(metrics.metadata) == {
         "base.groups.few.mae": 8.5,
         "base.groups.few.mae_ci.0": 8,
@@ -52,6 +53,6 @@ def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"outputs": {}}', '{"outputs": {"outputFile": "x", "artifacts": {"out": {}}}}']
 )
-def test_what_is_not_kubeflow_s_is_refused(text: str, out: Path) -> None:
+def test_what_is_not_kubeflow_s_is_refused(text: str) -> None:
     with pytest.raises(ConcordError, match="--executor-input"):
-        write_executor_output(text, {"out": out})
+        Told.of(text)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from components.shared.errors import ConcordError
-from components.shared.tracking.hashes import dvc_hash
+from components.shared.tracking.hashes import dvc_content, dvc_hash
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tree", "file.bin"])
-def test_the_hash_is_the_one_that_dvc_writes(repository: Path, name: str) -> None:
-    tracked = yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]["md5"]
-    assert dvc_hash(repository / name) == tracked
+def test_hash_size_and_number_of_files_are_those_that_dvc_writes(repository: Path, name: str) -> None:
+    tracked = yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]
+    assert dvc_hash(repository / name) == tracked["md5"]
+    known = {key: tracked[key] for key in ("md5", "size", "nfiles") if key in tracked}
+    assert dvc_content(repository / name).to_json() == known
 
 
 def test_one_changed_byte_changes_the_hash_of_the_folder(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""What `python -m components register show --version N` prints: a version's whole ancestry and the decision about it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from components.register.ancestry import ANCESTOR, DATA
+from components.register.registry import PROMOTED, REASON, ROLLED_BACK
+from components.shared.regression.shots import GROUPS
+from components.shared.tracking.hashes import Content
+from components.shared.tracking.runs import PIPELINE_RUN, flat
+from components.steps import STEPS
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def details(console: Console, version: "ModelVersion", aliases: Sequence[str]) -> None:
+    """Prints it, from the version's tags alone: runs may be gone."""
+    tags = version.tags
+    console.print(Text(f"{version.name} version {version.version}  {' '.join(aliases)}", style="bold"))
+    for title, pairs in (
+        ("Decision", decision(tags)),
+        ("Made from", sources(tags)),
+    ):
+        _rows(console, title, pairs)
+    steps = {name: json.loads(tags[f"{ANCESTOR}{name}"]) for name in STEPS if f"{ANCESTOR}{name}" in tags}
+    if steps:
+        _steps(console, steps)
+    settings = json.loads(tags.get("concord.settings", "{}"))
+    sections = ((name, content) for name, content in settings.items() if isinstance(content, Mapping))
+    _rows(console, "Params", ((name, _in_line(content)) for name, content in sections))
+
+
+def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Who promoted or rolled back, when, why, and the figures that it was decided on."""
+    if f"{PROMOTED}at" in tags:
+        after = f", after version {tags[f'{PROMOTED}previous']}" if tags.get(f"{PROMOTED}previous") else ""
+        yield "promoted", f"by {tags[f'{PROMOTED}by']}, {tags[f'{PROMOTED}at']}{after}: {tags[f'{PROMOTED}why']}"
+    if f"{ROLLED_BACK}at" in tags:
+        yield (
+            "rolled back",
+            f"by {tags[f'{ROLLED_BACK}by']}, {tags[f'{ROLLED_BACK}at']}, to version {tags[f'{ROLLED_BACK}to']}: "
+            f"{tags[f'{ROLLED_BACK}why']}",
+        )
+    if f"{PROMOTED}at" not in tags:
+        yield "not promoted", tags.get(REASON, "nothing was decided")
+    decided: dict[str, Any] = json.loads(tags.get("concord.decision", "{}"))
+    if decided:
+        yield "rule", f"{'met' if decided['promoted'] else 'not met'}: {decided['reason']}"
+    if few := decided.get("few"):
+        low, high = few["ci"] or (None, None)
+        interval = f" (95 % interval {low:.3g} to {high:.3g})" if low is not None else ""
+        yield "few-shot", f"MAE {few['difference']:+.3g} against the bar{interval}"
+    if met := decided.get("met"):
+        yield "conditions", ", ".join(f"{name} {'met' if held else 'not met'}" for name, held in met.items())
+    if "concord.metrics" in tags:
+        figures = json.loads(tags["concord.metrics"])["groups"]
+        for group in GROUPS:
+            if figures[group]["n"]:
+                low, high = figures[group]["mae_ci"]
+                mae = f"{figures[group]['mae']:.2f} ({low:.2f} to {high:.2f}), {figures[group]['n']} images"
+                yield f"MAE {group}", mae
+    if "concord.verified" in tags:
+        yield "verified", f"{tags['concord.verified']}: whether the registry's model answers as evaluated"
+
+
+def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Data, code, weights, and the runs above the steps."""
+    for title, key in (
+        ("raw data", DATA),
+        ("weights", "concord.in.grpo"),
+        ("commit", "concord.git.commit"),
+        ("Kubeflow run", PIPELINE_RUN),
+        ("MLflow run", "concord.run.experiment"),
+    ):
+        if key in tags:
+            yield title, tags[key]
+
+
+def _steps(console: Console, steps: Mapping[str, Mapping[str, Any]]) -> None:
+    table = Table(title="Steps", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for head in ("step", "MLflow run", "commit", "code"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("DVC hashes", overflow="fold")
+    for name, step in steps.items():
+        commit = step["commit"][:8] + (" + changes" if step["dirty"] else "")
+        ends = [f"in  {port} {_content(content)}" for port, content in step["in"].items()]
+        ends += [f"out {port} {_content(content)}" for port, content in step["out"].items()]
+        if step["reused"]:
+            ends.append(f"fetched, made before: {step['reused']}")
+        table.add_row(name, step["run"], commit, step["code"], "\n".join(ends))
+    console.print(table)
+
+
+def _content(kept: Mapping[str, Any]) -> str:
+    content = Content(**kept)
+    files = f", {content.nfiles} files" if content.nfiles is not None else ""
+    return f"{content.md5} ({content.size:,} bytes{files})"
+
+
+def _rows(console: Console, title: str, pairs: Iterator[tuple[str, str]]) -> None:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for name, text in pairs:
+        table.add_row(name, Text(text))
+    if table.row_count:
+        console.print(table)
+
+
+def _in_line(content: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {'null' if value is None else value}" for name, value in flat(content).items())

@@ -1,0 +1,148 @@
+"""What a step's outputs are made from: content of its inputs, of its code and its params, as dvc.lock tells them.
+
+Two runs of a step with the same of all three have the same `key`: the outputs of one are those of the other.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.settings import Settings
+from components.shared.errors import ConcordError
+from components.shared.tracking.connection import masked
+from components.shared.tracking.hashes import Content, dvc_content
+from components.steps import STEPS, Step
+
+# Where the running code, dvc.yaml and .dvcignore are: in an image as in a checkout. Not the working directory.
+ROOT = Path(__file__).resolve().parents[3]
+CODE = "components/"  # deps of a stage that begin so are code
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a run of a step is made from.
+
+    Attributes:
+        step: its name.
+        inputs: port name -> content.
+        code: path in the repository -> content, for the code that dvc.yaml says the stage depends on. Empty where the
+            code has no dvc.yaml and .dvcignore beside it; nothing can be said about equal runs then.
+        params: section -> settings, those that decide what comes out.
+    """
+
+    step: str
+    inputs: Mapping[str, Content]
+    code: Mapping[str, Content]
+    params: Mapping[str, Any]
+
+    @property
+    def key(self) -> str | None:
+        """The same 64 hex digits for the same inputs, code and params; None where the code is not known."""
+        if not self.code:
+            return None
+        made_from = {
+            "step": self.step,
+            "inputs": {port: content.md5 for port, content in self.inputs.items()},
+            "code": {path: content.md5 for path, content in self.code.items()},
+            "params": self.params,
+        }
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def code_mark(self) -> str:
+        """Short name of this very code."""
+        return fingerprint({path: content.md5 for path, content in self.code.items()}) if self.code else "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` takes it."""
+        return {
+            "step": self.step,
+            "inputs": {port: content.to_json() for port, content in self.inputs.items()},
+            "code": {path: content.to_json() for path, content in self.code.items()},
+            "params": self.params,
+        }
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> "Lineage":
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: it did not give that.
+        """
+        try:
+            inputs, code = (
+                {name: Content(**found) for name, found in kept[part].items()} for part in ("inputs", "code")
+            )
+            return cls(STEPS[kept["step"]].name, inputs, code, dict(kept["params"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no lineage ({error!r})") from None
+
+
+def lineage_of(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Lineage:
+    """Hashes what a run of `step` is made from. Reads inputs whole.
+
+    Args:
+        inputs: port name -> path.
+
+    Raises:
+        ConcordError: an input is missing.
+    """
+    contents = {port: dvc_content(path) for port, path in inputs.items()}
+    return Lineage(step.name, contents, code_of(step.name), params_of(step, settings))
+
+
+def params_of(step: Step, settings: Settings) -> dict[str, Any]:
+    """The sections that decide what the step makes, with no secret in them."""
+    tree = settings_tree(settings)
+    sections: dict[str, Any] = json.loads(masked(json.dumps({name: tree[name] for name in step.sections})))
+    return sections
+
+
+def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
+    """The code that the stage depends on: path -> content, hashed by DVC itself, which heeds .dvcignore.
+
+    Raises:
+        ConcordError: dvc.yaml names code that is not there.
+    """
+    try:
+        stage = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
+    except (OSError, KeyError, TypeError):
+        return {}
+    if not (root / ".dvcignore").exists():  # bytecode would count as code
+        return {}
+    from dvc.fs import LocalFileSystem
+    from dvc.ignore import DvcIgnoreFilter
+    from dvc_data.hashfile.build import build
+    from dvc_data.hashfile.db import HashFileDB
+
+    files = LocalFileSystem()
+    ignored = DvcIgnoreFilter(files, str(root))
+    nowhere = HashFileDB(files, str(root / ".dvc" / "nowhere"), hash_name="md5")
+    found = {}
+    for path in stage["deps"]:
+        if not path.startswith(CODE):
+            continue
+        try:
+            _, meta, obj = build(nowhere, str(root / path), files, "md5", dry_run=True, ignore=ignored)
+        except FileNotFoundError:
+            raise ConcordError(
+                f"{root / path}: missing, and dvc.yaml says that {name} depends on it. An image or a checkout holds "
+                "components/ whole, with dvc.yaml and .dvcignore beside it."
+            ) from None
+        found[path] = Content(str(obj.hash_info.value), meta.size or 0, meta.nfiles)
+    return found
+
+
+def settings_tree(settings: Settings) -> dict[str, Any]:
+    """The settings as params.yaml has them."""
+    return settings.model_dump(mode="json", by_alias=True)
+
+
+def fingerprint(content: Any) -> str:
+    """The same 16 hex digits for the same JSON content, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

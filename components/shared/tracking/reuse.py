@@ -1,0 +1,100 @@
+"""Outputs that were made before from the same inputs, code and params: fetched, not computed again.
+
+Who made them does not matter: `dvc repro` on a laptop or another run of the pipeline. Two places tell of them: the
+dvc.lock beside the code, and MLflow's finished runs, by their lineage's key. The DVC remote has the bytes. DVC's own
+run cache is no place to look: it does not take stages whose outputs are `persist`, as all of ours are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from components.shared.tracking.connection import connect, told
+from components.shared.tracking.lineage import ROOT, Lineage
+from components.shared.tracking.remote import Remote
+from components.shared.tracking.runs import KEY, OUTPUT, REUSED
+from components.steps import STEPS, Step
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+console = Console(stderr=True, highlight=False)
+
+NEWEST = 20  # MLflow runs that are looked at
+
+
+@dataclass(frozen=True)
+class Made:
+    """Outputs that exist already.
+
+    Attributes:
+        where: what tells of them: `dvc.lock`, or `run ID`.
+        outputs: port name -> md5.
+    """
+
+    where: str
+    outputs: Mapping[str, str]
+
+
+def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, Path]) -> Made | None:
+    """Fetches the step's outputs if somebody has made them and the remote has them whole; None if not.
+
+    Args:
+        step: one that does nothing but write its outputs (`Step.registers` is false).
+        outputs: port name -> where to.
+
+    Raises:
+        ConcordError: the remote or MLflow is away, or an object in the remote is damaged.
+    """
+    if step.registers or lineage.key is None:
+        return None
+    tried = []
+    for made in _known(step, lineage, connect()):
+        if made.outputs in tried or made.outputs.keys() != outputs.keys():
+            continue
+        tried.append(made.outputs)
+        if all(remote.fetch(md5, outputs[port]) for port, md5 in made.outputs.items()):
+            console.print(f"{step.name}: made before from the same data, code and settings ({made.where}): fetched")
+            return made
+        console.print(f"{step.name}: made before ({made.where}), but {remote.address} does not have it")
+    return None
+
+
+def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[Made]:
+    if locked := made_by_lock(lineage, ROOT / "dvc.lock"):
+        yield locked
+    yield from made_by_runs(step, str(lineage.key), client)
+
+
+def made_by_lock(lineage: Lineage, lock: Path) -> Made | None:
+    """What dvc.lock says the stage makes, if it is about the same inputs, code and params."""
+    try:
+        stage = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"][lineage.step]
+        deps = {dep["path"]: dep["md5"] for dep in stage["deps"]}
+        outs = {out["path"]: out["md5"] for out in stage["outs"]}
+        params = stage["params"]["params.yaml"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    step = STEPS[lineage.step]
+    paths: dict[str, Any] = {**step.inputs, "data": lineage.params.get("ingest", {}).get("path")}
+    inputs = {paths[port]: content.md5 for port, content in lineage.inputs.items()}
+    code = {path: content.md5 for path, content in lineage.code.items()}
+    if deps != {**inputs, **code} or params != lineage.params or outs.keys() != set(step.outputs.values()):
+        return None
+    return Made("dvc.lock", {port: outs[path] for port, path in step.outputs.items()})
+
+
+def made_by_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[Made]:
+    """What MLflow's finished runs with this key made, the newest first; of every experiment."""
+    with told("look for an equal run"):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        query = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
+        found = client.search_runs(experiments, query, max_results=NEWEST, order_by=["attributes.start_time DESC"])
+    for run in found:
+        tags = run.data.tags
+        outputs = {port: tags[f"{OUTPUT}{port}"] for port in step.outputs if f"{OUTPUT}{port}" in tags}
+        yield Made(tags.get(REUSED) or f"run {run.info.run_id}", outputs)

@@ -1,0 +1,190 @@
+"""A DVC remote on a real S3 server: what goes there comes back, DVC itself finds it, and faults are told."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.shared.errors import ConcordError
+from components.shared.tracking import remote as remote_module
+from components.shared.tracking.hashes import dvc_content
+from components.shared.tracking.remote import Remote, remote_of_environment
+from tests.components.shared.data.s3_server import OWNER, Gateway, S3Server, environment
+
+ADDRESS = "s3://open/dvc/remote"
+EMPTY = Path("/nonexistent")
+
+
+@pytest.fixture
+def remote(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Remote:
+    """The remote of the environment, as its owner."""
+    for name, value in environment(s3_server.url, OWNER).items():
+        monkeypatch.setenv(name, value)
+    return named(monkeypatch, f"{ADDRESS}/{tmp_path.name}")
+
+
+def named(monkeypatch: pytest.MonkeyPatch, address: str) -> Remote:
+    monkeypatch.setenv("CONCORD_DVC_REMOTE", address)
+    found = remote_of_environment(EMPTY)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What a step may leave: two equal files, an empty one, folders, a name that is not ASCII."""
+    folder = tmp_path / "output"
+    (folder / "pages" / "deep").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(os.urandom(200_000))
+    (folder / "pages" / "ü 漢.html").write_text("<p>")
+    (folder / "pages" / "deep" / "same.html").write_text("<p>")
+    (folder / "metrics.json").write_text("")
+    return folder
+
+
+def keys(server: S3Server, remote: Remote) -> list[str]:
+    prefix = remote.address.removeprefix("s3://open/")
+    listed = server.owner.list_objects_v2(Bucket="open", Prefix=prefix).get("Contents", [])
+    return [entry["Key"].removeprefix(f"{prefix}/") for entry in listed]
+
+
+def test_an_output_goes_there_once_and_comes_back(
+    remote: Remote, output: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    content = dvc_content(output)
+    assert remote.fetch(content.md5, tmp_path / "back") is False
+    assert not (tmp_path / "back").exists()
+    assert remote.push(output, content) == 4, "three contents and the list of four files"
+    md5 = content.md5
+    assert f"files/md5/{md5[:2]}/{md5[2:]}" in keys(s3_server, remote)
+    assert remote.push(output, content) == 0
+    assert remote.fetch(md5, tmp_path / "back") is True
+    assert dvc_content(tmp_path / "back") == content
+    assert (tmp_path / "back" / "pages" / "ü 漢.html").read_text() == "<p>"
+
+
+def test_after_a_broken_push_only_the_rest_is_sent_and_no_list_promises_what_is_not_there(
+    remote: Remote, output: Path, s3_server: S3Server
+) -> None:
+    content = dvc_content(output)
+    remote.push(output, content)
+    (lists,) = [key for key in keys(s3_server, remote) if key.endswith(".dir")]
+    lost = next(key for key in keys(s3_server, remote) if not key.endswith(".dir"))
+    prefix = remote.address.removeprefix("s3://open/")
+    for key in (lists, lost):
+        s3_server.owner.delete_object(Bucket="open", Key=f"{prefix}/{key}")
+    assert remote.push(output, content) == 2
+
+
+def test_dvc_pulls_what_was_pushed_and_dvc_push_is_fetched(
+    remote: Remote, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = dvc_content(output)
+    remote.push(output, content)
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+    dvc("init", "--no-scm")
+    dvc("remote", "add", "--default", "there", remote.address)
+    (repository / "output.dvc").write_text(f"outs:\n- md5: {content.md5}\n  hash: md5\n  path: output\n")
+    dvc("pull")
+    assert dvc_content(repository / "output") == content
+    (repository / "output" / "more.txt").write_text("made here")
+    dvc("add", "output")
+    dvc("push")
+    # Of the repository's own config this time.
+    monkeypatch.delenv("CONCORD_DVC_REMOTE")
+    own = remote_of_environment(repository)
+    assert own is not None
+    assert own.address == remote.address
+    assert own.fetch(dvc_content(repository / "output").md5, tmp_path / "there")
+    assert (tmp_path / "there" / "more.txt").read_text() == "made here"
+
+
+def dvc(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "--quiet", *words], check=True, stdin=subprocess.DEVNULL)
+
+
+def test_a_damaged_object_is_told_and_never_handed_out(
+    remote: Remote, output: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
+    content = dvc_content(output)
+    remote.push(output, content)
+    md5 = dvc_content(output / "model.safetensors").md5
+    prefix = remote.address.removeprefix("s3://open/")
+    s3_server.put(f"{prefix}/files/md5/{md5[:2]}/{md5[2:]}", b"something else")
+    with pytest.raises(ConcordError, match=rf"{md5[:2]}/{md5[2:]} is not what its name says: its bytes have another"):
+        remote.fetch(content.md5, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    listing = b'[{"md5": "0cc175b9c0f1b6a831c399e269772661", "relpath": "../../outside"}]'
+    s3_server.put(f"{prefix}/files/md5/{content.md5[:2]}/{content.md5[2:]}", listing)
+    with pytest.raises(ConcordError, match="names a file outside the folder"):
+        remote.fetch(content.md5, tmp_path / "back")
+
+
+def test_an_output_that_changed_since_is_not_pushed(remote: Remote, output: Path, s3_server: S3Server) -> None:
+    content = dvc_content(output)
+    (output / "metrics.json").write_text("{}")
+    with pytest.raises(ConcordError, match="output: changed since the step wrote it"):
+        remote.push(output, content)
+    assert keys(s3_server, remote) == []
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(
+    gateway: Gateway, remote: Remote, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote_module, "WAITS", (0.1, 0.1))
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    content = dvc_content(output)
+    remote.push(output, content)
+    for name, value in environment(gateway.url, OWNER).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    ask = named(monkeypatch, remote.address)
+    asked: list[str] = []
+
+    def away_at_first(path: str) -> int | None:
+        asked.append(path)
+        return 503 if len(asked) < 3 else None
+
+    gateway.status = away_at_first
+    assert ask.fetch(content.md5, output.parent / "back")
+    assert dvc_content(output.parent / "back") == content
+    assert re.search(r"could not fetch .*tried again in 0 s", " ".join(capsys.readouterr().err.split()))
+    gateway.status = lambda path: 503
+    with pytest.raises(ConcordError, match=r"DVC remote s3://open/.*: could not fetch .*AWS_ENDPOINT_URL"):
+        ask.fetch(content.md5, output.parent / "again")
+
+
+def test_faults_are_told_at_once_and_without_the_key(
+    s3_server: S3Server, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "WAITS", ())
+    for name, value in environment(s3_server.url, (OWNER[0], "wrong-secret-5d2")).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConcordError, match="could not read it") as caught:
+        named(monkeypatch, ADDRESS).check()
+    assert "wrong-secret-5d2" not in str(caught.value)
+    for name, value in environment(s3_server.url, OWNER).items():
+        monkeypatch.setenv(name, value)
+    named(monkeypatch, ADDRESS).check()
+    nowhere = named(monkeypatch, "s3://no-such-bucket/x")
+    with pytest.raises(ConcordError, match="no-such-bucket"):
+        nowhere.check()
+    with pytest.raises(ConcordError, match=r"could not push .*Check CONCORD_DVC_REMOTE"):
+        nowhere.push(output, dvc_content(output))
+
+
+@pytest.mark.parametrize("given", ["nobody", "gopher://x/y"])
+def test_what_is_no_remote_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCORD_DVC_REMOTE", given)
+    with pytest.raises(ConcordError, match=f"CONCORD_DVC_REMOTE={given}: no DVC remote"):
+        remote_of_environment(EMPTY)
+
+
+def test_without_a_name_there_is_no_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONCORD_DVC_REMOTE", raising=False)
+    assert remote_of_environment(EMPTY) is None
