@@ -232,7 +232,7 @@ def _fill_code(dep: "Dependency", step: str, run: Record) -> Iterator[str]:
     path = dep.def_path
     dep.save()
     if not run.lineage.code:
-        yield f"{step}: code: the run does not know its code: its image lacks dvc.yaml and .dvcignore beside components/"
+        yield f"{step}: code: the run does not know its code: its image lacks dvc.yaml, .dvcignore by components/"
     elif path not in run.lineage.code:
         yield f"{step}: code {path}: the run did not depend on it"
     elif (found := run.lineage.code[path].md5) != dep.hash_info.value:
