@@ -77,7 +77,7 @@ class ShardWriter:
         """
         self._schema = schema(subjects)
         self._folder, self._split, self._limit = folder, split, shard_mb * 2**20
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[Row] = []
         self._buffered = self._written = self._shards = 0
         self._writer: pq.ParquetWriter | None = None
         self.count = 0
@@ -94,16 +94,7 @@ class ShardWriter:
 
     def add(self, row: Row) -> None:
         """Appends a row; memory stays under some 8 MB of images."""
-        values: dict[str, object] = {
-            "id": row.id,
-            "image": {"bytes": row.image, "path": None},
-            "target": row.target,
-            "question": row.question,
-            "image_sha256": hashlib.sha256(row.image).hexdigest(),
-            "origin": row.origin,
-            "subject": row.subject,
-        }
-        self._rows.append({name: values[name] for name in self._schema.names})
+        self._rows.append(row)
         self._buffered += len(row.image) + 256
         self.count += 1
         if self._buffered >= min(8 * 2**20, self._limit // 2) or len(self._rows) >= 1024:
@@ -120,9 +111,22 @@ class ShardWriter:
             # Images are compressed already; dictionary pages and codecs would only cost time.
             self._writer = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
             self._shards += 1
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._writer.write_table(_table(self._rows, self._schema))
         self._written += self._buffered
         self._rows, self._buffered = [], 0
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """The rows as columns, with the hash of each image."""
+    images = [pa.array([row.image for row in rows], pa.binary()), pa.nulls(len(rows), pa.string())]
+    columns: dict[str, pa.Array] = {
+        "image": pa.StructArray.from_arrays(images, fields=list(schema.field("image").type)),
+        "image_sha256": pa.array([hashlib.sha256(row.image).hexdigest() for row in rows]),
+    }
+    for field in schema:
+        if field.name not in columns:
+            columns[field.name] = pa.array([getattr(row, field.name) for row in rows], field.type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def shards(folder: Path, split: str) -> list[Path]:
