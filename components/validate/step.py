@@ -43,12 +43,14 @@ class Found:
     Attributes:
         rows: as `row_table` gives it; empty where the shards cannot be read.
         histogram: of the labels that are valid.
+        profile: the data in numbers, for later versions to be held against.
     """
 
     outcomes: list[Outcome]
     rows: pd.DataFrame
     summary: Summary
     histogram: list[LabelBin]
+    profile: dict[str, Any]
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
@@ -97,7 +99,7 @@ def _splits(suite: Suite, settings: Settings, ingest: Path) -> Found:
     task, limits = settings.task, settings.validation
     outcomes = suite.run("fields", field_table(ingest), field_checks())
     if not all(outcome.success for outcome in outcomes):  # the rows cannot be read
-        return Found(outcomes, pd.DataFrame(), Summary({}, {}), [])
+        return Found(outcomes, pd.DataFrame(), Summary({}, {}), [], {})
     rows = row_table(ingest, task)
     summary = summarise(rows, task, limits.near_bits)
     outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
@@ -105,14 +107,15 @@ def _splits(suite: Suite, settings: Settings, ingest: Path) -> Found:
     if "subjects_in_two_splits" in summary.figures:  # else nobody knows
         checks += subject_checks()
     outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
-    return Found(outcomes, rows, summary, label_histogram(valid_targets(rows, task), task))
+    histogram = label_histogram(valid_targets(rows, task), task)
+    return Found(outcomes, rows, summary, histogram, profile(rows, histogram, task))
 
 
 def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Found) -> tuple[Drift, list[Outcome]]:
     """How the data differ from those of the champion, and what came of the expectations about it."""
     if found.rows.empty:
         return Drift("not compared with a champion's data: the rows cannot be read"), []
-    since = drift(settings, track, profile(found.rows, found.histogram, settings.task))
+    since = drift(settings, track, found.profile)
     limits = settings.validation
     checks = [check for check in drift_checks(limits) if check.name in since.figures] if since.compared else []
     return since, suite.run("drift", since.table, weighed(checks, limits.severity)) if checks else []
@@ -124,7 +127,7 @@ def _write_report(folder: Path, found: Found, since: Drift, drifted: Sequence[Ou
         write_json(place / "result.json", as_json([*found.outcomes, *drifted]))
         write_json(place / "drift.json", asdict(since))
         if not found.rows.empty:
-            write_json(place / Path(ARTIFACT).name, profile(found.rows, found.histogram, task))
+            write_json(place / Path(ARTIFACT).name, found.profile)
             write_json(place / "tail.json", tail_figures(found.histogram, task))
             write_tail(found.histogram, task, place / "tail.png")
 
