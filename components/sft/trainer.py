@@ -24,6 +24,7 @@ from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.generation import answers
 from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
+from components.shared.vlm.waiting import WaitsForData
 
 IGNORED = -100  # the label of a token that is not learned
 
@@ -127,7 +128,7 @@ class InOrder(SFTTrainer):
         return SequentialSampler(rows)
 
 
-class WarmStartTrainer(SealedCheckpoints, InOrder):
+class WarmStartTrainer(WaitsForData, SealedCheckpoints, InOrder):
     """SFT whose evaluation is the MAE of greedy answers to validation images; it ends when that stops falling."""
 
     control: Any  # transformers' own, without a declared type
@@ -146,7 +147,7 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
     def follow(self, track: StepRun | None) -> None:
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable")))
+        self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable"), self.waiting))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""

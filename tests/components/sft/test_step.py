@@ -72,8 +72,10 @@ def test_the_tracker_sees_what_the_files_hold_and_the_clock_besides(trained: tup
     out, track = trained
     assert track.steps("val_mae") == track.steps("loss") == [10, 20, 30]
     assert any("runtime" in name for _, point in track.points for name in point)
+    assert track.steps("data_wait_share") == [10, 20, 30]
+    assert all(0 < point.get("data_wait_share", 0.5) < 1 for _, point in track.points)
     names = {name for line in curve(out).values() for name in line} | metrics(out).keys()
-    assert not [name for name in names if "time" in name or "second" in name or "flos" in name]
+    assert not [name for name in names if any(word in name for word in ("time", "second", "flos", "wait"))]
     assert (out / "curve.csv").read_text(encoding="utf-8").isascii()
     assert metrics(out)["steps"] == 30
 
