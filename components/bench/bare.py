@@ -1,6 +1,6 @@
 """The bare loop that the data steps are held against: one process, no checks but Pillow's, no splits, no hashes.
 
-python -m components.bench.bare FOLDER OUT
+`python -m components.bench.bare TABLE OUT`
 """
 
 import csv
@@ -12,12 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.bench.pictures import TABLE
-
 ROWS = 1000  # written together
 
 
-def main(folder: Path, out: Path) -> int:
+def main(table: Path, out: Path) -> int:
     """Reads every file that the table names, decodes it, and writes the same bytes to one Parquet file.
 
     Returns:
@@ -26,11 +24,11 @@ def main(folder: Path, out: Path) -> int:
     count = 0
     rows: list[dict[str, object]] = []
     schema = pa.schema([("image", pa.string()), ("bytes", pa.binary()), ("target", pa.float64())])
-    with open(folder / TABLE, encoding="utf-8", newline="") as table, pq.ParquetWriter(out, schema) as writer:
-        lines = csv.reader(table)
+    with open(table, encoding="utf-8", newline="") as file, pq.ParquetWriter(out, schema) as writer:
+        lines = csv.reader(file)
         next(lines)
         for image, target in lines:
-            data = (folder / image).read_bytes()
+            data = (table.parent / image).read_bytes()
             Image.open(io.BytesIO(data)).load()
             rows.append({"image": image, "bytes": data, "target": float(target)})
             count += 1

@@ -109,7 +109,7 @@ class Bench:
         return runs
 
     def _bare(self, folder: Path, scratch: Path) -> dict[str, Run]:
-        words = ["-m", "components.bench.bare", str(folder), str(scratch / "bare.parquet")]
+        words = ["-m", "components.bench.bare", str(folder / TABLE), str(scratch / "bare.parquet")]
         return {"loop": timed([sys.executable, *words], {})}
 
 

@@ -67,20 +67,19 @@ def nearest_in_earlier_split(
     _, first, back = np.unique(marked.view(f"V{marked.shape[1]}").ravel(), return_index=True, return_inverse=True)
     words, of = np.ascontiguousarray(whole[first]).view(np.uint64), np.asarray(splits)[first]
     best = np.full(len(first), _NONE)  # distance above, other's place below 32 bits
-    shuffled = np.unpackbits(whole[first], axis=1)[:, _SHUFFLE]
-    for part in np.array_split(np.arange(BITS), max(bits + 1, 4)):
-        _compare_buckets(_keys(shuffled[:, part]), words, of, bits, best)
+    for part in np.array_split(_SHUFFLE, max(bits + 1, 4)):
+        _compare_buckets(_keys(words.view(np.uint8), part), words, of, bits, best)
     found = best != _NONE
     other = np.where(found, first[best & 0xFFFFFFFF & np.where(found, -1, 0)], -1)
     return other[back], np.where(found, best >> 32, -1)[back]
 
 
-def _keys(part: NDArray[np.uint8]) -> Hashes:
-    """Up to 64 bits of each row as one number."""
-    packed = np.packbits(part, axis=1)
-    keys = np.zeros((len(part), 8), np.uint8)
-    keys[:, : packed.shape[1]] = packed
-    return keys.view(np.uint64).ravel()
+def _keys(hashes: NDArray[np.uint8], bits: NDArray[np.int64]) -> Hashes:
+    """Some bits of each hash, 64 at most, as one number."""
+    keys = np.zeros(len(hashes), np.uint64)
+    for bit in bits:
+        keys = keys << np.uint64(1) | hashes[:, bit // 8] >> np.uint8(7 - bit % 8) & np.uint8(1)
+    return keys
 
 
 def _compare_buckets(keys: Hashes, words: Hashes, of: NDArray[np.integer], bits: int, best: NDArray[np.int64]) -> None:

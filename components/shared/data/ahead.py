@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = min(os.cpu_count() or 1, 4)
+THREADS = min(os.cpu_count() or 1, 8)
 
 
 def ahead(call: Callable[[T], R], items: Iterable[T], batch: int = 16) -> Iterator[R]:
@@ -19,8 +19,9 @@ def ahead(call: Callable[[T], R], items: Iterable[T], batch: int = 16) -> Iterat
     An error of a call is raised in place of its batch's results.
 
     Args:
+        items: taken in the caller's thread.
         batch: calls of one task: a task for each would cost more than to read a small file. Up to `THREADS + 2` batches
-            of results are there before they are asked for.
+            of items and results are there before they are asked for.
     """
     rest = iter(items)
     waiting: deque[Future[list[R]]] = deque()

@@ -106,7 +106,7 @@ def test_a_file_that_goes_while_it_is_read_names_its_row(raw: RawFolder) -> None
     for image in (raw.folder / "images").iterdir():
         image.unlink()
     with pytest.raises(ConcordError, match=r"labels\.csv:\d+: images/\d+\.png: cannot be read \(No such file"):
-        next(rows)
+        list(rows)  # some are read already
 
 
 @pytest.mark.parametrize(
