@@ -41,7 +41,7 @@ class Until(TrainerCallback):
 
 
 def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
-    """Continues SFT from `warm` for `seconds` of `effort`, at GRPO's learning rate held constant; the model goes to `out`."""
+    """Continues SFT from `warm` for `seconds` of `effort`, at GRPO's learning rate held constant, into `out`."""
     model, processor = load(warm, settings.model)
     set_seed(settings.sft.seed)
     with tempfile.TemporaryDirectory() as scratch:
