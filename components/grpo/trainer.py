@@ -96,6 +96,7 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         torch_compile=settings.model.compile,
         gradient_checkpointing=grpo.gradient_checkpointing,
         remove_unused_columns=False,
+        dataloader_num_workers=settings.launcher.loader_workers,
         **vllm_arguments(grpo.vllm),
     )
 

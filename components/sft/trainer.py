@@ -29,12 +29,13 @@ from components.shared.vlm.waiting import WaitsForData
 IGNORED = -100  # the label of a token that is not learned
 
 
-def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1) -> SFTConfig:
+def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1, loader_workers: int = 0) -> SFTConfig:
     """Our settings in TRL's words.
 
     Args:
         world_size: number of ranks; `batch_size` is shared out among them, so that a step shows the same pictures
             whatever their number.
+        loader_workers: processes of each rank that make batches ready; they decide nothing about them.
 
     Raises:
         ConcordError: it cannot be shared out evenly.
@@ -74,6 +75,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         gradient_checkpointing=sft.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        dataloader_num_workers=loader_workers,
     )
 
 

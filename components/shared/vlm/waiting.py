@@ -1,5 +1,6 @@
 """How much of a training's time goes into waiting for pictures to be read, decoded and changed."""
 
+import os
 import time
 from typing import Any
 
@@ -51,10 +52,14 @@ class Waiting:
 class WaitsForData:
     """Mixin for a Trainer: the clock on its calls for batches. Whoever logs ends its steps."""
 
+    args: Any  # the trainer's
+
     def __init__(self, **kwargs: Any) -> None:
         """Takes the trainer's arguments."""
         super().__init__(**kwargs)
         self.waiting = Waiting()
+        if self.args.dataloader_num_workers:  # else tokenizers warns of each of them that threads are not forked
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of one optimizer step."""

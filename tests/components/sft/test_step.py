@@ -94,6 +94,18 @@ def test_the_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> Non
     assert content(one)["model.safetensors"] != content(other)["model.safetensors"]
 
 
+def test_who_makes_the_batches_ready_makes_no_difference(ingest: Path, tmp_path: Path) -> None:
+    """Also where the run is stopped, and goes on with other loaders."""
+    alone, _ = train(ingest, tmp_path / "alone", **PLAIN)
+    beside, _ = train(ingest, tmp_path / "beside", **PLAIN, launcher={"loader_workers": 2})
+    assert content(beside) == content(alone)
+    with pytest.raises(KeyboardInterrupt):
+        train(ingest, tmp_path / "stopped", stop_after=6, **PLAIN, launcher={"loader_workers": 1})
+    resumed, track = train(ingest, tmp_path / "stopped", **PLAIN)
+    assert min(track.steps("loss")) > 3, "it did not begin anew"
+    assert content(resumed) == content(alone)
+
+
 def test_it_ends_when_validation_mae_stops_falling(ingest: Path, tmp_path: Path) -> None:
     """With a learning rate of next to nothing no answer ever becomes valid: the first look stays the best."""
     sections = {"max_steps": 40, "eval_every": 3, "patience": 2, "lr": 1e-9}
