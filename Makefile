@@ -45,7 +45,7 @@ format: $(READY) ## mend what ruff can mend
 ablation: $(READY) ## SFT continued, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
 	@$(PY) -m components ablation $(ARGS)
 
-bench: $(READY) ## one GRPO step against TRL's stock trainer, timed; ARGS='--help' explains
+bench: $(READY) ## one GRPO step against TRL's stock trainer, timed; ARGS=data: ingest and validate against a bare loop
 	@$(PY) -m components bench $(ARGS)
 
 ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--port 5001' and the like

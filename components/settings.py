@@ -224,6 +224,7 @@ class Launcher(Strict):
 
     num_processes: Positive = Field(description="ranks; above 1 a training step starts them itself")
     config: str | None = Field(description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine")
+    loader_workers: int = Field(ge=0, description="processes a rank that make batches ready; 0: the rank itself")
 
 
 class Augment(Strict):

@@ -1,9 +1,8 @@
-"""An arm of a study, run: from the warm start to a model, and the wall time that it took."""
+"""An arm of a study, run: from the warm start to a model, and the time that it took."""
 
 import json
 import os
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ class Job:
 
     Attributes:
         folder: where the model goes; an arm that stands there already is not run again.
-        seconds: SFT continued stops at this wall time; None for GRPO, which runs its steps.
+        seconds: SFT continued stops at this time (see `effort`); None for GRPO, which runs its steps.
     """
 
     arm: Arm
@@ -41,7 +40,7 @@ class Silent:
 
 
 def run(job: Job) -> float:
-    """Trains the arm and returns its wall time in seconds, imports left out."""
+    """Trains the arm and returns the seconds of `effort` that it took, imports left out."""
     stamp = job.folder / "seconds.json"
     if stamp.exists():
         return float(json.loads(stamp.read_text())["seconds"])
@@ -56,23 +55,27 @@ def run(job: Job) -> float:
 
 def _reinforce(job: Job, changes: Mapping[str, Any]) -> float:
     from components.grpo import step
+    from components.sft.continued import effort
 
     grpo = Grpo.model_validate({**job.settings.grpo.model_dump(), **changes, "seed": job.seed})
-    settings = job.settings.model_copy(update={"grpo": grpo})
+    # Without loaders beside it, whose work would not be counted.
+    launcher = job.settings.launcher.model_copy(update={"loader_workers": 0})
+    settings = job.settings.model_copy(update={"grpo": grpo, "launcher": launcher})
     track: Any = Silent()
     # From the first step or not at all: of an arm that went on from a checkpoint, only the rest would be timed.
     with tempfile.TemporaryDirectory(dir=job.folder.parent, prefix="state-") as state:
-        start = time.monotonic()
+        start = effort()
         step.run(settings, track, ingest=job.ingest, sft=job.warm, out=job.folder, state=Path(state))
-        return time.monotonic() - start
+        return effort() - start
 
 
 def _continue_sft(job: Job) -> float:
+    from components.sft.continued import effort
     from components.sft.continued import run as continued
 
     assert job.seconds is not None
-    start = time.monotonic()
+    start = effort()
     sft = job.settings.sft.model_copy(update={"seed": 1000 + job.seed})
     settings = job.settings.model_copy(update={"sft": sft})
     continued(settings, job.seconds, ingest=job.ingest, warm=job.warm, out=job.folder)
-    return time.monotonic() - start
+    return effort() - start

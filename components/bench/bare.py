@@ -1,6 +1,6 @@
 """The bare loop that the data steps are held against: one process, no checks but Pillow's, no splits, no hashes.
 
-python -m components.bench.bare FOLDER OUT
+`python -m components.bench.bare TABLE OUT`
 """
 
 import csv
@@ -12,44 +12,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.bench.pictures import TABLE
-
-SCHEMA = pa.schema([("image", pa.string()), ("bytes", pa.binary()), ("target", pa.float64())])
-ROWS = 500  # written together: some 8 MB
+ROWS = 1000  # written together
 
 
-def main(folder: str, out: str) -> int:
+def main(table: Path, out: Path) -> int:
     """Reads every file that the table names, decodes it, and writes the same bytes to one Parquet file.
 
     Returns:
         The number of rows.
     """
     count = 0
-    images: list[str] = []
-    contents: list[bytes] = []
-    targets: list[float] = []
-    with (
-        open(f"{folder}/{TABLE}", encoding="utf-8", newline="") as table,
-        # The options that our shards are written with; Parquet's own would compress JPEG again, in vain.
-        pq.ParquetWriter(out, SCHEMA, compression="none", use_dictionary=False) as writer,
-    ):
-        lines = csv.reader(table)
+    rows: list[dict[str, object]] = []
+    schema = pa.schema([("image", pa.string()), ("bytes", pa.binary()), ("target", pa.float64())])
+    with open(table, encoding="utf-8", newline="") as file, pq.ParquetWriter(out, schema) as writer:
+        lines = csv.reader(file)
         next(lines)
-        for name, target in lines:
-            with open(f"{folder}/{name}", "rb") as file:
-                data = file.read()
+        for image, target in lines:
+            data = (table.parent / image).read_bytes()
             Image.open(io.BytesIO(data)).load()
-            images.append(name)
-            contents.append(data)
-            targets.append(float(target))
+            rows.append({"image": image, "bytes": data, "target": float(target)})
             count += 1
-            if len(images) == ROWS:
-                writer.write_table(pa.table([images, contents, targets], schema=SCHEMA))
-                images, contents, targets = [], [], []
-        if images:
-            writer.write_table(pa.table([images, contents, targets], schema=SCHEMA))
+            if len(rows) == ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
     return count
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], str(Path(sys.argv[2]))))
+    print(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -3,6 +3,8 @@
 Same model, same pictures, same rewards, same settings; what differs is the trainer. Times are wall times of whole steps
 and of their phases, medians over rounds with the least and the most. Peak memory is what the policy pass has allocated
 at its fullest, weights and inputs left out.
+
+`python -m components bench data` measures ingest and validate instead; see data_command.py.
 """
 
 import argparse
@@ -17,7 +19,11 @@ console = Console(stderr=True, highlight=False)
 
 
 def main(words: list[str]) -> None:
-    """Measures every case and writes the table."""
+    """Measures every case and writes the table; `data` as the first word: the data steps."""
+    if words[:1] == ["data"]:
+        from components.bench.data_command import main as data
+
+        return data(words[1:])
     parser = argparse.ArgumentParser(prog="python -m components bench", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", default=None, help="default: all")

@@ -25,8 +25,7 @@ FEWEST = 400  # rows that give each shot group some
 _NOTE = "made.json"
 _PART = 1000  # files of one folder
 _ATLAS = 2048  # pixels
-# As photographs have it: amplitude falls with frequency. One step steeper is less than their detail, one flatter more.
-_SLOPE = 1.2
+_SLOPE = 1.4  # amplitude falls with frequency to this power: a file has 13 KB, as photographs of this size have
 # Labels with few rows, with a medium number, and the others, which share the rest; see `readings`.
 _FEW, _MEDIUM, _LABELS = 4, 4, 21
 _atlases: list[Image.Image] = []

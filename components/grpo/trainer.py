@@ -49,6 +49,7 @@ from components.shared.vlm.shared_prefix import (
     select,
 )
 from components.shared.vlm.suppression import suppress_placeholders
+from components.shared.vlm.waiting import WaitsForData
 
 RECENT = "recent_anchors.json"  # in a checkpoint
 
@@ -95,11 +96,12 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         torch_compile=settings.model.compile,
         gradient_checkpointing=grpo.gradient_checkpointing,
         remove_unused_columns=False,
+        dataloader_num_workers=settings.launcher.loader_workers,
         **vllm_arguments(grpo.vllm),
     )
 
 
-class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
+class BatchRewardTrainer(WaitsForData, SealedCheckpoints, GRPOTrainer):
     """GRPO whose reward sees the whole minibatch: `ccc`, or `mae`, `mse`, `pearson` for ablations."""
 
     # TRL's and transformers' own, whose declared types are looser than what stands there once they are set up.
@@ -130,7 +132,8 @@ class BatchRewardTrainer(SealedCheckpoints, GRPOTrainer):
     def follow(self, track: StepRun | None) -> None:
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(Follow(track, ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")))
+        shown = ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")
+        self.add_callback(Follow(track, shown, self.waiting))
 
     def _obstacle(self) -> str | None:
         """Why the prefix cannot be shared, in words; None where it can."""

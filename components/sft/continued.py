@@ -1,10 +1,11 @@
-"""SFT continued for a given wall time: what the same extra time is worth without reinforcement learning."""
+"""SFT continued for a given time: what the same extra time is worth without reinforcement learning."""
 
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from components.settings import Settings
@@ -17,8 +18,14 @@ from components.shared.vlm.models import load, save
 NEVER = 100_000  # steps; their schedule is 8 bytes an image
 
 
+def effort() -> float:
+    """Seconds of this process's work, from some start: processor time where a CPU trains, which does not depend on what
+    else the machine does; where an accelerator does, the clock."""
+    return time.monotonic() if torch.accelerator.is_available() else time.process_time()
+
+
 class Until(TrainerCallback):
-    """Ends training once it has taken `seconds`."""
+    """Ends training once it has taken `seconds` of `effort`."""
 
     def __init__(self, seconds: float) -> None:
         """The clock starts with the training."""
@@ -26,15 +33,15 @@ class Until(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock."""
-        self._start = time.monotonic()
+        self._start = effort()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks at it."""
-        control.should_training_stop |= time.monotonic() - self._start >= self._seconds
+        control.should_training_stop |= effort() - self._start >= self._seconds
 
 
 def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
-    """Continues SFT from `warm` for `seconds`, at GRPO's learning rate held constant, and writes the model to `out`."""
+    """Continues SFT from `warm` for `seconds` of `effort`, at GRPO's learning rate held constant, into `out`."""
     model, processor = load(warm, settings.model)
     set_seed(settings.sft.seed)
     with tempfile.TemporaryDirectory() as scratch:

@@ -35,7 +35,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     world_size = ranks().num_processes
     folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest}, Path(__file__).parent, world_size)
     with node_cache() as cache:
-        arguments = training_arguments(settings.sft, settings.model, folder, world_size)
+        arguments = training_arguments(
+            settings.sft, settings.model, folder, world_size, settings.launcher.loader_workers
+        )
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
         rows = sft_presentations(settings, ingest, cache, count, processor)
         trainer = WarmStartTrainer(

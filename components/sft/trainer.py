@@ -24,16 +24,18 @@ from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
 from components.shared.vlm.generation import answers
 from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
+from components.shared.vlm.waiting import WaitsForData
 
 IGNORED = -100  # the label of a token that is not learned
 
 
-def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1) -> SFTConfig:
+def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1, loader_workers: int = 0) -> SFTConfig:
     """Our settings in TRL's words.
 
     Args:
         world_size: number of ranks; `batch_size` is shared out among them, so that a step shows the same pictures
             whatever their number.
+        loader_workers: processes of each rank that make batches ready; they decide nothing about them.
 
     Raises:
         ConcordError: it cannot be shared out evenly.
@@ -73,6 +75,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         gradient_checkpointing=sft.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        dataloader_num_workers=loader_workers,
     )
 
 
@@ -127,7 +130,7 @@ class InOrder(SFTTrainer):
         return SequentialSampler(rows)
 
 
-class WarmStartTrainer(SealedCheckpoints, InOrder):
+class WarmStartTrainer(WaitsForData, SealedCheckpoints, InOrder):
     """SFT whose evaluation is the MAE of greedy answers to validation images; it ends when that stops falling."""
 
     control: Any  # transformers' own, without a declared type
@@ -146,7 +149,7 @@ class WarmStartTrainer(SealedCheckpoints, InOrder):
     def follow(self, track: StepRun | None) -> None:
         """Sends the curves to the tracker."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable")))
+        self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable"), self.waiting))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""

@@ -4,18 +4,23 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 VERSIONS = ("torch", "transformers", "trl", "peft")
 
 
-def surroundings() -> dict[str, Any]:
-    """`{"date", "machine", "python", "versions"}` of this process."""
+def surroundings(versions: Sequence[str] = VERSIONS) -> dict[str, Any]:
+    """`{"date", "machine", "python", "versions"}` of this process.
+
+    Args:
+        versions: packages to name.
+    """
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "versions": {name: importlib.metadata.version(name) for name in versions},
     }
 
 

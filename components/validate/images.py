@@ -8,7 +8,7 @@ from PIL import Image
 from xxhash import xxh3_128
 
 from components.shared.data.images import BadImageError, into_rgb, open_image
-from components.validate.near import perceptual_hash
+from components.validate.near import thumbnail
 
 # Modes that become 8-bit RGB with every value as it is. Others are converted, and lose depth, gamut or transparency.
 PLAIN_MODES = ("1", "L", "P", "RGB")
@@ -24,7 +24,7 @@ class Look:
         mode, format: Pillow's names.
         content: XXH3 (128 bits) of what the model sees, so that one picture saved twice is one; None where undecodable.
             It tells pictures apart by the million; against somebody who makes two of one hash it is no proof.
-        hash: perceptual hash of the same, see near.py; None where undecodable or of one shade.
+        thumbnail: the same, small and grey, to find what looks like it; None where undecodable.
         fault: why it does not decode, in words; None where it does.
     """
 
@@ -33,7 +33,7 @@ class Look:
     mode: str | None = None
     format: str | None = None
     content: str | None = None
-    hash: bytes | None = None
+    thumbnail: bytes | None = None
     fault: str | None = None
 
 
@@ -49,16 +49,16 @@ def look(data: bytes | None) -> Look:
             pixels = into_rgb(image)
         except BadImageError as bad:
             return replace(seen, fault=str(bad))
-    return replace(seen, content=_content(pixels), hash=perceptual_hash(pixels))
+    return replace(seen, content=_content(pixels), thumbnail=thumbnail(pixels))
 
 
 def _content(pixels: Image.Image) -> str:
     """The hash of an RGB picture."""
     digest = xxh3_128(f"{pixels.size}".encode())
     try:
-        packed = pa.array(pixels).flatten().to_numpy().view(np.uint32)  # as Pillow has it, not copied
+        packed = np.frombuffer(pa.array(pixels).values.buffers()[1], np.uint32)  # as Pillow has it, not copied
     except ValueError:  # too large for one piece of memory, which goes by the size alone
         digest.update(np.asarray(pixels).data)
     else:
-        digest.update(packed & _COLOURS)  # the fourth byte may be anything
+        digest.update((packed & _COLOURS).data)  # the fourth byte may be anything
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +16,21 @@ from components.shared.data.rows import SPLITS, shards
 from components.shared.errors import ConcordError
 from components.shared.orphans import end_with
 from components.validate.images import Look, look
+from components.validate.near import perceptual_hashes
 
 FEW = 2048  # rows that are looked at sooner than processes are up
 MOST_PROCESSES = 8  # each holds some 150 MB
-_TYPES = {"width": pa.int64(), "height": pa.int64(), "hash": pa.binary()}
-FOUND = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(Look)])
+FOUND = pa.schema(
+    [
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+        ("content", pa.string()),
+        ("fault", pa.string()),
+        ("hash", pa.binary()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ def parts(folder: Path) -> list[Part]:
 
 
 def looks(of: list[Part]) -> Iterator[pa.Table]:
-    """For each part, in order, its rows: split, id, origin, target, subject (if the shards have it), and as `FOUND`.
+    """For each part, in order, its rows: split, id, origin, target, subject (if the shards have it), and `FOUND`: as in
+    `Look`, with the perceptual hash (see near.py) in place of the thumbnail.
 
     Raises:
         ConcordError: a shard is damaged, or a process ended while it decoded.
@@ -86,8 +97,14 @@ def look_at(part: Part) -> pa.Table:
         raise ConcordError(f"{place}. Run the ingest step again.") from None
     images = table.column("image").combine_chunks().field("bytes")
     seen = [look(data.as_py()) for data in images]
-    columns = {name: [getattr(one, name) for one in seen] for name in FOUND.names}
     table = table.select(names).add_column(0, "split", pa.repeat(part.split, part.rows))
     for field in FOUND:
-        table = table.append_column(field, pa.array(columns[field.name], field.type))
+        values = _hashes(seen) if field.name == "hash" else [getattr(one, field.name) for one in seen]
+        table = table.append_column(field, pa.array(values, field.type))
     return table
+
+
+def _hashes(seen: list[Look]) -> list[bytes | None]:
+    """None where there is no thumbnail too."""
+    known = iter(perceptual_hashes([one.thumbnail for one in seen if one.thumbnail]))
+    return [next(known) if one.thumbnail else None for one in seen]

@@ -6,6 +6,8 @@ quality, in another size, or a little lighter, and more than 20 in poor quality;
 64 pixels, differ in 26 at the least. It finds copies, not crops or turned ones.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,16 +26,20 @@ _NONE = np.iinfo(np.int64).max
 Hashes = NDArray[np.uint64]
 
 
-def perceptual_hash(image: Image.Image) -> bytes | None:
-    """32 bytes; None for a picture of one shade, which looks like any other of that kind."""
-    whole = max(image.width // (2 * SIDE), 1), max(image.height // (2 * SIDE), 1)
-    if whole != (1, 1):  # a large picture's means of whole blocks are had at half the price
-        image = image.reduce(whole)
-    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
-    if grey.std() < FLAT:
-        return None
-    waves = (_COSINES @ grey @ _COSINES.T).ravel()
-    return np.packbits(waves > np.partition(waves, BITS // 2)[BITS // 2]).tobytes()
+def thumbnail(image: Image.Image) -> bytes:
+    """What the hash is taken of: `(SIDE, SIDE)` grey bytes."""
+    # The gap: a large picture is averaged by whole blocks first, at half the price.
+    return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+
+
+def perceptual_hashes(thumbnails: Sequence[bytes]) -> list[bytes | None]:
+    """32 bytes for each `thumbnail`; None for a picture of one shade, which looks like any other of that kind."""
+    grey = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, SIDE, SIDE).astype(np.float32)
+    waves = (_COSINES @ grey @ _COSINES.T).reshape(-1, BITS)
+    middle = np.partition(waves, BITS // 2, axis=1)[:, BITS // 2, None]
+    hashes = np.packbits(waves > middle, axis=1)
+    flat = grey.std(axis=(1, 2)) < FLAT
+    return [None if shade else hash.tobytes() for shade, hash in zip(flat, hashes, strict=True)]
 
 
 def nearest_in_earlier_split(
@@ -46,7 +52,7 @@ def nearest_in_earlier_split(
     it is a comparison of every two pictures of different splits. 200,000 hashes without such parts take 1 s.
 
     Args:
-        hashes: `(N,)` of `perceptual_hash`.
+        hashes: `(N,)` of `perceptual_hashes`, none of them None.
         splits: `(N,)` number of the split: 0 is the earliest.
         bits: the most that alike pictures differ in.
 
@@ -61,20 +67,19 @@ def nearest_in_earlier_split(
     _, first, back = np.unique(marked.view(f"V{marked.shape[1]}").ravel(), return_index=True, return_inverse=True)
     words, of = np.ascontiguousarray(whole[first]).view(np.uint64), np.asarray(splits)[first]
     best = np.full(len(first), _NONE)  # distance above, other's place below 32 bits
-    shuffled = np.unpackbits(whole[first], axis=1)[:, _SHUFFLE]
-    for part in np.array_split(np.arange(BITS), max(bits + 1, 4)):
-        _compare_buckets(_keys(shuffled[:, part]), words, of, bits, best)
+    for part in np.array_split(_SHUFFLE, max(bits + 1, 4)):
+        _compare_buckets(_keys(words.view(np.uint8), part), words, of, bits, best)
     found = best != _NONE
     other = np.where(found, first[best & 0xFFFFFFFF & np.where(found, -1, 0)], -1)
     return other[back], np.where(found, best >> 32, -1)[back]
 
 
-def _keys(part: NDArray[np.uint8]) -> Hashes:
-    """Up to 64 bits of each row as one number."""
-    packed = np.packbits(part, axis=1)
-    keys = np.zeros((len(part), 8), np.uint8)
-    keys[:, : packed.shape[1]] = packed
-    return keys.view(np.uint64).ravel()
+def _keys(hashes: NDArray[np.uint8], bits: NDArray[np.int64]) -> Hashes:
+    """Some bits of each hash, 64 at most, as one number."""
+    keys = np.zeros(len(hashes), np.uint64)
+    for bit in bits:
+        keys = keys << np.uint64(1) | hashes[:, bit // 8] >> np.uint8(7 - bit % 8) & np.uint8(1)
+    return keys
 
 
 def _compare_buckets(keys: Hashes, words: Hashes, of: NDArray[np.integer], bits: int, best: NDArray[np.int64]) -> None:

@@ -44,12 +44,14 @@ class Found:
     Attributes:
         rows: as `row_table` gives it; empty where the shards cannot be read.
         histogram: of the labels that are valid.
+        profile: the data in numbers, for later versions to be held against.
     """
 
     outcomes: list[Outcome]
     rows: pd.DataFrame
     summary: Summary
     histogram: list[LabelBin]
+    profile: dict[str, Any]
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
@@ -106,20 +108,21 @@ def _splits(settings: Settings, ingest: Path) -> tuple[Suite, Found]:
     suite = Suite()
     outcomes = suite.run("fields", fields, field_checks())
     if not readable:
-        return suite, Found(outcomes, rows, summary, [])
+        return suite, Found(outcomes, rows, summary, [], {})
     outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
     checks = [*leak_checks(limits), *balance_checks(task, limits)]
     if "subjects_in_two_splits" in summary.figures:  # else nobody knows
         checks += subject_checks()
     outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
-    return suite, Found(outcomes, rows, summary, label_histogram(valid_targets(rows, task), task))
+    histogram = label_histogram(valid_targets(rows, task), task)
+    return suite, Found(outcomes, rows, summary, histogram, profile(rows, histogram, task))
 
 
 def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Found) -> tuple[Drift, list[Outcome]]:
     """How the data differ from those of the champion, and what came of the expectations about it."""
     if found.rows.empty:
         return Drift("not compared with a champion's data: the rows cannot be read"), []
-    since = drift(settings, track, profile(found.rows, found.histogram, settings.task))
+    since = drift(settings, track, found.profile)
     limits = settings.validation
     checks = [check for check in drift_checks(limits) if check.name in since.figures] if since.compared else []
     return since, suite.run("drift", since.table, weighed(checks, limits.severity)) if checks else []
@@ -131,7 +134,7 @@ def _write_report(folder: Path, found: Found, since: Drift, drifted: Sequence[Ou
         write_json(place / "result.json", as_json([*found.outcomes, *drifted]))
         write_json(place / "drift.json", asdict(since))
         if not found.rows.empty:
-            write_json(place / Path(ARTIFACT).name, profile(found.rows, found.histogram, task))
+            write_json(place / Path(ARTIFACT).name, found.profile)
             write_json(place / "tail.json", tail_figures(found.histogram, task))
             write_tail(found.histogram, task, place / "tail.png")
 

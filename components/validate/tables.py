@@ -66,7 +66,7 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
     """A row for each image, in the shards' order: split, id, origin, target, subject (None where the shards have
     none), and what a close look at the image gave.
 
-    Columns beside those of `Look`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
+    Columns beside those of `looks`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
     the target is); `off_step`, how far the target is from a whole step of the resolution, in steps (empty where the
     target is empty or not finite). A row takes some 300 bytes, its image none.
 

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"num_processes": 1, "config": None}, False),
-        ({"num_processes": 2, "config": None}, True),
-        ({"num_processes": 1, "config": "zero3.yaml"}, True),  # offloading, on one GPU
+        ({"num_processes": 1, "config": None, "loader_workers": 0}, False),
+        ({"num_processes": 2, "config": None, "loader_workers": 0}, True),
+        ({"num_processes": 1, "config": "zero3.yaml", "loader_workers": 0}, True),  # offloading, on one GPU
     ],
 )
 def test_it_launches_unless_somebody_has(
@@ -36,7 +36,7 @@ def test_the_steps_that_train_are_those_that_run_on_ranks() -> None:
 
 def test_a_config_that_is_not_there() -> None:
     with pytest.raises(ConcordError, match=r"launcher.config: fsdp.yaml: no such file. `accelerate config` writes one"):
-        launch(Launcher(num_processes=2, config="fsdp.yaml"), ["sft"])
+        launch(Launcher(num_processes=2, config="fsdp.yaml", loader_workers=0), ["sft"])
 
 
 def test_other_steps_refuse_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,8 @@ def test_published_run(name: str, size: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_both_sizes_differ_in_the_model_alone(name: str) -> None:
     small, large = (recipe(f"{name}-{size}").model_dump(by_alias=True) for size in SIZES)
+    for settings in (small, large):
+        assert settings["validate"]["drift"].pop("model") == settings["register"]["model"]
     different = {section for section in small if small[section] != large[section]}
     assert different == {"experiment", "model", "register"}
     assert {key for key in small["model"] if small["model"][key] != large["model"][key]} == {"name", "revision"}

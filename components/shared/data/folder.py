@@ -1,11 +1,12 @@
 """The source `folder`: a CSV of labels and the image files that it names, as a stream of rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from components.settings import Settings, Task
+from components.shared.data.ahead import ahead
 from components.shared.data.labels import Label, Read, read_labels, records, table_path
 from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
@@ -19,8 +20,8 @@ def read_folder(
 ) -> Iterator[tuple[str, Row]]:
     """Split and row of every image, train first, each split in a shuffled order that the ids alone decide.
 
-    The table is checked whole in this call; then, as rows are asked for, one image is read at a time, and its bytes are
-    passed on as they are.
+    The table is checked whole in this call; then, as rows are asked for, images are read, some dozens ahead, and their
+    bytes are passed on as they are.
 
     Args:
         folder: holds the table.
@@ -33,12 +34,15 @@ def read_folder(
     """
     table = table_path(folder, settings.ingest)
     members = split_labels(table, read_labels(table, settings.ingest, read, quarantine=quarantine), settings)
-    return ((split, _row(table, label, settings.task)) for split in SPLITS for label in members[split])
+    return _rows(table, members, settings.task)
 
 
-def _row(table: Path, label: Label, task: Task) -> Row:
-    origin = f"{table.name}:{label.line} {label.image}"
-    return Row(label.id, _content(table, label), label.target, task.question, origin, label.subject)
+def _rows(table: Path, members: Mapping[str, list[Label]], task: Task) -> Iterator[tuple[str, Row]]:
+    for split in SPLITS:
+        contents = ahead(lambda label: _content(table, label), members[split])
+        for label, content in zip(members[split], contents, strict=True):
+            origin = f"{table.name}:{label.line} {label.image}"
+            yield split, Row(label.id, content, label.target, task.question, origin, label.subject)
 
 
 def split_labels(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
@@ -96,7 +100,8 @@ def _val_from_train(labels: list[Label], task: Task, max_per_label: int) -> list
 
 def _content(table: Path, label: Label) -> bytes:
     try:
-        return (table.parent / label.image).read_bytes()
+        with open(f"{table.parent}/{label.image}", "rb", buffering=0) as file:
+            return file.read()
     except OSError as error:
         raise ConcordError(
             f"{table}:{label.line}: {label.image}: cannot be read ({error.strerror}). Make it readable."

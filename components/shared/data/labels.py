@@ -8,19 +8,18 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from components.settings import Ingest
+from components.shared.data.ahead import ahead
 from components.shared.data.images import BadImageError, decode_image, prepare
 from components.shared.data.progress import counted
 from components.shared.data.quarantine import BadValueError, Faults, Quarantine, shown
 from components.shared.data.rows import SPLITS
 from components.shared.errors import ConcordError
 
-BATCH = 256  # images that are looked at together
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -214,13 +213,10 @@ def screened(
                 label, OutOfRangeError("target out of range", f"correct it, or widen task.low and task.high ({span})")
             )
     prepare()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in counted(range(0, len(labels), BATCH), "decoding images"):
-            batch = labels[start : start + BATCH]
-            found = pool.map(_image_fault, [_bytes_or_fault(label, read) for label in batch])
-            for label, broken in zip(batch, found, strict=True):
-                if broken:
-                    fault(label, broken)
+    found = ahead(_image_fault, (_bytes_or_fault(label, read) for label in labels))
+    for label, broken in zip(counted(labels, "decoding images"), found, strict=True):
+        if broken:
+            fault(label, broken)
     return [label for label in labels if label.id not in bad]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +78,11 @@ class ShardWriter:
         """
         self._schema = schema(subjects)
         self._folder, self._split, self._limit = folder, split, shard_mb * 2**20
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[Row] = []
         self._buffered = self._written = self._shards = 0
         self._writer: pq.ParquetWriter | None = None
+        self._aside = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.count = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -88,31 +91,37 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         """Writes what is buffered and closes the shard."""
-        self._flush()
+        with self._aside:
+            self._flush()
+            self._wait()
         if self._writer:
             self._writer.close()
 
     def add(self, row: Row) -> None:
-        """Appends a row; memory stays under some 8 MB of images."""
-        values: dict[str, object] = {
-            "id": row.id,
-            "image": {"bytes": row.image, "path": None},
-            "target": row.target,
-            "question": row.question,
-            "image_sha256": hashlib.sha256(row.image).hexdigest(),
-            "origin": row.origin,
-            "subject": row.subject,
-        }
-        self._rows.append({name: values[name] for name in self._schema.names})
+        """Appends a row; memory stays under some 16 MB of images: while some are hashed and written, more come in.
+
+        Raises:
+            OSError: what came before could not be written.
+        """
+        self._rows.append(row)
         self._buffered += len(row.image) + 256
         self.count += 1
         if self._buffered >= min(8 * 2**20, self._limit // 2) or len(self._rows) >= 1024:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._rows:
-            return
-        if self._writer and self._written + self._buffered > self._limit:
+        self._wait()
+        if self._rows:
+            self._writing = self._aside.submit(self._write, self._rows, self._buffered)
+            self._rows, self._buffered = [], 0
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+            self._writing = None
+
+    def _write(self, rows: list[Row], size: int) -> None:
+        if self._writer and self._written + size > self._limit:
             self._writer.close()
             self._writer, self._written = None, 0
         if self._writer is None:
@@ -120,9 +129,21 @@ class ShardWriter:
             # Images are compressed already; dictionary pages and codecs would only cost time.
             self._writer = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
             self._shards += 1
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._written += self._buffered
-        self._rows, self._buffered = [], 0
+        self._writer.write_table(_table(rows, self._schema))
+        self._written += size
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """The rows as columns, with the hash of each image."""
+    images = [pa.array([row.image for row in rows], pa.binary()), pa.nulls(len(rows), pa.string())]
+    columns: dict[str, pa.Array] = {
+        "image": pa.StructArray.from_arrays(images, fields=list(schema.field("image").type)),
+        "image_sha256": pa.array([hashlib.sha256(row.image).hexdigest() for row in rows]),
+    }
+    for field in schema:
+        if field.name not in columns:
+            columns[field.name] = pa.array([getattr(row, field.name) for row in rows], field.type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def shards(folder: Path, split: str) -> list[Path]:

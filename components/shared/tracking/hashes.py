@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from components.shared.data.ahead import ahead
 from components.shared.errors import ConcordError
 
 _NEVER_HASHED = {".git", ".hg", ".dvc"}  # what DVC ignores without a .dvcignore
+_SMALL = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,15 @@ def dvc_content(path: Path) -> Content:
         ConcordError: there is nothing at `path`.
     """
     if path.is_file():
-        return Content(_md5(path), path.stat().st_size)
+        return Content(*_md5(os.fspath(path)))
     if not path.is_dir():
         raise ConcordError(f"{path}: missing, so its DVC hash cannot be taken. Run the step that makes it.")
-    entries, size = [], 0
-    for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if name not in _NEVER_HASHED]
-        for name in files:
-            if name not in _NEVER_HASHED:
-                file = Path(folder, name)
-                entries.append({"md5": _md5(file), "relpath": file.relative_to(path).as_posix()})
-                size += file.stat().st_size
-    entries.sort(key=lambda entry: entry["relpath"])
+    files = sorted(_files(os.fspath(path), ""))
+    batch = min(max(len(files) // 64, 1), 64)  # few files are large ones
+    hashed = list(ahead(_md5, (f"{path}/{name}" for name in files), batch))
+    entries = [{"md5": md5, "relpath": name} for name, (md5, _) in zip(files, hashed, strict=True)]
     listing = json.dumps(entries, sort_keys=True).encode()
-    return Content(f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir", size, len(entries))
+    return Content(f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir", sum(size for _, size in hashed), len(entries))
 
 
 def dvc_hash(path: Path) -> str:
@@ -69,6 +67,21 @@ def dvc_hash(path: Path) -> str:
     return dvc_content(path).md5
 
 
-def _md5(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _files(folder: str, before: str) -> Iterator[str]:
+    """Paths of all files below, `before` in front; a link to a folder is not followed."""
+    for entry in os.scandir(folder):
+        if entry.name in _NEVER_HASHED:
+            continue
+        if not entry.is_dir():
+            yield before + entry.name
+        elif not entry.is_symlink():
+            yield from _files(entry.path, f"{before}{entry.name}/")
+
+
+def _md5(path: str) -> tuple[str, int]:
+    """A file's hash and its bytes."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _SMALL:  # then without the buffer that the other way makes
+            return hashlib.md5(file.read(), usedforsecurity=False).hexdigest(), size
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest(), size

@@ -7,24 +7,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.shared.data.atomic import write_json, write_text
 from components.shared.tracking.runs import StepRun
+from components.shared.vlm.waiting import Waiting
 
+console = Console(stderr=True, highlight=False)
+
+WAIT = "data_wait_share"
 # They go to the tracker, but not into outputs, which are the same bytes from the same inputs: wall-clock figures, and
 # sums that transformers and TRL begin anew when a killed run goes on.
-_CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory")
+_CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory", WAIT)
 _BEGUN_ANEW = ("train_loss", "num_tokens")
 
 
 class Follow(TrainerCallback):
     """Passes each log entry to the tracker and shows progress."""
 
-    def __init__(self, track: StepRun | None, show: Sequence[str]) -> None:
-        """`show` names the metrics on the progress line, best known first. Only rank 0 has a tracker and a line."""
-        self._track, self._show = track, show
+    def __init__(self, track: StepRun | None, show: Sequence[str], waiting: Waiting | None = None) -> None:
+        """Only rank 0 has a tracker and a line.
+
+        Args:
+            show: the metrics on the progress line, best known first.
+            waiting: the trainer's clock; it is read with each log entry, and told at the end.
+        """
+        self._track, self._show, self._waiting = track, show, waiting
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,6 +56,8 @@ class Follow(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves it."""
+        if self._waiting:
+            self._waiting.end()
         if self._track is not None:
             self._bar.update(self._task, completed=state.global_step)
 
@@ -61,6 +73,9 @@ class Follow(TrainerCallback):
         if self._track is None:
             return
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and math.isfinite(v)}
+        share = self._waiting.share() if self._waiting and "loss" in numbers else None
+        if share is not None:
+            numbers[WAIT] = share
         self._track.log(numbers, state.global_step)
         self._seen |= numbers
         now = "  ".join(f"{name} {self._seen[name]:.3g}" for name in self._show if name in self._seen)
@@ -72,6 +87,8 @@ class Follow(TrainerCallback):
         """Closes it."""
         if self._track is not None:
             self._bar.stop()
+            if self._waiting and (words := self._waiting.in_words()):
+                console.print(words)
 
 
 def write_results(folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, float | None]) -> None:

@@ -58,6 +58,7 @@ def test_every_reward_trains_and_is_watched(reward: str, ingest: Path, warm: Pat
     out, track = train(ingest, warm, tmp_path, grpo={"reward": reward, "steps": 3})
     lines = curve(out)
     assert list(lines) == track.steps("loss") == [1, 2, 3]
+    assert track.steps("data_wait_share") == [1, 2, 3]
     watched = {
         f"reward/{reward}", f"spread/{reward}", "reward/format", "spread/format", "invalid", "batch_mae/all", "kl",
         "entropy", "loss", "grad_norm", "learning_rate",

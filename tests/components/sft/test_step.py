@@ -72,8 +72,10 @@ def test_the_tracker_sees_what_the_files_hold_and_the_clock_besides(trained: tup
     out, track = trained
     assert track.steps("val_mae") == track.steps("loss") == [10, 20, 30]
     assert any("runtime" in name for _, point in track.points for name in point)
+    assert track.steps("data_wait_share") == [10, 20, 30]
+    assert all(0 < point.get("data_wait_share", 0.5) < 1 for _, point in track.points)
     names = {name for line in curve(out).values() for name in line} | metrics(out).keys()
-    assert not [name for name in names if "time" in name or "second" in name or "flos" in name]
+    assert not [name for name in names if any(word in name for word in ("time", "second", "flos", "wait"))]
     assert (out / "curve.csv").read_text(encoding="utf-8").isascii()
     assert metrics(out)["steps"] == 30
 
@@ -90,6 +92,18 @@ def test_the_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> Non
     other, _ = train(ingest, tmp_path / "other", sft={"seed": 1})
     assert content(one) == content(again)
     assert content(one)["model.safetensors"] != content(other)["model.safetensors"]
+
+
+def test_who_makes_the_batches_ready_makes_no_difference(ingest: Path, tmp_path: Path) -> None:
+    """Also where the run is stopped, and goes on with other loaders."""
+    alone, _ = train(ingest, tmp_path / "alone", **PLAIN)
+    beside, _ = train(ingest, tmp_path / "beside", **PLAIN, launcher={"loader_workers": 2})
+    assert content(beside) == content(alone)
+    with pytest.raises(KeyboardInterrupt):
+        train(ingest, tmp_path / "stopped", stop_after=6, **PLAIN, launcher={"loader_workers": 1})
+    resumed, track = train(ingest, tmp_path / "stopped", **PLAIN)
+    assert min(track.steps("loss")) > 3, "it did not begin anew"
+    assert content(resumed) == content(alone)
 
 
 def test_it_ends_when_validation_mae_stops_falling(ingest: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.validate.near import nearest_in_earlier_split, perceptual_hash
+from components.validate.near import nearest_in_earlier_split, perceptual_hashes, thumbnail
 from tests.components.raw_folder import SHARED_DATA, encoded
 
 NEAR = 10  # as in params.yaml
@@ -21,6 +21,10 @@ def photographs() -> list[Image.Image]:
     if not files:
         pytest.skip("meter-digits is not there")
     return [Image.open(path).convert("RGB") for path in files]
+
+
+def perceptual_hash(image: Image.Image) -> bytes | None:
+    return perceptual_hashes([thumbnail(image)])[0]
 
 
 def apart(one: bytes | None, other: bytes | None) -> int:
