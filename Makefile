@@ -55,10 +55,12 @@ ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--por
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)
 
-# BASE=IMAGE is what it stands on; WITHOUT_REGISTRY=1 makes that from Debian's packages instead of pulling it.
+# BASE=IMAGE is what it stands on; WITHOUT_REGISTRY=1 makes that from Debian's packages instead of pulling it. RECORD= keeps
+# no record.
+RECORD ?= results/images.md
 image: ## build the container image; TARGET=cuda for GPUs, WITHOUT_REGISTRY=1 without pulling anything
 	@$(if $(WITHOUT_REGISTRY),docker/base $(BASE))
-	@docker/build $(or $(TARGET),cpu) --record results/images.md \
+	@docker/build $(or $(TARGET),cpu) $(if $(RECORD),--record $(RECORD)) \
 	  $(if $(or $(BASE),$(WITHOUT_REGISTRY)),--base $(or $(BASE),concord-base:bookworm)) $(ARGS)
 
 up: ## start MLflow on PostgreSQL, and S3, in containers; WITHOUT_REGISTRY=1 builds all of them

@@ -56,12 +56,20 @@ def image() -> str:
 
 
 @pytest.fixture(scope="session")
-def composed(image: str, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
-    """The services of docker/compose.yaml in containers, started once for all tests."""
-    from tests.containers import composed_services
+def composition(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The services of docker/compose.yaml in containers, started once; what docker/services is told of them."""
+    from tests.containers import composed
 
-    with composed_services(tmp_path_factory.mktemp("composed")) as running:
-        yield running
+    with composed(tmp_path_factory.mktemp("composed")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def composed(composition: dict[str, str]) -> "Services":
+    """The same, as tests use them."""
+    from tests.containers import services_of
+
+    return services_of(composition)
 
 
 def without(reason: str) -> NoReturn:

@@ -35,26 +35,18 @@ def image() -> str:
 
 
 @contextmanager
-def composed_services(folder: Path) -> Iterator[Services]:
+def composed(folder: Path) -> Iterator[dict[str, str]]:
     """The services of docker/compose.yaml on free ports, under a name of their own; gone at the end with all they hold.
 
     Args:
         folder: for the file with their secrets.
+
+    Yields:
+        What docker/services is told of them: built images, ports, the file.
     """
-    project = f"concord-test-{secrets.token_hex(4)}"
-    environment = composition(folder, project)
-    try:
-        run("docker/services", "up", environment=environment)
-        yield services_of(environment)
-    finally:
-        run("docker/services", "down", "--volumes", environment=environment)
-
-
-def composition(folder: Path, project: str) -> dict[str, str]:
-    """What docker/services is told: built images, free ports, a file with secrets in `folder`."""
     mlflow_port, s3_port = free_ports(2)
-    return {
-        "PROJECT": project,
+    environment = {
+        "PROJECT": f"concord-test-{secrets.token_hex(4)}",
         "ENV_FILE": str(folder / "services.env"),
         "WITHOUT_REGISTRY": "1",
         "BASE": BASE,
@@ -62,6 +54,11 @@ def composition(folder: Path, project: str) -> dict[str, str]:
         "MLFLOW_PORT": str(mlflow_port),
         "S3_PORT": str(s3_port),
     }
+    try:
+        run("docker/services", "up", environment=environment)
+        yield environment
+    finally:
+        run("docker/services", "down", "--volumes", environment=environment)
 
 
 def services_of(environment: dict[str, str]) -> Services:

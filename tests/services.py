@@ -4,7 +4,6 @@ Real ones, on free ports of this machine, with the same buckets and the same key
 its own bucket, DVC's its own. They end with the process that started them, also where that is killed.
 """
 
-import ctypes
 import json
 import os
 import pwd
@@ -24,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 240.0  # MLflow's imports and migrations take a while on a busy machine
-PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+# Runs a command, and ends it and all that it has started when the process that asked for it is gone.
+WATCHED = """
+trap '' QUIT
+"$@" &
+while [ -d /proc/$PPID ] && kill -0 $!; do sleep 0.5; done 2> /dev/null
+kill -QUIT -$$
+sleep 1
+kill -KILL -$$
+"""
 
 Key = tuple[str, str]
 
@@ -51,7 +58,8 @@ class Services:
 
     def environment(self) -> dict[str, str]:
         """What a step, DVC and boto3 read: the tracking server, and S3 with DVC's key."""
-        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **s3_environment(self.s3_url, self.dvc)}
+        through = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("DOWNLOAD", "UPLOAD")}
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **through, **s3_environment(self.s3_url, self.dvc)}
 
 
 @contextmanager
@@ -95,7 +103,7 @@ def postgres(folder: Path) -> Iterator[str]:
             str(programs / "postgres"), "-D", str(place / "cluster"), "-p", str(port),
             "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={place}", "-c", "fsync=off",
         ]  # fmt: skip
-        with _process("postgres", command, folder, user=user, cwd=place, stop=signal.SIGINT) as wait:
+        with _process("postgres", command, folder, user=user, cwd=place, stop=signal.SIGQUIT) as wait:
             import psycopg
 
             def made() -> None:
@@ -165,6 +173,7 @@ def mlflow(folder: Path, database_uri: str, s3_url: str, key: Key) -> Iterator[s
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
         "MLFLOW_S3_ENDPOINT_URL": s3_url,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
         **s3_environment(s3_url, key),
     }
@@ -224,13 +233,14 @@ def _process(
 ) -> Iterator[Callable[[Callable[[], None]], None]]:
     """Runs it while the block runs. Gives a function that calls another until that raises no more.
 
-    Ended by a kill unless `stop` says otherwise: nobody needs what it would still write.
+    Ended by a kill unless `stop` says otherwise: nobody needs what it would still write. PostgreSQL has shared memory
+    of the machine's to give back.
     """
     log = folder / f"{name}.log"
     with open(log, "ab") as out:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            preexec_fn=_end_with_parent, **how,
+            ["sh", "-c", WATCHED, "sh", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            start_new_session=True, **how,
         )  # fmt: skip
 
     def wait(deed: Callable[[], None]) -> None:
@@ -255,10 +265,6 @@ def _process(
             process.wait()
         except ProcessLookupError:
             process.wait()
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
 
 
 def _postgres_user() -> str | None:

@@ -46,7 +46,8 @@ def masked(text: str) -> str:
 def quiet() -> None:
     """Keeps MLflow's own talk (schema migrations, missing git, telemetry) off the screen; warnings and errors stay.
 
-    An unreachable server is given up after some ten seconds, not MLflow's four minutes. Values that are set already in
+    An unreachable server is given up after some ten seconds, not MLflow's four minutes. Artifacts go through the
+    server: a store that it knows by an address of its own network is not asked directly. Values that are set already in
     the environment are left.
     """
     for name, value in (
@@ -55,6 +56,8 @@ def quiet() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false"),
+        ("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
         ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
