@@ -224,7 +224,8 @@ def report(machine: Machine, settings: Settings, what: Mapping[str, str]) -> int
     """
     last: dict[str, Try] = {this.step: this for this in machine.tries}
     failed = [name for name in STEPS if name not in last or last[name].faults]
-    table = Table("step", "state", "tries", "seconds", "log")
+    table = Table("step", "state", "tries", "seconds")
+    table.add_column("log", overflow="fold")
     for name in STEPS:
         if name not in last:
             table.add_row(name, "not started", "0", "", "")

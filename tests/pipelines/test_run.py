@@ -3,6 +3,10 @@ is empty and its python a script; the steps themselves in containers: .ci/run.""
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +109,28 @@ def test_an_output_that_is_not_there_fails_a_step_that_says_it_is_done(
     assert told["tries"][0]["exit_code"] == 0
     said = re.sub(r"\s+", " ", capsys.readouterr().err)
     assert f"error ingest: {place}/ingest/out is missing" in said
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_leaves_no_container(stop: signal.Signals, image: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    mounts = [f"{path}:{path}:ro" for path in SYSTEM] + [
+        f"{write_python(tmp_path, 'touch $9.started; sleep 60')}:/tools"
+    ]
+    words = [sys.executable, "-m", "pipelines", "run", "--image", image, "--data", str(tmp_path / "data")]
+    words += ["--out", str(tmp_path / "out")] + [word for mount in mounts for word in ("--volume", mount)]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("*/ingest/*.started")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.send_signal(stop)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopped, and the container removed" in said
+    run_id = re.findall(r"run ([0-9a-f-]{36})", said)[0]
+    listed = ["docker", "ps", "--all", "--quiet", "--filter", f"label=concord.run={run_id}"]
+    assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""
+    assert not list((tmp_path / "out").glob(".scratch*"))
 
 
 def test_an_image_that_is_not_there(image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
