@@ -8,12 +8,10 @@ from components.cluster import Cluster
 from components.launcher import SECTION
 from components.settings import Settings
 from components.shared.errors import ConcordError
-from components.shared.kubeflow.container import STATE
+from components.shared.kubeflow.names import RUN_ID, STATE
 from components.steps import STEPS
 
-# The variable by which a step knows the run that it belongs to. The label is the API server's; a placeholder on the
-# command line would stay as it is, and would be an input of the step.
-RUN_ID = "KFP_RUN_ID"
+# The API server's. A placeholder on the command line would stay as it is, and would be an input of the step.
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 SCRATCH = "/tmp"  # the root file system may be read-only
 SHARED_MEMORY = "/dev/shm"

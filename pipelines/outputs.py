@@ -6,11 +6,11 @@ from typing import Any
 
 from components.shared.errors import ConcordError
 from components.shared.kubeflow.executor import METRICS
+from components.shared.kubeflow.names import PAGE
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import Step, metrics_file
 
 EXECUTOR_OUTPUT = "executor_output.json"
-PAGE = "page"  # the report as one HTML file
 
 
 def output_faults(step: Step, place: Path) -> list[str]:

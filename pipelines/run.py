@@ -21,7 +21,7 @@ from components.settings import Settings, load_settings
 from components.shared.data.atomic import write_json
 from components.shared.data.exclusive import exclusive
 from components.shared.errors import ConcordError
-from components.shared.kubeflow.container import STATE
+from components.shared.kubeflow.names import RUN_ID, STATE
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
 from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipeline
@@ -45,6 +45,7 @@ PASSED = (
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
+    "CONCORD_DVC_REMOTE",
     "HF_TOKEN",
 )
 
@@ -84,7 +85,7 @@ def command(given: argparse.Namespace) -> int:
     run_id, data_hash = str(uuid.uuid4()), dvc_hash(given.data)
     console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash}", markup=False)
     arguments: dict[str, Any] = container_arguments(given.network, given.gpus)
-    arguments["environment"] = {**environment, "KFP_RUN_ID": run_id}
+    arguments["environment"] = {**environment, RUN_ID: run_id}
     with exclusive(state / "run"), scratch(out / f".scratch-{run_id}") as temporary:
         volumes = {
             str(given.data.resolve()): {"bind": RAW, "mode": "ro"},
@@ -224,7 +225,8 @@ def report(machine: Machine, settings: Settings, what: Mapping[str, str]) -> int
     """
     last: dict[str, Try] = {this.step: this for this in machine.tries}
     failed = [name for name in STEPS if name not in last or last[name].faults]
-    table = Table("step", "state", "tries", "seconds", "log")
+    table = Table("step", "state", "tries", "seconds")
+    table.add_column("log", overflow="fold")
     for name in STEPS:
         if name not in last:
             table.add_row(name, "not started", "0", "", "")

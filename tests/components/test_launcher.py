@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.launcher import launch, to_launch
+from components.launcher import SECTION, launch, to_launch
 from components.settings import Launcher
 from components.shared.errors import ConcordError
 from components.steps import STEPS
@@ -44,3 +44,17 @@ def test_other_steps_refuse_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert main(["ingest", "--params", str(ROOT / "params.yaml")]) == 1
     assert "ingest: runs as one process, and 4 were started" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_kubeflow_gives_the_section_as_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A word of the command line would be an input of the step, and reruns it for another number of ranks."""
+    monkeypatch.setenv(SECTION, '{"num_processes": 3, "config": "not-there.yaml"}')
+    (tmp_path / "in").mkdir()
+    words = ["--params", str(ROOT / "params.yaml"), "--ingest", str(tmp_path / "in"), "--sft", str(tmp_path / "in")]
+    assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
+    assert "launcher.config: not-there.yaml: no such file" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    monkeypatch.setenv(SECTION, '{"num_processes": 0, "config": null}')
+    assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
+    assert "launcher.num_processes: input should be greater than 0, found 0" in capsys.readouterr().err

@@ -313,13 +313,17 @@ def test_sections_take_the_place_of_the_file_s() -> None:
         load_settings(params, {"grpo": "{reward: mae}"})
 
 
+def attribute(holder: BaseModel, key: str) -> str:
+    """The name of the attribute that has this key in params.yaml."""
+    return next(name for name, field in type(holder).model_fields.items() if key in (name, field.alias))
+
+
 @EACH
 def test_nothing_can_be_changed_after_loading(path: tuple[str, ...]) -> None:
     holder: Any = Settings.model_validate(full())
-    names = {"validate": "validation", "register": "registry"}
     for part in path[:-1]:
-        holder = getattr(holder, names.get(part, part) if holder.__class__ is Settings else part)
-    name = names.get(path[-1], path[-1]) if len(path) == 1 else path[-1]
+        holder = getattr(holder, attribute(holder, part))
+    name = attribute(holder, path[-1])
     with pytest.raises(ValidationError, match="frozen"):
         setattr(holder, name, getattr(holder, name))
 

@@ -1,13 +1,7 @@
-"""One step's container on a real Docker engine: its end is judged rightly, each time.
-
-The image is empty; the system's own folders are mounted into it, and its `python` is a script of the test that ends as
-the test wants. The steps themselves in containers: .ci/run.
-"""
+"""One step's container on a real Docker engine: its end is judged rightly, each time. (The steps themselves in
+containers: .ci/run.)"""
 
 import json
-import shutil
-import stat
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,35 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from components.shared.errors import ConcordError
 from components.steps import STEPS
 from pipelines.containers import LABEL, Machine, engine, image_id, judged
+from tests.pipelines.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-IMAGE = "concord-test-empty:1"
-SYSTEM = [path for path in ("/bin", "/lib", "/lib64", "/usr") if Path(path).exists()]
-
 
 @pytest.fixture(scope="module")
 def client() -> Iterator["DockerClient"]:
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no Docker engine here")
-    found = engine()
-    empty = b"\0" * 10240  # a tar of nothing
-    found.api.import_image_from_data(empty, repository="concord-test-empty", tag="1")
-    yield found
-    found.images.remove(IMAGE, force=True)
-    found.close()
+    with empty_image() as found:
+        yield found
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     volumes = {path: {"bind": path, "mode": "ro"} for path in SYSTEM}
-    (tmp_path / "tools").mkdir()
     volumes[str(tmp_path / "tools")] = {"bind": "/tools", "mode": "ro"}
     return Machine(tmp_path.name, volumes, {"ingest": 32 * 2**20})
 
@@ -54,9 +37,7 @@ def ingest(machine: Machine, root: Path, script: str, **arguments: Any) -> str:
     from kfp import local
     from kfp.local import docker_task_handler
 
-    python = root / "tools" / "python"
-    python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    write_python(root, script)
     place = root / "run" / "ingest"
     told = json.dumps({"outputs": {"outputFile": str(place / "executor_output.json")}})
     words = [*STEPS["ingest"].command(paths={"out": str(place / "out")}), "--executor-input", told]
@@ -64,7 +45,7 @@ def ingest(machine: Machine, root: Path, script: str, **arguments: Any) -> str:
     with judged(machine):
         handler = docker_task_handler.DockerTaskHandler(
             image=IMAGE, full_command=words, pipeline_root=str(root), runner=runner,
-            env_vars={"PATH": "/tools:/bin:/usr/bin", "GREETING": "hello"},
+            env_vars={"GREETING": "hello"},
         )  # fmt: skip
         return str(handler.run().name)
 
@@ -87,15 +68,7 @@ def test_an_exit_code_of_0_is_not_enough(client: "DockerClient", machine: Machin
 
 
 def test_whole_outputs_are_a_success(client: "DockerClient", machine: Machine, tmp_path: Path) -> None:
-    place = tmp_path / "run" / "ingest"
-    writes = f"""
-mkdir -p {place}/out && cd {place} && printf '{{"rows": 3}}' > out/metrics.json
-hash=$(md5sum out/metrics.json | cut -c 1-32)
-hash=$(printf '[{{"md5": "%s", "relpath": "metrics.json"}}]' $hash | md5sum | cut -c 1-32).dir
-printf '{{"artifacts": {{"out": {{"artifacts": [{{"metadata": {{"dvc_hash": "%s"}}}}]}},
-  "metrics": {{"artifacts": [{{"metadata": {{"rows": 3}}}}]}}}}}}' $hash > executor_output.json
-"""
-    assert ingest(machine, tmp_path, writes) == "SUCCESS", machine.tries[0].faults
+    assert ingest(machine, tmp_path, WHOLE) == "SUCCESS", machine.tries[0].faults
     assert machine.tries[0].faults == []
 
 
@@ -133,16 +106,12 @@ def test_a_killed_container_is_a_failure(client: "DockerClient", machine: Machin
 
 
 def test_image_that_is_not_there_is_named(client: "DockerClient") -> None:
-    from components.shared.errors import ConcordError
-
     assert image_id(client, IMAGE).startswith("sha256:")
     with pytest.raises(ConcordError, match="concord:nowhere: no such image here"):
         image_id(client, "concord:nowhere")
 
 
 def test_no_engine_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from components.shared.errors import ConcordError
-
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with pytest.raises(ConcordError, match="no Docker engine answers"):
         engine()

@@ -7,31 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from components.ingest.step import run
-from components.shared.kubeflow.executor import write_executor_output
+from components.__main__ import main
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
 from pipelines.outputs import output_faults, stamped_hashes
-from tests.components.gauge_world import Curves, write_data, write_params
+from tests.components.gauge_world import write_data, write_params
 
 INGEST = STEPS["ingest"]
 
 
-def stamp(place: Path, **ports: Path) -> None:
-    """The executor output as the step's container writes it."""
-    artifacts = {name: {"artifacts": [{"name": name, "uri": str(place / name)}]} for name in (*ports, "metrics")}
-    told = {"outputs": {"artifacts": artifacts, "outputFile": str(place / "executor_output.json")}}
-    write_executor_output(json.dumps(told), ports)
-
-
 @pytest.fixture(scope="module")
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command leaves that a container runs."""
     folder = tmp_path_factory.mktemp("ingested")
     write_data(folder / "data")
+    write_params(folder / "params.yaml")
     place = folder / "ingest"
-    place.mkdir()
-    run(write_params(folder / "params.yaml"), Curves(), data=folder / "data", out=place / "out")  # type: ignore[arg-type]
-    stamp(place, out=place / "out")
+    artifacts = {name: {"artifacts": [{"name": name, "uri": str(place / name)}]} for name in ("out", "metrics")}
+    told = {"outputs": {"artifacts": artifacts, "outputFile": str(place / "executor_output.json")}}
+    words = ["ingest", "--params", str(folder / "params.yaml"), "--data", str(folder / "data")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        assert main([*words, "--out", str(place / "out"), "--executor-input", json.dumps(told)]) == 0
     return place
 
 
@@ -129,8 +128,11 @@ def test_each_harm_is_told_with_its_place(harm: Callable[[Path], None], told: li
 def test_the_report_is_asked_for_as_folder_and_as_page(place: Path) -> None:
     """evaluate has two outputs, and the report once more as one file for Kubeflow's UI."""
     shutil.copytree(place / "out", place / "report")
+    file = place / "executor_output.json"
+    told = json.loads(file.read_text())
+    told["artifacts"]["report"] = told["artifacts"]["out"]
+    file.write_text(json.dumps(told))
     evaluate = STEPS["evaluate"]
-    stamp(place, out=place / "out", report=place / "report")
     assert output_faults(evaluate, place) == [f"{place}/page is missing"]
     (place / "page").touch()
     assert output_faults(evaluate, place) == [f"{place}/page is empty"]

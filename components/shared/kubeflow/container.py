@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from kfp import dsl
 
+from components.shared.kubeflow.names import STATE
 from components.steps import STEPS
 
 IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in its place
-STATE = "/checkpoints"  # a volume is mounted here: training state outlives the container
 
 
 def container(

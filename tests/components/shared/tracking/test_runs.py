@@ -141,6 +141,23 @@ def test_a_killed_step_is_found_by_the_next_and_the_default_store_is_in_the_work
     assert run.parent_id == other.parent_id == client.get_run(killed).data.tags["mlflow.parentRunId"]
 
 
+def test_another_place_to_run_is_no_other_experiment(data: Path, settings: Settings) -> None:
+    """More ranks, another cluster: the same parent, which holds neither."""
+    moved = settings.model_copy(
+        update={
+            "launcher": settings.launcher.model_copy(update={"num_processes": 8}),
+            "cluster": settings.cluster.model_copy(update={"image": "elsewhere:2", "scratch": "1Ti"}),
+        }
+    )
+    parents = []
+    for each in (settings, moved):
+        with step_run(STEPS["ingest"], each, {"data": data}) as run:
+            parents.append(run.parent_id)
+    assert parents[0] == parents[1]
+    params = connect().get_run(parents[0]).data.params
+    assert not any(name.startswith(("launcher.", "cluster.")) for name in params)
+
+
 def test_a_given_run_is_the_parent_and_keeps_its_status(
     data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,5 @@
+"""Names that both sides of a step's container go by: the pipeline that starts it, and who looks at what it left."""
+
+STATE = "/checkpoints"  # a volume is mounted here: training state outlives the container
+PAGE = "page"  # the artifact that is the report as one HTML file
+RUN_ID = "KFP_RUN_ID"  # the variable by which a step knows the run that it belongs to
