@@ -1,7 +1,9 @@
 """`python -m pipelines`: the training pipeline on Kubeflow.
 
-python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
-python -m pipelines lock --run RUN      # dvc.lock from a finished run
+    python -m pipelines compile --out pipeline.yaml --image registry/concord:1 --params params.yaml
+    python -m pipelines lock --run RUN      # dvc.lock from a finished run
+
+kfp is loaded by the command that needs it, so that `--help` answers at once.
 """
 
 import argparse

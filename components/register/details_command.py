@@ -1,4 +1,4 @@
-"""What `python -m components register show --version N` prints: a version's whole ancestry and the decision about it."""
+"""What `python -m components register show --version N` prints: a version's ancestry, and the decision about it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
