@@ -78,5 +78,6 @@ def gateway(s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     yield gateway
+    gateway.go.set()
     gateway.shutdown()
     gateway.server_close()

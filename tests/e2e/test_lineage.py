@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 from kfp.local import executor_output_utils
 
 from components.register import command
@@ -24,9 +25,9 @@ from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
-from pipelines.lock import write_lock
+from pipelines.lock import raw_hash, write_lock
 from tests.components.gauge_world import write_data, write_params
-from tests.components.shared.data.s3_server import OWNER, S3Server, environment
+from tests.components.shared.data.s3_server import OWNER, S3Server, client, environment
 
 ROOT = Path(__file__).parents[2]
 REMOTE = "s3://open/lineage"
@@ -187,11 +188,11 @@ def test_every_step_stamps_and_pushes_below_one_parent(world: World, said: str, 
     assert told["grpo"]["out"]["dvc_hash.in.sft"] == told["sft"]["out"]["dvc_hash"]
     assert told["evaluate"]["report"]["dvc_nfiles"] > 1
     assert told["evaluate"]["metrics"]["grpo.groups.all.n"] == 101
-    client = connect()
-    (parent,) = client.search_runs(["1"], f"tags.`concord.pipeline_run` = '{RUN}' and tags.`concord.kind` = 'pipeline'")
+    mlflow = connect()
+    (parent,) = mlflow.search_runs(["1"], f"tags.`concord.pipeline_run` = '{RUN}' and tags.`concord.kind` = 'pipeline'")
     assert parent.info.status == "FINISHED"
     assert parent.data.params["sft.max_steps"] == "6", "not those of the image's params.yaml"
-    below = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    below = mlflow.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {run.data.tags["concord.step"]: run.data.tags["mlflow.source.git.commit"] for run in below} == dict.fromkeys(
         STEPS, world.commit
     )
@@ -241,13 +242,13 @@ def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_na
 def test_a_run_that_is_not_there_or_not_finished_is_refused(world: World, said: str, store: None) -> None:
     with pytest.raises(ConcordError, match=r"nobody: no run with this id in MLflow"):
         write_lock("nobody", world.upstream)
-    client = connect()
-    parent = client.create_run("1", tags={"concord.pipeline_run": "half"})
+    mlflow = connect()
+    parent = mlflow.create_run("1", tags={"concord.pipeline_run": "half"})
     with pytest.raises(ConcordError, match="has no steps below it"):
         write_lock("half", world.upstream)
     for name, status in (("ingest", "FAILED"), ("validate", "RUNNING")):
         tags = {"mlflow.parentRunId": parent.info.run_id, "concord.step": name}
-        client.set_terminated(client.create_run("1", tags=tags).info.run_id, status)
+        mlflow.set_terminated(mlflow.create_run("1", tags=tags).info.run_id, status)
     with pytest.raises(ConcordError, match=r"step ingest: its run is FAILED") as caught:
         write_lock("half", world.upstream)
     assert "step validate: its run is RUNNING" in str(caught.value)
@@ -277,16 +278,16 @@ def test_a_version_shows_its_whole_ancestry(
 def test_what_a_run_made_is_fetched_by_the_next(world: World, said: str, store: None) -> None:
     told = world.tasks(["sft", "evaluate"], AGAIN, inputs_of=RUN)
     first = {name: world.told(name, RUN)["out"]["mlflow_run_id"] for name in ("sft", "evaluate")}
-    client = connect()
+    mlflow = connect()
     for name, run_id in first.items():
         assert f"{name}: made before from the same data, code and settings (run {run_id}): fetched" in told
         assert world.told(name, AGAIN)["out"]["reused"] == f"run {run_id}"
         for port, path in world.outputs(name, AGAIN).items():
             assert dvc_hash(path) == dvc_hash(world.outputs(name, RUN)[port])
-        fetched = client.get_run(world.told(name, AGAIN)["out"]["mlflow_run_id"])
+        fetched = mlflow.get_run(world.told(name, AGAIN)["out"]["mlflow_run_id"])
         assert fetched.data.tags["concord.reused"] == f"run {run_id}"
-        assert fetched.data.metrics == client.get_run(run_id).data.metrics if name == "evaluate" else True
-    shown = [file.path for file in client.list_artifacts(fetched.info.run_id, "report")]
+        assert fetched.data.metrics == mlflow.get_run(run_id).data.metrics if name == "evaluate" else True
+    shown = [file.path for file in mlflow.list_artifacts(fetched.info.run_id, "report")]
     assert "report/report.html" in shown
     # A step that Kubeflow took from its cache has no run of its own: the lock finds the one that made it.
     for name in ("ingest", "validate", "grpo", "register"):
@@ -311,3 +312,20 @@ def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> No
         (world.image / "dvc.lock").unlink()
     assert "ingest: made before from the same data, code and settings (dvc.lock): fetched" in told
     assert dvc_hash(world.outputs("ingest", "desk-run")["out"]) == dvc_hash(desk / "artifacts" / "ingest")
+
+
+def test_raw_input_in_a_bucket_is_compared_by_what_it_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """dvc.lock has its ETags; a run knows the content."""
+    for name, value in environment(world.variables["AWS_ENDPOINT_URL"], OWNER).items():
+        monkeypatch.setenv(name, value)
+    owner = client(world.variables["AWS_ENDPOINT_URL"], OWNER)
+    (tmp_path / "raw" / "deep").mkdir(parents=True)
+    for name in ("a.csv", "deep/b.png"):
+        (tmp_path / "raw" / name).write_text(name)
+        owner.put_object(Bucket="open", Key=f"raw/{name}", Body=name.encode())
+    (tmp_path / "dvc.yaml").write_text("stages: {ingest: {cmd: make, deps: ['s3://open/raw'], outs: [out]}}")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        (stage,) = repo.index.stages
+        assert raw_hash(repo, stage.deps[0]) == dvc_hash(tmp_path / "raw")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 WEED = Path(sys.executable).with_name("weed")
@@ -116,7 +116,8 @@ class Gateway(ThreadingHTTPServer):
         status: path -> a status to answer in the server's place, or None.
         cut: path -> after how many bytes of a body to hang up, or None.
         damage: path -> whether to change the first byte of the body.
-        pause: seconds before each 64 KiB of a body.
+        hold: path -> from which byte of the object on nothing is sent until `go` is set, or None.
+        go: see hold.
     """
 
     daemon_threads = True
@@ -130,7 +131,8 @@ class Gateway(ThreadingHTTPServer):
         self.status: Callable[[str], int | None] = lambda path: None
         self.cut: Callable[[str], int | None] = lambda path: None
         self.damage: Callable[[str], bool] = lambda path: False
-        self.pause = 0.0
+        self.hold: Callable[[str], int | None] = lambda path: None
+        self.go = Event()
         Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def objects(self) -> list[tuple[str, str | None]]:
@@ -165,14 +167,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "GET":
-            self._body(reply, gateway.cut(path), gateway.damage(path))
+            start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") : -1])
+            self._body(reply, start, gateway.hold(path), gateway.cut(path), gateway.damage(path))
 
     do_HEAD = do_GET
 
-    def _body(self, reply: http.client.HTTPResponse, cut: int | None, damage: bool) -> None:
+    def _body(
+        self, reply: http.client.HTTPResponse, start: int, hold: int | None, cut: int | None, damage: bool
+    ) -> None:
         sent = 0
         while chunk := reply.read(1 << 16):
-            time.sleep(self.server.pause)
+            if hold is not None and start + sent >= hold:
+                self.server.go.wait()
             if cut is not None and sent + len(chunk) > cut:
                 self.wfile.write(chunk[: cut - sent])
                 return
