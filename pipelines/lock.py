@@ -231,10 +231,9 @@ def raw_hash(repo: "Repo", dep: "Dependency") -> str | None:
 def _fill_code(dep: "Dependency", step: str, run: Record) -> Iterator[str]:
     path = dep.def_path
     dep.save()
-    if not run.lineage.code:
-        yield f"{step}: code: the run does not know its code: its image lacks dvc.yaml, .dvcignore by components/"
-    elif path not in run.lineage.code:
-        yield f"{step}: code {path}: the run did not depend on it"
+    if path not in run.lineage.code:
+        unknown = f"{step}: code: the run does not know its code, its image lacks dvc.yaml or .dvcignore"
+        yield f"{step}: code {path}: the run did not depend on it" if run.lineage.code else unknown
     elif (found := run.lineage.code[path].md5) != dep.hash_info.value:
         yield f"{step}: code {path}: {found} in the run, {dep.hash_info.value} here"
 

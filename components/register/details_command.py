@@ -1,4 +1,4 @@
-"""What `python -m components register show --version N` prints: a version's ancestry and the decision about it."""
+"""What `python -m components register show --version N` prints: a version's ancestry, and the decision about it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,17 +23,14 @@ def details(console: Console, version: "ModelVersion", aliases: Sequence[str]) -
     """Prints it, from the version's tags alone: runs may be gone."""
     tags = version.tags
     console.print(Text(f"{version.name} version {version.version}  {' '.join(aliases)}", style="bold"))
-    for title, pairs in (
-        ("Decision", decision(tags)),
-        ("Made from", sources(tags)),
-    ):
-        _rows(console, title, pairs)
+    _rows(console, "Decision", decision(tags))
+    _rows(console, "Made from", sources(tags))
     steps = {name: json.loads(tags[f"{ANCESTOR}{name}"]) for name in STEPS if f"{ANCESTOR}{name}" in tags}
     if steps:
         _steps(console, steps)
     settings = json.loads(tags.get("concord.settings", "{}"))
-    sections = ((name, content) for name, content in settings.items() if isinstance(content, Mapping))
-    _rows(console, "Params", ((name, _in_line(content)) for name, content in sections))
+    deciding = {section for step in STEPS.values() for section in step.sections}
+    _rows(console, "Params", ((name, _in_line(settings[name])) for name in settings if name in deciding))
 
 
 def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -47,11 +44,11 @@ def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             f"by {tags[f'{ROLLED_BACK}by']}, {tags[f'{ROLLED_BACK}at']}, to version {tags[f'{ROLLED_BACK}to']}: "
             f"{tags[f'{ROLLED_BACK}why']}",
         )
-    if f"{PROMOTED}at" not in tags:
-        yield "not promoted", tags.get(REASON, "nothing was decided")
     decided: dict[str, Any] = json.loads(tags.get("concord.decision", "{}"))
     if decided:
-        yield "rule", f"{'met' if decided['promoted'] else 'not met'}: {decided['reason']}"
+        yield "the rule is", f"{'met' if decided['promoted'] else 'not met'}: {decided['reason']}"
+    elif f"{PROMOTED}at" not in tags:
+        yield "not promoted", tags.get(REASON, "nothing was decided")
     if few := decided.get("few"):
         low, high = few["ci"] or (None, None)
         interval = f" (95 % interval {low:.3g} to {high:.3g})" if low is not None else ""
@@ -66,7 +63,8 @@ def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 mae = f"{figures[group]['mae']:.2f} ({low:.2f} to {high:.2f}), {figures[group]['n']} images"
                 yield f"MAE {group}", mae
     if "concord.verified" in tags:
-        yield "verified", f"{tags['concord.verified']}: whether the registry's model answers as evaluated"
+        held = tags["concord.verified"] == "true"
+        yield "verified", f"the registry's model {'answers' if held else 'does not answer'} as evaluated"
 
 
 def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -83,30 +81,39 @@ def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _steps(console: Console, steps: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="Steps", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for head in ("step", "MLflow run", "commit", "code"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("DVC hashes", overflow="fold")
+    runs = _table("Steps")
+    for head in ("step", "MLflow run", "commit", "code", "fetched, made before"):
+        runs.add_column(head, no_wrap=True)
+    contents = _table("What each was given and made")
+    for head in ("step", "", "port", "DVC hash"):
+        contents.add_column(head, no_wrap=True)
+    for head in ("bytes", "files"):
+        contents.add_column(head, no_wrap=True, justify="right")
     for name, step in steps.items():
         commit = step["commit"][:8] + (" + changes" if step["dirty"] else "")
-        ends = [f"in  {port} {_content(content)}" for port, content in step["in"].items()]
-        ends += [f"out {port} {_content(content)}" for port, content in step["out"].items()]
-        if step["reused"]:
-            ends.append(f"fetched, made before: {step['reused']}")
-        table.add_row(name, step["run"], commit, step["code"], "\n".join(ends))
-    console.print(table)
+        runs.add_row(name, step["run"], commit, step["code"], step["reused"])
+        for way in ("in", "out"):
+            for port, kept in step[way].items():
+                content = Content(**kept)
+                files = "" if content.nfiles is None else str(content.nfiles)
+                contents.add_row(name, way, port, content.md5, f"{content.size:,}", files)
+    console.print(runs)
+    console.print(contents)
 
 
-def _content(kept: Mapping[str, Any]) -> str:
-    content = Content(**kept)
-    files = f", {content.nfiles} files" if content.nfiles is not None else ""
-    return f"{content.md5} ({content.size:,} bytes{files})"
+def _table(title: str, header: bool = True) -> Table:
+    return Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        show_header=header,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
 
 
 def _rows(console: Console, title: str, pairs: Iterator[tuple[str, str]]) -> None:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
+    table = _table(title, header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, text in pairs:
@@ -116,4 +123,5 @@ def _rows(console: Console, title: str, pairs: Iterator[tuple[str, str]]) -> Non
 
 
 def _in_line(content: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {'null' if value is None else value}" for name, value in flat(content).items())
+    leaves = flat(content).items()
+    return ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in leaves)

@@ -1,7 +1,7 @@
-"""A run of the pipeline gives back a dvc.lock: every step as Kubeflow starts it, then a checkout that has nothing.
+"""A run of the pipeline gives back a dvc.lock and takes what is there: steps as Kubeflow starts them, then checkouts.
 
 Real DVC, real MLflow, a real S3 server. Kubeflow's part is played by the test: its paths, its executor input, the
-settings as sections, the code of an image without repository. The checkout is an empty clone.
+settings as sections, the code of an image without repository. Checkouts are fresh clones.
 """
 
 import json
@@ -17,21 +17,31 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 from kfp.local import executor_output_utils
 
+from components.register import command
+from components.shared.errors import ConcordError
+from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
+from pipelines.lock import raw_hash, write_lock
 from tests.components.gauge_world import write_data, write_params
-from tests.components.shared.data.s3_server import OWNER, S3Server, environment
+from tests.components.shared.data.s3_server import OWNER, S3Server, client, environment
 
 ROOT = Path(__file__).parents[2]
 REMOTE = "s3://open/lineage"
-RUN = "6b1c2f1e-0000-4a57-9d0e-lineage00001"
+RUN, AGAIN = "6b1c2f1e-0d5b-4a57-9d0e-000000000001", "6b1c2f1e-0d5b-4a57-9d0e-000000000002"
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
     "validate": {"min_rows_per_shot": 1},
     "evaluate": {"bootstrap": 50},
     "register": {"bootstrap": 50},
 }
+# Several containers in one process: a minute of imports less.
+CHAIN = (
+    "import json, sys; from components.__main__ import main\n"
+    "for words in json.loads(sys.argv[1]):\n    if code := main(words): sys.exit(code)"
+)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
@@ -43,8 +53,8 @@ class World:
         root: everything is below it.
         upstream: the repository.
         image: its code, as an image has it: no .git, no .dvc, params.yaml of another experiment.
-        commit: of both.
         variables: the environment of every process.
+        commit: of both.
     """
 
     root: Path
@@ -53,63 +63,59 @@ class World:
     variables: dict[str, str]
     commit: str = ""
 
-    def call(self, *words: str, cwd: Path, fails: bool = False, **variables: str) -> str:
-        """What a command says, both streams; it must end well, or not."""
-        environment = {**self.variables, **variables}
-        import resource
-        import time
+    def call(self, *words: str, cwd: Path, **variables: str) -> str:
+        """What a command says, both streams; it must end well."""
+        env = {**self.variables, **variables}
+        done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
-        a = resource.getrusage(resource.RUSAGE_CHILDREN)
-        t = time.monotonic()
-        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-        b = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(
-            "TIME",
-            " ".join(map(str, words[:4])),
-            round(b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime, 1),
-            round(time.monotonic() - t, 1),
-            flush=True,
-        )
-        said = done.stdout + done.stderr
-        assert (done.returncode != 0) == fails, said
-        return said
+    def dvc(self, *words: str, cwd: Path, **variables: str) -> str:
+        """The same of DVC."""
+        return self.call(sys.executable, "-m", "dvc", *words, cwd=cwd, **variables)
 
-    def python(self, *words: str, cwd: Path, fails: bool = False, **variables: str) -> str:
-        """The same of `python -m WORDS`."""
-        return self.call(sys.executable, "-m", *words, cwd=cwd, fails=fails, **variables)
-
-    def places(self, step: str, run: str) -> dict[str, Path]:
+    def outputs(self, step: str, run: str) -> dict[str, Path]:
         """Where Kubeflow puts the outputs of a step."""
         folder = self.root / "s3" / "mlpipeline" / run / step
         return {port: folder / port for port in STEPS[step].outputs}
 
-    def task(self, name: str, run: str, inputs_of: str = "", fails: bool = False, **variables: str) -> str:
-        """Runs a step as its container does, and gives what it said."""
-        step, outputs = STEPS[name], self.places(name, run)
-        made = {port: self.places(port, inputs_of or run)["out"] for port in step.inputs if port in STEPS}
+    def words(self, name: str, run: str, inputs_of: str, settings: Path) -> list[str]:
+        """The words of a step's container, after `python -m components`."""
+        step, outputs = STEPS[name], self.outputs(name, run)
+        made = {port: self.outputs(port, inputs_of)["out"] for port in step.inputs if port in STEPS}
         raw = {"data": self.upstream / "data"} if "data" in step.inputs else {}
-        words = step.command(
-            str(self.image / "params.yaml"), {k: str(v) for k, v in {**made, **raw, **outputs}.items()}
-        )
-        settings = yaml.safe_load((self.upstream / "params.yaml").read_text(encoding="utf-8"))
-        words += ["--experiment", settings["experiment"], "--pipeline-run", run]
+        paths = {port: str(path) for port, path in {**made, **raw, **outputs}.items()}
+        content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        words = step.command(str(self.image / "params.yaml"), paths)[3:]
+        words += ["--experiment", content["experiment"], "--pipeline-run", run]
         for section in step.sections:
-            words += ["--section", section, json.dumps(settings[section])]
-        words += ["--executor-input", json.dumps(self.executor_input(name, run))]
-        pod = self.root / "pods" / f"{run}-{name}"
-        pod.mkdir(parents=True, exist_ok=True)
-        image = {"PYTHONPATH": str(self.image), "CONCORD_COMMIT": self.commit, "CONCORD_DVC_REMOTE": REMOTE}
-        return self.python(*words[2:], cwd=pod, fails=fails, **{**image, **variables})
-
-    def executor_input(self, name: str, run: str) -> dict[str, Any]:
+            words += ["--section", section, json.dumps(content[section])]
         artifacts = {
             port: {"artifacts": [{"name": port, "uri": f"s3://mlpipeline/{run}/{name}/{port}"}]}
-            for port in [*STEPS[name].outputs, "metrics"]
+            for port in [*outputs, "metrics"]
         }
-        return {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(self.told(name, run))}}
+        told = {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(self.told_file(name, run))}}
+        return [*words, "--executor-input", json.dumps(told)]
 
-    def told(self, name: str, run: str) -> Path:
+    def tasks(
+        self, names: list[str], run: str, inputs_of: str = "", settings: Path | None = None, **variables: str
+    ) -> str:
+        """Runs steps as their containers do, and gives what they said. `inputs_of`: the run that made the inputs."""
+        settings = settings or self.upstream / "params.yaml"
+        words = [self.words(name, run, inputs_of or run, settings) for name in names]
+        start = ["-m", "components", *words[0]] if len(words) == 1 else ["-c", CHAIN, json.dumps(words)]
+        image = {"PYTHONPATH": str(self.image), "CONCORD_COMMIT": self.commit, "CONCORD_DVC_REMOTE": REMOTE}
+        pod = self.root / "pods" / f"{run}-{names[0]}"
+        pod.mkdir(parents=True, exist_ok=True)
+        return self.call(sys.executable, *start, cwd=pod, **image, **variables)
+
+    def told_file(self, name: str, run: str) -> Path:
         return self.root / "told" / run / f"{name}.json"
+
+    def told(self, name: str, run: str) -> dict[str, dict[str, Any]]:
+        """Artifact -> metadata, read by Kubeflow's own code."""
+        found = executor_output_utils.load_executor_output(str(self.told_file(name, run))).artifacts
+        return {port: dict(artifacts.artifacts[0].metadata) for port, artifacts in found.items()}
 
     def clone(self, name: str) -> Path:
         self.call("git", "clone", "-q", str(self.upstream), str(self.root / name), cwd=self.root)
@@ -128,7 +134,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def _world(root: Path, server: S3Server) -> World:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_", "CONCORD_", "GIT_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_", "CONCORD_", "GIT_", "PYTHON"))}
     variables = kept | environment(server.url, OWNER) | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
         "OMP_NUM_THREADS": "1",
@@ -136,59 +142,190 @@ def _world(root: Path, server: S3Server) -> World:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
-    variables.pop("PYTHONPATH", None)
     made = World(root, root / "upstream", root / "image", variables)
-    for path in ["dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml", "params.yaml", ".dvc/config", "components",
-                 "pipelines"]:  # fmt: skip
-        copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
-        (made.upstream / path).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / path, made.upstream / path)
-    shutil.copytree(made.upstream, made.image, ignore=shutil.ignore_patterns(".dvc", "__pycache__"))
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for path in ("components", "pipelines"):
+        shutil.copytree(ROOT / path, made.upstream / path, ignore=unwanted)
+    for path in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
+        shutil.copy(ROOT / path, made.upstream)
+    shutil.copytree(made.upstream, made.image)
+    (made.upstream / ".dvc").mkdir()
+    own = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+    remote = f"    remote = there\n['remote \"there\"']\n    url = {REMOTE}\n"
+    (made.upstream / ".dvc" / "config").write_text(own.partition("[remote")[0] + remote, encoding="utf-8")
     write_data(made.upstream / "data")
     write_params(made.upstream / "params.yaml", **SECTIONS)
-    made.call("git", "init", "-q", cwd=made.upstream)
-    made.python("dvc", "remote", "add", "-q", "--default", "there", REMOTE, cwd=made.upstream)
-    made.python("dvc", "add", "-q", "data", cwd=made.upstream)
-    made.python("dvc", "push", "-q", "data.dvc", cwd=made.upstream)
-    made.call("git", "add", ".", cwd=made.upstream)
-    made.call("git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "The experiment", cwd=made.upstream)
+    git = ("git", "-c", "user.name=A", "-c", "user.email=a@b")
+    made.call(*git, "init", "-q", cwd=made.upstream)
+    made.dvc("add", "-q", "data", cwd=made.upstream)
+    made.dvc("push", "-q", "data.dvc", cwd=made.upstream)
+    made.call(*git, "add", ".", cwd=made.upstream)
+    made.call(*git, "commit", "-qm", "The experiment", cwd=made.upstream)
     made.commit = made.call("git", "rev-parse", "HEAD", cwd=made.upstream).strip()
     return made
 
 
-def test_a_run_of_the_pipeline_gives_back_a_dvc_lock(world: World) -> None:
+@pytest.fixture(scope="module")
+def said(world: World) -> str:
+    """A run of all steps: what they said."""
+    return world.tasks(["ingest"], RUN) + world.tasks(list(STEPS)[1:], RUN)
+
+
+@pytest.fixture
+def store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's MLflow, for this process."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.variables["MLFLOW_TRACKING_URI"])
+
+
+def test_every_step_stamps_and_pushes_below_one_parent(world: World, said: str, store: None) -> None:
+    assert said.count("pushed to s3://open/lineage: ") == len(STEPS)
+    assert OWNER[1] not in said
+    told = {name: world.told(name, RUN) for name in STEPS}
     for name in STEPS:
-        said = world.task(name, RUN)
-        assert "pushed to s3://open/lineage: " in said
-        assert OWNER[1] not in said
-    told = {name: _told(world.told(name, RUN)) for name in STEPS}
-    for name in STEPS:
-        assert told[name]["out"]["dvc_hash"] == dvc_hash(world.places(name, RUN)["out"])
-        assert told[name]["out"]["git_commit"] == world.commit
+        for port, path in world.outputs(name, RUN).items():
+            assert told[name][port]["dvc_hash"] == dvc_hash(path)
+            assert told[name][port]["git_commit"] == world.commit
     assert told["grpo"]["out"]["dvc_hash.in.sft"] == told["sft"]["out"]["dvc_hash"]
     assert told["evaluate"]["report"]["dvc_nfiles"] > 1
     assert told["evaluate"]["metrics"]["grpo.groups.all.n"] == 101
+    mlflow = connect()
+    (parent,) = mlflow.search_runs(["1"], f"tags.`concord.pipeline_run` = '{RUN}' and tags.`concord.kind` = 'pipeline'")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["sft.max_steps"] == "6", "not those of the image's params.yaml"
+    below = mlflow.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.data.tags["concord.step"]: run.data.tags["mlflow.source.git.commit"] for run in below} == dict.fromkeys(
+        STEPS, world.commit
+    )
 
+
+def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(world: World, said: str) -> None:
     laptop = world.clone("laptop")
-    said = world.python("pipelines", "lock", "--run", RUN, cwd=laptop)
-    assert "dvc.lock: new for ingest, validate, sft, grpo, evaluate, register" in " ".join(said.split())
-    world.python("dvc", "pull", "-q", cwd=laptop)
-    assert json.loads(world.call("dvc", "status", "--json", cwd=laptop)) == {}
+    told = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
+    assert "dvc.lock: new for ingest, validate, sft, grpo, evaluate, register" in " ".join(told.split())
+    world.dvc("pull", "-q", cwd=laptop)
+    assert json.loads(world.dvc("status", "--json", cwd=laptop)) == {}
     assert (laptop / "reports" / "evaluate" / "report.html").exists()
     locked = (laptop / "dvc.lock").read_bytes()
-    assert "Data and pipelines are up to date." in world.python("dvc", "repro", cwd=laptop)
-    assert (laptop / "dvc.lock").read_bytes() == locked
-    # The file is, byte for byte, what DVC writes of the same outputs.
+    assert "Data and pipelines are up to date." in world.dvc("repro", cwd=laptop)
+    # It is, byte for byte, what DVC itself writes of the same outputs.
     (laptop / "dvc.lock").unlink()
-    world.python("dvc", "commit", "-q", "--force", cwd=laptop)
+    world.dvc("commit", "-q", "--force", cwd=laptop)
     assert (laptop / "dvc.lock").read_bytes() == locked
-
     write_params(laptop / "params.yaml", **SECTIONS, grpo={"beta": 0.05})
-    dry = world.python("dvc", "repro", "--dry", cwd=laptop)
+    # In a dry run nothing is made, so that what follows a change must be asked for.
+    dry = world.dvc("repro", "--dry", "--force-downstream", cwd=laptop)
     assert re.findall(r"Running stage '(\w+)'", dry) == ["grpo", "evaluate", "register"]
 
 
-def _told(file: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Artifact -> metadata, read by Kubeflow's own code."""
-    found = executor_output_utils.load_executor_output(str(file)).artifacts
-    return {name: dict(artifacts.artifacts[0].metadata) for name, artifacts in found.items()}
+def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_named(
+    world: World, said: str, store: None
+) -> None:
+    other = world.clone("other")
+    with open(other / "components" / "grpo" / "trainer.py", "a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    write_params(other / "params.yaml", **SECTIONS, sft={"lr": 0.5})
+    pointer = other / "data.dvc"
+    pointer.write_text(re.sub("md5: [0-9a-f]{32}", f"md5: {'0' * 32}", pointer.read_text()), encoding="utf-8")
+    with pytest.raises(ConcordError) as caught:
+        write_lock(RUN, other)
+    message = str(caught.value)
+    data = dvc_hash(world.upstream / "data")
+    assert f"ingest: data data: {data} in the run, {'0' * 32}.dir here" in message
+    assert "sft: params sft.lr: 0.001 in the run, 0.5 here" in message
+    assert re.search(r"grpo: code components/grpo: \w{32}\.dir in the run, \w{32}\.dir here", message)
+    assert "evaluate: params sft.lr: 0.001 in the run, 0.5 here" in message, "it reads that section as well"
+    assert len(re.findall(r"^  ", message, re.MULTILINE)) == 4, message
+    assert f"The run is of commit {world.commit}." in message
+    assert not (other / "dvc.lock").exists()
+
+
+def test_a_run_that_is_not_there_or_not_finished_is_refused(world: World, said: str, store: None) -> None:
+    with pytest.raises(ConcordError, match=r"nobody: no run with this id in MLflow"):
+        write_lock("nobody", world.upstream)
+    mlflow = connect()
+    parent = mlflow.create_run("1", tags={"concord.pipeline_run": "half"})
+    with pytest.raises(ConcordError, match="has no steps below it"):
+        write_lock("half", world.upstream)
+    for name, status in (("ingest", "FAILED"), ("validate", "RUNNING")):
+        tags = {"mlflow.parentRunId": parent.info.run_id, "concord.step": name}
+        mlflow.set_terminated(mlflow.create_run("1", tags=tags).info.run_id, status)
+    with pytest.raises(ConcordError, match=r"step ingest: its run is FAILED") as caught:
+        write_lock("half", world.upstream)
+    assert "step validate: its run is RUNNING" in str(caught.value)
+    assert "step sft: it has no run" in str(caught.value)
+    assert not (world.upstream / "dvc.lock").exists()
+
+
+def test_a_version_shows_its_whole_ancestry(
+    world: World, said: str, store: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["show", "--version", "1", "--params", str(world.upstream / "params.yaml")])
+    flat = " ".join(capsys.readouterr().out.split())
+    assert f"raw data {dvc_hash(world.upstream / 'data')}" in flat
+    assert f"commit {world.commit}" in flat
+    assert f"Kubeflow run {RUN}" in flat
+    for name in list(STEPS)[:-1]:
+        for port in STEPS[name].outputs:
+            told = world.told(name, RUN)[port]
+            content = f"{told['dvc_hash']} {told['dvc_size']:,.0f} {told['dvc_nfiles']:.0f}"
+            assert f"{name} out {port} {content}" in flat
+        assert f"{name} {world.told(name, RUN)['out']['mlflow_run_id']} {world.commit[:8]}" in flat
+    assert "max_steps 6," in flat, "the params that the run's steps saw"
+    assert "the rule is not met: against the SFT warm start" in flat, "nothing is learnt in six steps"
+    assert "few-shot MAE" in flat
+
+
+def test_what_a_run_made_is_fetched_by_the_next(world: World, said: str, store: None) -> None:
+    told = world.tasks(["sft", "evaluate"], AGAIN, inputs_of=RUN)
+    first = {name: world.told(name, RUN)["out"]["mlflow_run_id"] for name in ("sft", "evaluate")}
+    mlflow = connect()
+    for name, run_id in first.items():
+        assert f"{name}: made before from the same data, code and settings (run {run_id}): fetched" in told
+        assert world.told(name, AGAIN)["out"]["reused"] == f"run {run_id}"
+        for port, path in world.outputs(name, AGAIN).items():
+            assert dvc_hash(path) == dvc_hash(world.outputs(name, RUN)[port])
+        fetched = mlflow.get_run(world.told(name, AGAIN)["out"]["mlflow_run_id"])
+        assert fetched.data.tags["concord.reused"] == f"run {run_id}"
+        assert fetched.data.metrics == mlflow.get_run(run_id).data.metrics if name == "evaluate" else True
+    shown = [file.path for file in mlflow.list_artifacts(fetched.info.run_id, "report")]
+    assert "report/report.html" in shown
+    # A step that Kubeflow took from its cache has no run of its own: the lock finds the one that made it.
+    for name in ("ingest", "validate", "grpo", "register"):
+        assert name not in told
+    with pytest.raises(ConcordError, match=r"step register: it has no run") as caught:
+        write_lock(AGAIN, world.upstream)
+    assert "step ingest" not in str(caught.value)
+    assert "step grpo" not in str(caught.value)
+
+
+def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> None:
+    desk = world.clone("desk")
+    shutil.copytree(world.upstream / "data", desk / "data")
+    write_params(desk / "params.yaml", **{**SECTIONS, "ingest": {"image_size": 24}})
+    alone = {"MLFLOW_TRACKING_URI": f"sqlite:///{world.root}/desk.db"}  # a laptop's own, which the cluster cannot see
+    world.dvc("repro", "-q", "ingest", cwd=desk, **alone)
+    world.dvc("push", "-q", cwd=desk)
+    shutil.copy(desk / "dvc.lock", world.image)
+    try:
+        told = world.tasks(["ingest"], "desk-run", settings=desk / "params.yaml")
+    finally:
+        (world.image / "dvc.lock").unlink()
+    assert "ingest: made before from the same data, code and settings (dvc.lock): fetched" in told
+    assert dvc_hash(world.outputs("ingest", "desk-run")["out"]) == dvc_hash(desk / "artifacts" / "ingest")
+
+
+def test_raw_input_in_a_bucket_is_compared_by_what_it_holds(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """dvc.lock has its ETags; a run knows the content."""
+    for name, value in environment(world.variables["AWS_ENDPOINT_URL"], OWNER).items():
+        monkeypatch.setenv(name, value)
+    owner = client(world.variables["AWS_ENDPOINT_URL"], OWNER)
+    (tmp_path / "raw" / "deep").mkdir(parents=True)
+    for name in ("a.csv", "deep/b.png"):
+        (tmp_path / "raw" / name).write_text(name)
+        owner.put_object(Bucket="open", Key=f"raw/{name}", Body=name.encode())
+    (tmp_path / "dvc.yaml").write_text("stages: {ingest: {cmd: make, deps: ['s3://open/raw'], outs: [out]}}")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        (stage,) = repo.index.stages
+        assert raw_hash(repo, stage.deps[0]) == dvc_hash(tmp_path / "raw")

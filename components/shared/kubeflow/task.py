@@ -67,7 +67,8 @@ class Task:
         if remote is None:
             console.print(
                 f"no DVC remote: {VARIABLE} is not set and .dvc/config names none, so the outputs are not pushed, and "
-                "none are looked for"
+                "none are looked for",
+                soft_wrap=True,
             )
         else:
             remote.check()
@@ -101,7 +102,9 @@ class Task:
         if self.made is None:
             sent = sum(self.remote.push(outputs[port], content) for port, content in run.outputs.items())
             size = sum(content.size for content in run.outputs.values())
-            console.print(f"pushed to {self.remote.address}: {sent} new objects, {size / 1e6:.1f} MB in all")
+            console.print(
+                f"pushed to {self.remote.address}: {sent} new objects, {size / 1e6:.1f} MB in all", soft_wrap=True
+            )
         run.tag(REMOTE, self.remote.address)
 
     def report(self, run: "StepRun", outputs: Mapping[str, Path]) -> None:

@@ -59,7 +59,9 @@ def dvc_content(path: Path) -> Content:
     hashed = list(ahead(_md5, (f"{path}/{name}" for name in files), batch))
     entries = [{"md5": md5, "relpath": name} for name, (md5, _) in zip(files, hashed, strict=True)]
     listing = json.dumps(entries, sort_keys=True).encode()
-    return Content(f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir", sum(size for _, size in hashed), len(entries))
+    return Content(
+        f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir", sum(size for _, size in hashed), len(entries)
+    )
 
 
 def dvc_hash(path: Path) -> str:

@@ -9,10 +9,10 @@ them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE).
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -169,7 +169,7 @@ class Remote:
                     ) from None
                 told = f" DVC remote {self.address}: could not {deed}: {_reason(error)}; tried again in {wait:.0f} s"
                 console.print(Text.assemble(("warning", "yellow"), told), soft_wrap=True)
-                time.sleep(wait)
+                sleep(wait)
         raise AssertionError("unreachable")
 
 

@@ -58,9 +58,10 @@ def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
             continue
         tried.append(made.outputs)
         if all(remote.fetch(md5, outputs[port]) for port, md5 in made.outputs.items()):
-            console.print(f"{step.name}: made before from the same data, code and settings ({made.where}): fetched")
+            equal = "from the same data, code and settings"
+            console.print(f"{step.name}: made before {equal} ({made.where}): fetched", soft_wrap=True)
             return made
-        console.print(f"{step.name}: made before ({made.where}), but {remote.address} does not have it")
+        console.print(f"{step.name}: made before ({made.where}), but {remote.address} does not have it", soft_wrap=True)
     return None
 
 

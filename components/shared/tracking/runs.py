@@ -46,7 +46,6 @@ PARENT = "mlflow.parentRunId"
 COMMIT_TAG = "mlflow.source.git.commit"
 DIRTY = "concord.git.dirty"
 LINEAGE = "lineage.json"  # artifact: what dvc.lock needs, of inputs, code, params and outputs
-COMMIT = "CONCORD_COMMIT"  # environment of an image, which has no repository in it
 
 FLUSH_SECONDS = 5.0  # one batch costs some 20 ms, whether it holds one metric or a hundred
 RETRY_SECONDS = 30.0
@@ -483,6 +482,8 @@ def _git() -> tuple[str, bool]:
 
     An image has no repository, and says in CONCORD_COMMIT what it was built from.
     """
+    if built := os.environ.get("CONCORD_COMMIT"):
+        return built.removesuffix("-dirty"), built.endswith("-dirty")
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20, check=False)
@@ -490,9 +491,6 @@ def _git() -> tuple[str, bool]:
 
     try:
         commit = git("rev-parse", "HEAD")
-        if commit:
-            return commit, bool(git("status", "--porcelain", "--untracked-files=no"))
+        return commit or "none", bool(commit and git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired):
-        pass
-    built = os.environ.get(COMMIT) or "none"
-    return built.removesuffix("-dirty"), built.endswith("-dirty")
+        return "none", False

@@ -12,7 +12,7 @@ from components.shared.errors import ConcordError
 from components.shared.tracking import remote as remote_module
 from components.shared.tracking.hashes import dvc_content
 from components.shared.tracking.remote import Remote, remote_of_environment
-from tests.components.shared.data.s3_server import OWNER, Gateway, S3Server, environment
+from tests.components.shared.data.s3_server import OWNER, S3Server, environment, free_ports
 
 ADDRESS = "s3://open/dvc/remote"
 EMPTY = Path("/nonexistent")
@@ -134,29 +134,32 @@ def test_an_output_that_changed_since_is_not_pushed(remote: Remote, output: Path
 
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(
-    gateway: Gateway, remote: Remote, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote: Remote,
+    s3_server: S3Server,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(remote_module, "WAITS", (0.1, 0.1))
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    content = dvc_content(output)
-    remote.push(output, content)
-    for name, value in environment(gateway.url, OWNER).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    ask = named(monkeypatch, remote.address)
-    asked: list[str] = []
+    (port,) = free_ports(1)
+    away = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", away)
+    waited = []
 
-    def away_at_first(path: str) -> int | None:
-        asked.append(path)
-        return 503 if len(asked) < 3 else None
+    def comes_back_while_we_wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
 
-    gateway.status = away_at_first
-    assert ask.fetch(content.md5, output.parent / "back")
-    assert dvc_content(output.parent / "back") == content
-    assert re.search(r"could not fetch .*tried again in 0 s", " ".join(capsys.readouterr().err.split()))
-    gateway.status = lambda path: 503
+    monkeypatch.setattr(remote_module, "sleep", comes_back_while_we_wait)
+    assert remote.push(output, dvc_content(output)) == 4
+    assert waited == [1.0, 2.0]
+    assert re.search(r"could not push \S+/output: .*; tried again in 1 s", capsys.readouterr().err)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", away)
     with pytest.raises(ConcordError, match=r"DVC remote s3://open/.*: could not fetch .*AWS_ENDPOINT_URL"):
-        ask.fetch(content.md5, output.parent / "again")
+        remote.fetch(dvc_content(output).md5, output.parent / "again")
+    assert sum(waited[2:]) >= 60
 
 
 def test_faults_are_told_at_once_and_without_the_key(

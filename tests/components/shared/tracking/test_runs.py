@@ -16,8 +16,8 @@ from components.settings import Settings
 from components.shared.errors import ConcordError
 from components.shared.tracking import runs
 from components.shared.tracking.connection import connect
-from components.shared.tracking.hashes import dvc_hash
-from components.shared.tracking.runs import StepRun, flat, run_that_made, step_run
+from components.shared.tracking.hashes import dvc_content, dvc_hash
+from components.shared.tracking.runs import StepRun, flat, record_of, run_that_made, step_run
 from components.steps import STEPS
 
 ROOT = Path(__file__).parents[4]
@@ -156,6 +156,67 @@ def test_another_place_to_run_is_no_other_experiment(data: Path, settings: Setti
     assert parents[0] == parents[1]
     params = connect().get_run(parents[0]).data.params
     assert not any(name.startswith(("launcher.", "cluster.")) for name in params)
+
+
+def test_the_steps_of_a_pipeline_run_share_a_parent_whatever_settings_they_see(data: Path, settings: Settings) -> None:
+    other = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"steps": 7})})
+    with step_run(STEPS["ingest"], settings, {"data": data}, pipeline_run="pipeline-1") as first:
+        pass
+    with step_run(STEPS["validate"], other, {"ingest": data}, pipeline_run="pipeline-1") as second:
+        pass
+    with step_run(STEPS["ingest"], settings, {"data": data}, pipeline_run="pipeline-2") as third:
+        pass
+    assert first.parent_id == second.parent_id != third.parent_id
+    client = connect()
+    parent = client.get_run(str(first.parent_id))
+    assert parent.data.tags["concord.pipeline_run"] == "pipeline-1"
+    assert {name.partition(".")[0] for name in parent.data.params} == {"task", "ingest", "validate"}
+    assert client.get_run(second.run_id).data.tags["concord.pipeline_run"] == "pipeline-1"
+
+
+def test_a_given_run_is_found_by_the_pipeline_s_id(
+    data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    top = client.create_run("0")
+    nested = client.create_run("0", tags={"mlflow.parentRunId": top.info.run_id})
+    for given in (top, nested):
+        monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+        with step_run(STEPS["ingest"], settings, {"data": data}, pipeline_run=f"of-{given.info.run_id}"):
+            pass
+        assert client.get_run(top.info.run_id).data.tags["concord.pipeline_run"] == f"of-{given.info.run_id}"
+
+
+def test_a_run_leaves_a_record_of_what_it_is_made_from(
+    data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONCORD_COMMIT", "c0ffee")  # the working directory is no repository
+    with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+        assert record_of(connect(), connect().get_run(run.run_id)).outputs == {}, "it is there from the start"
+        run.finish({}, {"out": data})
+    client = connect()
+    kept = client.get_run(run.run_id)
+    record = record_of(client, kept)
+    assert record.lineage == run.lineage
+    assert record.lineage.inputs == {"data": dvc_content(data)}
+    assert record.outputs == {"out": dvc_content(data)}
+    assert (record.commit, record.dirty, record.reused) == ("c0ffee", False, "")
+    assert kept.data.tags["concord.key"] == record.lineage.key
+    with pytest.raises(ConcordError, match=r"could not read lineage\.json"):
+        record_of(client, client.create_run("0"))
+
+
+def test_an_output_leads_to_the_run_that_computed_it_and_not_to_one_that_fetched_it(
+    data: Path, settings: Settings
+) -> None:
+    ids = []
+    for reused in (False, True):
+        with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+            run.finish({}, {"out": data})
+            if reused:
+                run.tag("concord.reused", f"run {ids[0]}")
+        ids.append(run.run_id)
+    assert run_that_made(run.client, run.experiment_id, dvc_hash(data)) == ids[0]
 
 
 def test_a_given_run_is_the_parent_and_keeps_its_status(

@@ -1,0 +1,58 @@
+"""A step as a task of Kubeflow, where nobody has named a remote; the rest is in tests/e2e/test_lineage.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.settings import Settings
+from components.shared.errors import ConcordError
+from components.shared.kubeflow import task
+from components.shared.kubeflow.task import Task
+from components.shared.tracking.hashes import dvc_content
+from components.shared.tracking.remote import remote_of_environment
+from components.shared.tracking.runs import step_run
+from components.steps import STEPS
+
+
+@pytest.fixture
+def place(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An input, an output, and no remote."""
+    monkeypatch.delenv("CONCORD_DVC_REMOTE", raising=False)
+    monkeypatch.setattr(task, "remote_of_environment", lambda: remote_of_environment(store))
+    for name in ("ingest", "out"):
+        (store / name).mkdir()
+        (store / name / "metrics.json").write_text('{"rows": 3}')
+    return store
+
+
+def executor_input(place: Path) -> str:
+    artifacts = {name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics")}
+    return json.dumps({"outputs": {"artifacts": artifacts, "outputFile": str(place / "told.json")}})
+
+
+def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
+    place: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, inputs, outputs = STEPS["validate"], {"ingest": place / "ingest"}, {"out": place / "out"}
+    ours = Task.of(step, settings, inputs, executor_input(place), "run-1")
+    ours.look_for(outputs)
+    assert ours.made is None
+    with step_run(step, settings, inputs, ours.lineage, ours.pipeline_run) as run:
+        run.finish({"rows": 3}, outputs)
+        ours.push(run, outputs)
+    ours.report(run, outputs)
+    said = capsys.readouterr().err
+    assert said.count("no DVC remote: CONCORD_DVC_REMOTE is not set") == 1
+    assert said.count("\n") == 1
+    told = json.loads((place / "told.json").read_text())["artifacts"]["out"]["artifacts"][0]["metadata"]
+    content = dvc_content(place / "out")
+    assert (told["dvc_hash"], told["dvc_size"], told["dvc_nfiles"]) == (content.md5, content.size, content.nfiles)
+    assert told["dvc_hash.in.ingest"] == dvc_content(place / "ingest").md5
+    assert (told["dvc_remote"], told["mlflow_run_id"], told["dvc_key"]) == ("", run.run_id, ours.lineage.key)
+    assert "concord.remote" not in run.client.get_run(run.run_id).data.tags
+
+
+def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:
+    with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is no id"):
+        Task.of(STEPS["validate"], settings, {"ingest": place / "ingest"}, executor_input(place), "x' or 1")
