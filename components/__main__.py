@@ -27,6 +27,7 @@ from components.settings import Settings, load_settings
 from components.shared.data.exclusive import exclusive
 from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
+from components.shared.kubeflow.names import RUN_ID
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
     sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
-    sub.add_argument("--pipeline-run", metavar="ID", help=argparse.SUPPRESS)
+    sub.add_argument("--pipeline-run", metavar="ID", default=os.environ.get(RUN_ID) or None, help=argparse.SUPPRESS)
 
 
 def step_command(words: list[str]) -> int:

@@ -70,7 +70,7 @@ def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
     command = step.command(paths=paths)
     found = words(compiled, step.name)
     assert found[: len(command)] == command
-    extra = ["--experiment", "{{$.inputs.parameters['experiment']}}", "--pipeline-run", "{{$.pipeline_job_uuid}}"]
+    extra = ["--experiment", "{{$.inputs.parameters['experiment']}}"]
     for section in step.sections:
         extra += ["--section", section, f"{{{{$.inputs.parameters['{section}_settings']}}}}"]
     if "data" in step.inputs:

@@ -31,7 +31,7 @@ def container(
     """
     step = STEPS[name]
     words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
-    words += ["--experiment", experiment, "--pipeline-run", dsl.PIPELINE_JOB_ID_PLACEHOLDER]
+    words += ["--experiment", experiment]
     for section, content in settings.items():
         words += ["--section", section, content]
     if data_hash is not None:

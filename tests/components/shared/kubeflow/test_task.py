@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.__main__ import parser
 from components.settings import Settings
 from components.shared.errors import ConcordError
 from components.shared.kubeflow import task
@@ -56,3 +57,10 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
 def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:
     with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is no id"):
         Task.of(STEPS["validate"], settings, {"ingest": place / "ingest"}, executor_input(place), "x' or 1")
+
+
+def test_the_run_is_known_by_a_variable_of_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    assert parser().parse_args(["sft"]).pipeline_run is None
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+    assert parser().parse_args(["sft"]).pipeline_run == "run-1"
