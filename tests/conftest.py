@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -35,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
-    """PostgreSQL, SeaweedFS and MLflow's server, started once for all tests. What a test writes there, others see."""
+    """PostgreSQL, SeaweedFS and MLflow's server, once a process. What a test writes there, others see."""
     from tests.services import services
 
     try:
@@ -46,21 +47,28 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
 
 
 @pytest.fixture(scope="session")
-def image() -> str:
-    """The tag of the project's cpu image, built once; needs a Docker engine."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def image(shared_folder: Path) -> str:
+    """The tag of the project's cpu image, built once for all processes; needs a Docker engine."""
     from tests import containers
 
     if containers.engine() is None:
         without("no Docker engine answers: docker/engine installs and starts one")
-    return containers.image()
+    return containers.image(shared_folder)
 
 
 @pytest.fixture(scope="session")
-def composition(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The services of docker/compose.yaml in containers, started once; what docker/services is told of them."""
+def composition(image: str, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The services of docker/compose.yaml in containers, once a process; what docker/services is told of them."""
     from tests.containers import composed
 
-    with composed(tmp_path_factory.mktemp("composed")) as environment:
+    with composed(tmp_path_factory.mktemp("composed"), shared_folder) as environment:
         yield environment
 
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from components.shared.data.exclusive import exclusive
 from tests.services import Services, free_ports
 
 ROOT = Path(__file__).parents[1]
 BASE = os.environ.get("CONCORD_BASE", "concord-base:bookworm")
+TAG = "concord:test"
 
 
 def engine() -> str | None:
@@ -27,35 +29,48 @@ def engine() -> str | None:
 
 
 @cache
-def image() -> str:
-    """The tag of the cpu image, built from this checkout on CONCORD_BASE; layers that are there already are taken."""
-    run("docker/base", BASE)
-    run("docker/build", "cpu", "--base", BASE, "--tag", "concord:test")
-    return "concord:test"
+def image(folder: Path) -> str:
+    """The tag of the cpu image, built from this checkout on CONCORD_BASE, once for all processes of a test run.
+
+    Layers that are there already are taken.
+
+    Args:
+        folder: one that the processes share.
+    """
+    built = folder / f"image-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    with exclusive(folder / "engine"):
+        if not built.exists():
+            run("docker/base", BASE)
+            run("docker/build", "cpu", "--base", BASE, "--tag", TAG)
+            built.touch()
+    return TAG
 
 
 @contextmanager
-def composed(folder: Path) -> Iterator[dict[str, str]]:
+def composed(folder: Path, shared: Path) -> Iterator[dict[str, str]]:
     """The services of docker/compose.yaml on free ports, under a name of their own; gone at the end with all they hold.
 
     Args:
         folder: for the file with their secrets.
+        shared: one that the processes of a test run share: they build images one after the other.
 
     Yields:
         What docker/services is told of them: built images, ports, the file.
     """
+    tag = image(shared)
     mlflow_port, s3_port = free_ports(2)
     environment = {
         "PROJECT": f"concord-test-{secrets.token_hex(4)}",
         "ENV_FILE": str(folder / "services.env"),
         "WITHOUT_REGISTRY": "1",
         "BASE": BASE,
-        "MLFLOW_IMAGE": image(),
+        "MLFLOW_IMAGE": tag,
         "MLFLOW_PORT": str(mlflow_port),
         "S3_PORT": str(s3_port),
     }
     try:
-        run("docker/services", "up", environment=environment)
+        with exclusive(shared / "engine"):
+            run("docker/services", "up", environment=environment)
         yield environment
     finally:
         run("docker/services", "down", "--volumes", environment=environment)

@@ -5,10 +5,8 @@ settings as sections, the code of an image without repository. Checkouts are fre
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,10 +24,11 @@ from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
 from pipelines.lock import raw_hash, write_lock
-from tests.components.gauge_world import write_data, write_params
-from tests.components.shared.data.s3_server import OWNER, S3Server, client, environment
+from tests.components.gauge_world import write_params
+from tests.components.shared.data.s3_server import OWNER, S3Server, client
+from tests.components.shared.data.s3_server import environment as s3_environment
+from tests.e2e.repository import Repository, environment, write_code, write_repository
 
-ROOT = Path(__file__).parents[2]
 REMOTE = "s3://open/lineage"
 RUN, AGAIN = "6b1c2f1e-0d5b-4a57-9d0e-000000000001", "6b1c2f1e-0d5b-4a57-9d0e-000000000002"
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -46,33 +45,24 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @dataclass
-class World:
+class World(Repository):
     """A repository with its data pushed, the image made of it, an MLflow store, a remote.
 
     Attributes:
-        root: everything is below it.
-        upstream: the repository.
-        image: its code, as an image has it: no .git, no .dvc, params.yaml of another experiment.
-        variables: the environment of every process.
-        commit: of both.
+        commit: of the repository and of the image.
     """
 
-    root: Path
-    upstream: Path
-    image: Path
-    variables: dict[str, str]
     commit: str = ""
 
-    def call(self, *words: str, cwd: Path, **variables: str) -> str:
-        """What a command says, both streams; it must end well."""
-        env = {**self.variables, **variables}
-        done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+    @property
+    def root(self) -> Path:
+        """Everything is below it."""
+        return self.path.parent
 
-    def dvc(self, *words: str, cwd: Path, **variables: str) -> str:
-        """The same of DVC."""
-        return self.call(sys.executable, "-m", "dvc", *words, cwd=cwd, **variables)
+    @property
+    def image(self) -> Path:
+        """Its code, as an image has it: no .git, no .dvc, params.yaml of another experiment."""
+        return self.root / "image"
 
     def outputs(self, step: str, run: str) -> dict[str, Path]:
         """Where Kubeflow puts the outputs of a step."""
@@ -83,7 +73,7 @@ class World:
         """The words of a step's container, after `python -m components`."""
         step, outputs = STEPS[name], self.outputs(name, run)
         made = {port: self.outputs(port, inputs_of)["out"] for port in step.inputs if port in STEPS}
-        raw = {"data": self.upstream / "data"} if "data" in step.inputs else {}
+        raw = {"data": self.path / "data"} if "data" in step.inputs else {}
         paths = {port: str(path) for port, path in {**made, **raw, **outputs}.items()}
         content = yaml.safe_load(settings.read_text(encoding="utf-8"))
         words = step.command(str(self.image / "params.yaml"), paths)[3:]
@@ -101,7 +91,7 @@ class World:
         self, names: list[str], run: str, inputs_of: str = "", settings: Path | None = None, **variables: str
     ) -> str:
         """Runs steps as their containers do, and gives what they said. `inputs_of`: the run that made the inputs."""
-        settings = settings or self.upstream / "params.yaml"
+        settings = settings or self.path / "params.yaml"
         words = [self.words(name, run, inputs_of or run, settings) for name in names]
         start = ["-m", "components", *words[0]] if len(words) == 1 else ["-c", CHAIN, json.dumps(words)]
         image = {"PYTHONPATH": str(self.image), "CONCORD_COMMIT": self.commit, "CONCORD_DVC_REMOTE": REMOTE}
@@ -117,10 +107,6 @@ class World:
         found = executor_output_utils.load_executor_output(str(self.told_file(name, run))).artifacts
         return {port: dict(artifacts.artifacts[0].metadata) for port, artifacts in found.items()}
 
-    def clone(self, name: str) -> Path:
-        self.call("git", "clone", "-q", str(self.upstream), str(self.root / name), cwd=self.root)
-        return self.root / name
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -134,35 +120,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def _world(root: Path, server: S3Server) -> World:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "AWS_", "CONCORD_", "GIT_", "PYTHON"))}
-    variables = kept | environment(server.url, OWNER) | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
-    made = World(root, root / "upstream", root / "image", variables)
-    unwanted = shutil.ignore_patterns("__pycache__")
-    for path in ("components", "pipelines"):
-        shutil.copytree(ROOT / path, made.upstream / path, ignore=unwanted)
-    for path in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
-        shutil.copy(ROOT / path, made.upstream)
-    shutil.copytree(made.upstream, made.image)
-    (made.upstream / ".dvc").mkdir()
-    own = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
-    remote = f"    remote = there\n['remote \"there\"']\n    url = {REMOTE}\n"
-    (made.upstream / ".dvc" / "config").write_text(own.partition("[remote")[0] + remote, encoding="utf-8")
-    write_data(made.upstream / "data")
-    write_params(made.upstream / "params.yaml", **SECTIONS)
-    git = ("git", "-c", "user.name=A", "-c", "user.email=a@b")
-    made.call(*git, "init", "-q", cwd=made.upstream)
-    made.dvc("add", "-q", "data", cwd=made.upstream)
-    made.dvc("push", "-q", "data.dvc", cwd=made.upstream)
-    made.call(*git, "add", ".", cwd=made.upstream)
-    made.call(*git, "commit", "-qm", "The experiment", cwd=made.upstream)
-    made.commit = made.call("git", "rev-parse", "HEAD", cwd=made.upstream).strip()
-    return made
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    variables = environment(s3_environment(server.url, OWNER) | store)
+    made = write_repository(root / "upstream", variables, REMOTE, SECTIONS)
+    world = World(made.path, made.variables)
+    write_code(world.image)
+    world.commit = world.call("git", "rev-parse", "HEAD", cwd=world.path).strip()
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +193,7 @@ def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_na
     with pytest.raises(ConcordError) as caught:
         write_lock(RUN, other)
     message = str(caught.value)
-    data = dvc_hash(world.upstream / "data")
+    data = dvc_hash(world.path / "data")
     assert f"ingest: data data: {data} in the run, {'0' * 32}.dir here" in message
     assert "sft: params sft.lr: 0.001 in the run, 0.5 here" in message
     assert re.search(r"grpo: code components/grpo: \w{32}\.dir in the run, \w{32}\.dir here", message)
@@ -241,27 +205,27 @@ def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_na
 
 def test_a_run_that_is_not_there_or_not_finished_is_refused(world: World, said: str, store: None) -> None:
     with pytest.raises(ConcordError, match=r"nobody: no run with this id in MLflow"):
-        write_lock("nobody", world.upstream)
+        write_lock("nobody", world.path)
     mlflow = connect()
     parent = mlflow.create_run("1", tags={"concord.pipeline_run": "half"})
     with pytest.raises(ConcordError, match="has no steps below it"):
-        write_lock("half", world.upstream)
+        write_lock("half", world.path)
     for name, status in (("ingest", "FAILED"), ("validate", "RUNNING")):
         tags = {"mlflow.parentRunId": parent.info.run_id, "concord.step": name}
         mlflow.set_terminated(mlflow.create_run("1", tags=tags).info.run_id, status)
     with pytest.raises(ConcordError, match=r"step ingest: its run is FAILED") as caught:
-        write_lock("half", world.upstream)
+        write_lock("half", world.path)
     assert "step validate: its run is RUNNING" in str(caught.value)
     assert "step sft: it has no run" in str(caught.value)
-    assert not (world.upstream / "dvc.lock").exists()
+    assert not (world.path / "dvc.lock").exists()
 
 
 def test_a_version_shows_its_whole_ancestry(
     world: World, said: str, store: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command.main(["show", "--version", "1", "--params", str(world.upstream / "params.yaml")])
+    command.main(["show", "--version", "1", "--params", str(world.path / "params.yaml")])
     flat = " ".join(capsys.readouterr().out.split())
-    assert f"raw data {dvc_hash(world.upstream / 'data')}" in flat
+    assert f"raw data {dvc_hash(world.path / 'data')}" in flat
     assert f"commit {world.commit}" in flat
     assert f"Kubeflow run {RUN}" in flat
     for name in list(STEPS)[:-1]:
@@ -293,14 +257,14 @@ def test_what_a_run_made_is_fetched_by_the_next(world: World, said: str, store: 
     for name in ("ingest", "validate", "grpo", "register"):
         assert name not in told
     with pytest.raises(ConcordError, match=r"step register: it has no run") as caught:
-        write_lock(AGAIN, world.upstream)
+        write_lock(AGAIN, world.path)
     assert "step ingest" not in str(caught.value)
     assert "step grpo" not in str(caught.value)
 
 
 def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> None:
     desk = world.clone("desk")
-    shutil.copytree(world.upstream / "data", desk / "data")
+    shutil.copytree(world.path / "data", desk / "data")
     write_params(desk / "params.yaml", **{**SECTIONS, "ingest": {"image_size": 24}})
     alone = {"MLFLOW_TRACKING_URI": f"sqlite:///{world.root}/desk.db"}  # a laptop's own, which the cluster cannot see
     world.dvc("repro", "-q", "ingest", cwd=desk, **alone)
@@ -318,7 +282,7 @@ def test_raw_input_in_a_bucket_is_compared_by_what_it_holds(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """dvc.lock has its ETags; a run knows the content."""
-    for name, value in environment(world.variables["AWS_ENDPOINT_URL"], OWNER).items():
+    for name, value in s3_environment(world.variables["AWS_ENDPOINT_URL"], OWNER).items():
         monkeypatch.setenv(name, value)
     owner = client(world.variables["AWS_ENDPOINT_URL"], OWNER)
     (tmp_path / "raw" / "deep").mkdir(parents=True)

@@ -163,7 +163,11 @@ def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any]
     launcher = found.pop("CONCORD_LAUNCHER_SETTINGS", None)
     assert found == wanted
     assert (launcher is not None) == parallel
-    assert launcher is None or json.loads(launcher) == {"num_processes": 2, "config": None}
+    assert launcher is None or json.loads(launcher) == {
+        "num_processes": 2,
+        "config": None,
+        "loader_workers": 0,
+    }
     assert [(field.name, field.field_path) for field in pod.field_path_as_env] == [
         ("KFP_RUN_ID", "metadata.labels['pipeline/runid']")
     ]

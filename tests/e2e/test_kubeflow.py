@@ -1,0 +1,254 @@
+"""The pipeline in containers: the image that a cluster would pull; PostgreSQL, S3 and MLflow in their own containers.
+
+Kubeflow's own runner for this machine drives the compiled pipeline. On the way a training container is killed. Then the
+run gives back a dvc.lock to a checkout that has nothing, and a checkout's `dvc repro` saves the pipeline its work.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from components.shared.tracking.hashes import dvc_hash
+from components.shared.vlm.checkpoints import WHOLE
+from components.steps import STEPS
+from tests.components.gauge_world import write_params
+from tests.containers import run as docker
+from tests.containers import services_of
+from tests.e2e.repository import Repository, environment, write_repository
+from tests.services import Services, s3_client
+
+STEPS_OF_GRPO = 40  # the last three quarters take seconds, in which the kill finds its place
+SECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "validate": {"min_rows_per_shot": 1},
+    "grpo": {"steps": STEPS_OF_GRPO, "checkpoint_every": 2},
+    "evaluate": {"bootstrap": 50},
+    "register": {"bootstrap": 50},
+}
+CHANGED = {**SECTIONS, "grpo": {"steps": 4, "checkpoint_every": 2, "beta": 0.05}}
+MADE_BEFORE = re.compile(r"(\w+): made before from the same data, code and settings \(run (\w+)\): fetched")
+pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(2400)]
+
+
+@dataclass
+class Run:
+    """A finished run of the pipeline.
+
+    Attributes:
+        id: Kubeflow's.
+        folder: of its outputs and logs, a folder a step.
+        told: its run.json.
+        said: what it printed, with what its containers said.
+    """
+
+    id: str
+    folder: Path
+    told: dict[str, Any]
+    said: str
+
+    def artifact(self, step: str, name: str) -> dict[str, Any]:
+        """What Kubeflow was told of it."""
+        output = json.loads((self.folder / step / "executor_output.json").read_text(encoding="utf-8"))
+        metadata: dict[str, Any] = output["artifacts"][name]["artifacts"][0]["metadata"]
+        return metadata
+
+
+@dataclass
+class World:
+    """The services, a repository whose DVC remote is theirs, the image."""
+
+    services: Services
+    repository: Repository
+    image: str
+
+    def start(self, checkout: Path, out: Path) -> "subprocess.Popen[str]":
+        """`python -m pipelines run`, in a checkout."""
+        words = ["run", "--image", self.image, "--retries", "1", "--data", str(self.repository.path / "data")]
+        with open(out.with_suffix(".txt"), "w", encoding="utf-8") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *words, "--out", str(out)],
+                cwd=checkout, env=self.repository.variables, stdout=file, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+
+    def finish(self, process: "subprocess.Popen[str]", out: Path) -> Run:
+        """Waits for its good end."""
+        code = process.wait()
+        said = out.with_suffix(".txt").read_text(encoding="utf-8")
+        assert code == 0, said[-8000:]
+        (folder,) = out.glob("concord-training-*")
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return Run(told["run_id"], folder, told, said)
+
+    @property
+    def mlflow(self) -> MlflowClient:
+        return MlflowClient(self.services.tracking_uri)
+
+    def step_runs(self, run_id: str) -> dict[str, list[Any]]:
+        """Step -> its runs in MLflow below the pipeline's run, the oldest first."""
+        mlflow = self.mlflow
+        ids = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+        query = f"tags.`concord.pipeline_run` = '{run_id}' and tags.`concord.kind` = 'pipeline'"
+        (parent,) = mlflow.search_runs(ids, query)
+        below = mlflow.search_runs(
+            ids, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", order_by=["attributes.start_time ASC"]
+        )
+        return {name: [run for run in below if run.data.tags["concord.step"] == name] for name in STEPS}
+
+    def in_remote(self, md5: str) -> list[str]:
+        """Files of a folder that the DVC remote has: each object is asked for."""
+        client = s3_client(self.services.s3_url, self.services.dvc)
+        listing = client.get_object(Bucket="dvc", Key=f"files/md5/{md5[:2]}/{md5[2:]}")["Body"].read()
+        files = {entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
+        for found in files.values():
+            client.head_object(Bucket="dvc", Key=f"files/md5/{found[:2]}/{found[2:]}")
+        return list(files)
+
+
+@pytest.fixture(scope="module")
+def world(composition: dict[str, str], image: str, tmp_path_factory: pytest.TempPathFactory) -> World:
+    services = services_of(composition)
+    root = tmp_path_factory.mktemp("kubeflow")
+    repository = write_repository(root / "upstream", environment(services.environment()), "s3://dvc", SECTIONS)
+    return World(services, repository, image)
+
+
+def kill_in_grpo(state: Path, process: "subprocess.Popen[str]") -> int:
+    """kill -9 of grpo's container when a quarter is done. Gives the newest whole checkpoint's step."""
+    listing = ("docker", "ps", "--quiet", "--filter", "label=concord.step=grpo", "--filter", "label=concord.run")
+    while not (container := docker(*listing)):
+        assert process.poll() is None, "grpo never started"
+        time.sleep(0.2)
+    while newest_checkpoint(state) < STEPS_OF_GRPO // 4:
+        assert process.poll() is None, "grpo left no checkpoints"
+        time.sleep(0.005)
+    docker("docker", "kill", "--signal", "KILL", container)
+    return newest_checkpoint(state)
+
+
+def newest_checkpoint(state: Path) -> int:
+    """Its step; 0 where there is none."""
+    seals = state.glob(f"grpo/*/checkpoint-*/{WHOLE}")
+    return max((int(seal.parent.name.rpartition("-")[2]) for seal in seals), default=0)
+
+
+@pytest.fixture(scope="module")
+def killed(world: World) -> Iterator[tuple[Run, int]]:
+    """A run whose grpo was killed, and the step of the checkpoint that the kill left."""
+    out = world.repository.path.parent / "killed"
+    process = world.start(world.repository.path, out)
+    try:
+        step = kill_in_grpo(out / ".checkpoints", process)
+        yield world.finish(process, out), step
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def laptop(world: World, killed: tuple[Run, int]) -> Path:
+    """A clone with nothing in it that took the run's lock and pulled."""
+    place = world.repository.clone("laptop")
+    world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", killed[0].id, cwd=place)
+    world.repository.dvc("pull", "-q", cwd=place)
+    return place
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(world: World, killed: tuple[Run, int]) -> None:
+    run, step = killed
+    assert STEPS_OF_GRPO // 4 <= step < STEPS_OF_GRPO
+    ends = [(each["step"], each["exit_code"]) for each in run.told["tries"]]
+    assert ends == [
+        ("ingest", 0), ("validate", 0), ("sft", 0), ("grpo", 137), ("grpo", 0), ("evaluate", 0), ("register", 0),
+    ]  # fmt: skip
+    first, second = world.step_runs(run.id)["grpo"]
+    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
+    curve = world.mlflow.get_metric_history(second.info.run_id, "loss")
+    assert sorted({point.step for point in curve}) == list(range(step + 1, STEPS_OF_GRPO + 1))
+
+
+def test_outputs_are_whole_and_kubeflow_is_told_of_each(killed: tuple[Run, int]) -> None:
+    run, _ = killed
+    assert run.told["done"] is True
+    for name, step in STEPS.items():
+        for port in step.outputs:
+            digest = dvc_hash(run.folder / name / port)
+            told = run.artifact(name, port)
+            assert run.told["outputs"][name][port]["dvc_hash"] == told["dvc_hash"] == digest
+            for given in set(step.inputs) & set(STEPS):
+                assert told[f"dvc_hash.in.{given}"] == run.told["outputs"][given]["out"]["dvc_hash"]
+    assert run.artifact("evaluate", "metrics")["grpo.groups.all.n"] == 101
+    assert "grpo.groups.few.mae" in run.artifact("evaluate", "metrics")
+    assert (run.folder / "evaluate" / "page").read_text(encoding="utf-8").count("<html") == 1
+
+
+def test_every_step_stands_in_mlflow_and_its_outputs_in_the_remote(world: World, killed: tuple[Run, int]) -> None:
+    run, _ = killed
+    for name, runs in world.step_runs(run.id).items():
+        tags = runs[-1].data.tags
+        assert tags["concord.pipeline_run"] == run.id
+        assert tags["concord.remote"] == "s3://dvc"
+        assert run.artifact(name, "out")["mlflow_run_id"] == runs[-1].info.run_id
+        for port, kept in run.told["outputs"][name].items():
+            assert tags[f"concord.out.{port}"] == kept["dvc_hash"]
+            assert world.in_remote(kept["dvc_hash"])
+    assert "model.safetensors" in world.in_remote(run.told["outputs"]["grpo"]["out"]["dvc_hash"])
+    (evaluated,) = world.step_runs(run.id)["evaluate"]
+    shown = [file.path for file in world.mlflow.list_artifacts(evaluated.info.run_id, "report")]
+    assert "report/report.html" in shown, "handed through MLflow's server into its bucket"
+
+
+def test_the_registry_has_the_version_with_its_ancestry(world: World, killed: tuple[Run, int]) -> None:
+    run, _ = killed
+    words = ["-m", "components", "register", "show", "--version", "1"]
+    shown = " ".join(world.repository.call(sys.executable, *words, cwd=world.repository.path).split())
+    assert f"Kubeflow run {run.id}" in shown
+    assert f"raw data {run.told['data_hash']}" in shown
+    for name in list(STEPS)[:-1]:
+        for port, kept in run.told["outputs"][name].items():
+            assert f"{name} out {port} {kept['dvc_hash']}" in shown
+
+
+def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(
+    world: World, killed: tuple[Run, int], laptop: Path
+) -> None:
+    run, _ = killed
+    assert json.loads(world.repository.dvc("status", "--json", cwd=laptop)) == {}
+    assert "Data and pipelines are up to date." in world.repository.dvc("repro", cwd=laptop)
+    assert dvc_hash(laptop / "artifacts" / "grpo") == run.told["outputs"]["grpo"]["out"]["dvc_hash"]
+    assert "nothing new" in world.repository.call(
+        sys.executable, "-m", "pipelines", "lock", "--run", run.id, cwd=laptop
+    )
+
+
+def test_a_changed_setting_reruns_what_it_concerns_and_the_pipeline_takes_that_over(
+    world: World, killed: tuple[Run, int], laptop: Path
+) -> None:
+    run, _ = killed
+    write_params(laptop / "params.yaml", **CHANGED)
+    said = world.repository.dvc("repro", cwd=laptop)
+    assert re.findall(r"Running stage '(\w+)'", said) == ["grpo", "evaluate", "register"]
+    world.repository.dvc("push", "-q", cwd=laptop)
+
+    out = world.repository.path.parent / "after"
+    again = world.finish(world.start(laptop, out), out)
+    made_by = dict(MADE_BEFORE.findall(again.said))
+    assert list(made_by) == list(STEPS)[:-1], "all but register, which judges against today's champion"
+    by_pipeline = {name: runs[-1].info.run_id for name, runs in world.step_runs(run.id).items()}
+    assert {name: made_by[name] for name in ("ingest", "validate", "sft")} == {
+        name: by_pipeline[name] for name in ("ingest", "validate", "sft")
+    }
+    for name in ("grpo", "evaluate"):
+        assert "concord.pipeline_run" not in world.mlflow.get_run(made_by[name]).data.tags, "dvc repro's"
+        assert again.told["outputs"][name]["out"]["dvc_hash"] == dvc_hash(laptop / "artifacts" / name)
+    versions = world.mlflow.search_model_versions()
+    assert {version.version for version in versions} == {1, 2, 3}
+    told = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
+    assert "dvc.lock: new for register, from run" in told
