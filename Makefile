@@ -15,7 +15,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # that was broken off makes the environment anew.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run data test lint format ablation bench ui compile image up down secrets clean
+.PHONY: help setup run data test lint format ablation bench ui compile pipeline submit lock image up down secrets clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,18 @@ ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--por
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)
+
+# The services of `make up` are its own, unless the environment names an MLflow.
+pipeline: $(READY) ## run the Kubeflow pipeline here, a container a step, on the services of `make up`; ARGS='--retries 1'
+	@if [ -z "$${MLFLOW_TRACKING_URI:-}" ] && [ -e docker/services.env ]; then set -a; . docker/services.env; set +a; fi; \
+	  $(PY) -m pipelines run $(ARGS)
+
+submit: $(READY) ## run it on a cluster; ARGS='--data-uri s3://... --wait', and --help explains
+	@$(PY) -m pipelines submit $(ARGS)
+
+lock: $(READY) ## write dvc.lock from a finished run of the pipeline; RUN=its id
+	@if [ -z "$${MLFLOW_TRACKING_URI:-}" ] && [ -e docker/services.env ]; then set -a; . docker/services.env; set +a; fi; \
+	  $(PY) -m pipelines lock --run '$(or $(RUN),$(error RUN=ID names the run))' $(ARGS)
 
 # BASE=IMAGE is what it stands on; WITHOUT_REGISTRY=1 makes that from Debian's packages instead of pulling it. RECORD= keeps
 # no record.
