@@ -89,7 +89,7 @@ def write_lock(run: str, root: Path) -> list[str]:
             if faults:
                 raise _refusal(run, faults, {step.commit for step in finished.values()})
             lock = Lockfile(repo, str(root / "dvc.lock"))
-            before = lock.load()[0].get("stages", {}) if lock.exists() else {}
+            before = lock.load().get("stages", {}) if lock.exists() else {}
             lock.dump_stages(filled)
             return [s.name for s in filled if before.get(s.name) != _plain(to_lockfile(s)[s.name])]
     except DvcException as error:

@@ -171,7 +171,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(world: World, killed: tup
     first, second = world.step_runs(run.id)["grpo"]
     assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
     curve = world.mlflow.get_metric_history(second.info.run_id, "loss")
-    assert sorted({point.step for point in curve}) == list(range(step + 1, STEPS_OF_GRPO + 1))
+    assert sorted({point.step for point in curve if point.step}) == list(range(step + 1, STEPS_OF_GRPO + 1))
 
 
 def test_outputs_are_whole_and_kubeflow_is_told_of_each(killed: tuple[Run, int]) -> None:
@@ -249,6 +249,6 @@ def test_a_changed_setting_reruns_what_it_concerns_and_the_pipeline_takes_that_o
         assert "concord.pipeline_run" not in world.mlflow.get_run(made_by[name]).data.tags, "dvc repro's"
         assert again.told["outputs"][name]["out"]["dvc_hash"] == dvc_hash(laptop / "artifacts" / name)
     versions = world.mlflow.search_model_versions()
-    assert {version.version for version in versions} == {1, 2, 3}
+    assert {version.version for version in versions} == {"1", "2"}, "the same weights are the same version"
     told = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
     assert "dvc.lock: new for register, from run" in told

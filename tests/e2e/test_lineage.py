@@ -170,6 +170,9 @@ def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(world: World, said:
     assert json.loads(world.dvc("status", "--json", cwd=laptop)) == {}
     assert (laptop / "reports" / "evaluate" / "report.html").exists()
     locked = (laptop / "dvc.lock").read_bytes()
+    told = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
+    assert "dvc.lock: nothing new" in told
+    assert (laptop / "dvc.lock").read_bytes() == locked
     assert "Data and pipelines are up to date." in world.dvc("repro", cwd=laptop)
     # It is, byte for byte, what DVC itself writes of the same outputs.
     (laptop / "dvc.lock").unlink()
