@@ -113,13 +113,13 @@ def test_a_step_in_the_image_makes_what_it_makes_here(
     write_params(tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    words = ["ingest", "--params", "params.yaml", "--data", "data", "--out"]
-    assert main([*words, "here"]) == 0
+    assert main(["ingest", "--params", "params.yaml", "--data", "data", "--out", "here"]) == 0
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
     in_image(
-        image, "python", "-m", "components", *words, "out/there",
-        options=(*STRANGER, "-e", "MLFLOW_TRACKING_URI=sqlite:////tmp/mlflow.db", "-w", "/work",
+        image, "python", "-m", "components", "ingest", "--params", "/work/params.yaml", "--data", "/work/data",
+        "--out", "/work/out/there",
+        options=(*STRANGER, "-e", "MLFLOW_TRACKING_URI=sqlite:////tmp/mlflow.db", "-w", "/tmp",
                  "-v", f"{tmp_path}:/work:ro", "-v", f"{tmp_path / 'out'}:/work/out"),
     )  # fmt: skip
     assert dvc_hash(tmp_path / "out" / "there") == dvc_hash(tmp_path / "here")
