@@ -24,8 +24,9 @@ def write_data_tables(out: Path, found: Sequence[dict[str, Any]]) -> None:
         "",
         f"JPEG, {SIDE} px, quality {QUALITY}, {kb:.0f} KB each, no two alike. Ours: the steps ingest and validate as "
         "commands, with all that they check, hash, split and report. The bare loop: one process that reads the files, "
-        "decodes them with Pillow and writes the same bytes to Parquet, no more. Both read from the page cache where "
-        f"the files fit in it. Medians over {rounds} rounds in alternation (least to most). Memory: the largest sum of "
+        "decodes them with Pillow and writes the same bytes to Parquet, no more. All files are read once before each, "
+        f"so both read from memory where they fit in it. Medians over {rounds} rounds in alternation (least to most). "
+        "Memory: the largest sum of "
         "what the processes of a command have resident.",
         "",
         "| rows | ingest | validate | ours | bare loop | ratio | memory, ours | memory, bare loop |",

@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,8 @@ from components.shared.orphans import end_with
 from components.validate.images import Look, look
 from components.validate.near import perceptual_hashes
 
+T = TypeVar("T")
+R = TypeVar("R")
 FEW = 2048  # rows that are looked at sooner than processes are up
 MOST_PROCESSES = 8  # each holds some 150 MB
 FOUND = pa.schema(
@@ -27,6 +30,7 @@ FOUND = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("content", pa.string()),
+        ("reduced", pa.bool_()),
         ("fault", pa.string()),
         ("hash", pa.binary()),
     ]
@@ -65,17 +69,34 @@ def looks(of: list[Part]) -> Iterator[pa.Table]:
     Raises:
         ConcordError: a shard is damaged, or a process ended while it decoded.
     """
-    if sum(part.rows for part in of) <= FEW:
-        yield from map(look_at, of)
+    yield from _each(look_at, of, sum(part.rows for part in of))
+
+
+def contents(of: list[tuple[Part, list[int]]]) -> Iterator[list[str | None]]:
+    """Of some rows of each part, `Look.content` by every pixel.
+
+    Args:
+        of: parts, and the places of the rows in each.
+
+    Raises:
+        ConcordError: as `looks`.
+    """
+    yield from _each(_contents, of, sum(len(places) for _, places in of))
+
+
+def _each(call: Callable[[T], R], of: list[T], rows: int) -> Iterator[R]:
+    """`map(call, of)`, in processes where `rows` are worth it."""
+    if rows <= FEW:
+        yield from map(call, of)
         return
     processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
         try:
-            yield from pool.map(look_at, of)
+            yield from pool.map(call, of)
         except BrokenProcessPool:
             raise ConcordError(
-                f"{of[0].path.parent}: a process ended while it decoded images; mostly memory ran out. Free some, or "
+                "a process ended while it decoded images; mostly memory ran out. Free some, or "
                 "remove images of many million pixels, and run the step again."
             ) from None
 
@@ -87,21 +108,35 @@ def look_at(part: Part) -> pa.Table:
         ConcordError: the shard is damaged.
     """
     prepare()
-    try:
-        with pq.ParquetFile(part.path) as file:
-            names = [name for name in ("id", "origin", "target", "subject") if name in file.schema_arrow.names]
-            table = file.read_row_group(part.group, columns=[*names, "image.bytes"])
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
-        place = f"{part.path.parent}: a {part.split} shard is damaged ({part.path.name}: {reason})"
-        raise ConcordError(f"{place}. Run the ingest step again.") from None
-    images = table.column("image").combine_chunks().field("bytes")
-    seen = [look(data.as_py()) for data in images]
-    table = table.select(names).add_column(0, "split", pa.repeat(part.split, part.rows))
+    table = _read(part)
+    seen = [look(data.as_py(), reduce=True) for data in _images(table)]
+    table = table.drop_columns("image").add_column(0, "split", pa.repeat(part.split, part.rows))
     for field in FOUND:
         values = _hashes(seen) if field.name == "hash" else [getattr(one, field.name) for one in seen]
         table = table.append_column(field, pa.array(values, field.type))
     return table
+
+
+def _contents(some: tuple[Part, list[int]]) -> list[str | None]:
+    prepare()
+    part, places = some
+    images = _images(_read(part))
+    return [look(images[place].as_py()).content for place in places]
+
+
+def _images(table: pa.Table) -> pa.Array:
+    return table.column("image").combine_chunks().field("bytes")
+
+
+def _read(part: Part) -> pa.Table:
+    try:
+        with pq.ParquetFile(part.path) as file:
+            names = [name for name in ("id", "origin", "target", "subject") if name in file.schema_arrow.names]
+            return file.read_row_group(part.group, columns=[*names, "image.bytes"])
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        place = f"{part.path.parent}: a {part.split} shard is damaged ({part.path.name}: {reason})"
+        raise ConcordError(f"{place}. Run the ingest step again.") from None
 
 
 def _hashes(seen: list[Look]) -> list[bytes | None]:

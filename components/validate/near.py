@@ -26,10 +26,22 @@ _NONE = np.iinfo(np.int64).max
 Hashes = NDArray[np.uint64]
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """What the hash is taken of: `(SIDE, SIDE)` grey bytes."""
+def thumbnail(image: Image.Image, of: tuple[int, int] | None = None) -> bytes:
+    """What the hash is taken of: `(SIDE, SIDE)` grey bytes.
+
+    Args:
+        image: the picture.
+        of: width and height that it has in full, where `image` is a half, a quarter or an eighth of it: the last row
+            and column of that lie in part beyond the picture's end.
+    """
+    part = round(of[0] / image.width) if of else 1
+    box = (0, 0, of[0] / part, of[1] / part) if of else None
     # The gap: a large picture is averaged by whole blocks first, at half the price.
-    return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+    return (
+        (image if image.mode == "L" else image.convert("L"))
+        .resize((SIDE, SIDE), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+        .tobytes()
+    )
 
 
 def perceptual_hashes(thumbnails: Sequence[bytes]) -> list[bytes | None]:

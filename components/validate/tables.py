@@ -16,6 +16,7 @@ from components.shared.errors import ConcordError
 from components.shared.regression.shots import SHOTS, ShotTable, label_bins
 from components.validate.looks import looks, parts
 from components.validate.near import nearest_in_earlier_split
+from components.validate.sameness import settle
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
     found = parts(folder)
     done = list(counted(looks(found), "decoding images, 8 MB at a time", len(found)))
     table = pa.concat_tables(done).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    table = settle(table, found).drop(columns="reduced")
     if "subject" not in table:
         table["subject"] = None
     steps = table["target"].where(np.isfinite(table["target"])) / task.resolution

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from components.settings import Ingest
 from components.shared.data.ahead import ahead
-from components.shared.data.images import BadImageError, decode_image, prepare
+from components.shared.data.images import BadImageError, check_image, prepare
 from components.shared.data.progress import counted
 from components.shared.data.quarantine import BadValueError, Faults, Quarantine, shown
 from components.shared.data.rows import SPLITS
@@ -242,7 +242,7 @@ def _image_fault(data: bytes | BadValueError) -> BadValueError | None:
     if isinstance(data, BadValueError):
         return data
     try:
-        decode_image(data)
+        check_image(data)
     except BadImageError as bad:
         return BadValueError("image does not decode", f"{bad}: replace the file or remove the row")
     return None

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.shared.data.ahead import ahead
+from components.shared.data.ahead import THREADS, ahead
 from components.shared.errors import ConcordError
+from components.shared.orphans import end_with
 
 _NEVER_HASHED = {".git", ".hg", ".dvc"}  # what DVC ignores without a .dvcignore
 _SMALL = 2**20  # bytes
+_MANY = 20_000  # files that take longer than processes take to start
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,7 @@ def dvc_content(path: Path) -> Content:
     if not path.is_dir():
         raise ConcordError(f"{path}: missing, so its DVC hash cannot be taken. Run the step that makes it.")
     files = sorted(_files(os.fspath(path), ""))
-    batch = min(max(len(files) // 64, 1), 64)  # few files are large ones
-    hashed = list(ahead(_md5, (f"{path}/{name}" for name in files), batch))
+    hashed = list(_md5s([f"{path}/{name}" for name in files]))
     entries = [{"md5": md5, "relpath": name} for name, (md5, _) in zip(files, hashed, strict=True)]
     listing = json.dumps(entries, sort_keys=True).encode()
     return Content(
@@ -67,6 +70,16 @@ def dvc_content(path: Path) -> Content:
 def dvc_hash(path: Path) -> str:
     """The md5 alone; see `dvc_content`."""
     return dvc_content(path).md5
+
+
+def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
+    """Hash and bytes of each file, in threads; of very many in processes, which do not wait for each other."""
+    if len(paths) <= _MANY:
+        yield from ahead(_md5, paths, batch=min(max(len(paths) // 64, 1), 64))  # few files are large ones
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(THREADS, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        yield from pool.map(_md5, paths, chunksize=1000)
 
 
 def _files(folder: str, before: str) -> Iterator[str]:

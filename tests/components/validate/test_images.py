@@ -10,6 +10,7 @@ from PIL import Image
 
 from components.shared.data.images import MAX_PIXELS, prepare
 from components.validate.images import look
+from components.validate.near import perceptual_hashes
 from tests.components.raw_folder import encoded
 
 # pytest undoes the filters that prepare() sets.
@@ -115,3 +116,70 @@ def test_a_picture_and_its_turned_copy_with_a_tag_are_one() -> None:
 def test_what_is_under_transparent_pixels_makes_no_difference() -> None:
     clear = [Image.new("RGBA", (4, 4), (value, 0, 0, 0)) for value in (0, 200)]
     assert len({look(saved(image)).content for image in clear}) == 1
+
+
+def photograph(seed: int, width: int = 300, height: int = 200) -> Image.Image:
+    """Smooth noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def apart(a: bytes | None, b: bytes | None) -> int:
+    """Bits in which the perceptual hashes differ."""
+    first, second = (np.frombuffer(one or b"", np.uint8) for one in perceptual_hashes([a or b"", b or b""]))
+    return int(np.bitwise_count(first ^ second).sum())
+
+
+@pytest.mark.parametrize("size", [(300, 200), (256, 256), (128, 131), (1000, 707), (127, 400)])
+def test_a_quick_look_sees_what_a_full_one_sees(size: tuple[int, int]) -> None:
+    data = saved(photograph(0, *size), "JPEG", quality=90)
+    quick, full = look(data, reduce=True), look(data)
+    assert quick.reduced is (min(size) >= 128)
+    assert not full.reduced
+    assert (quick.width, quick.height, quick.mode, quick.format) == (full.width, full.height, full.mode, full.format)
+    assert (quick.content == full.content) is not quick.reduced
+    assert apart(quick.thumbnail, full.thumbnail) <= 10
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 0.9])
+def test_a_quick_look_finds_a_resized_copy_as_a_full_one_does(factor: float) -> None:
+    picture = photograph(1, 900, 700)
+    smaller = picture.resize((int(900 * factor), int(700 * factor)), Image.Resampling.LANCZOS)
+    pair = [look(saved(image, "JPEG", quality=90), reduce=True).thumbnail for image in (picture, smaller)]
+    assert apart(*pair) <= 10
+    assert apart(pair[0], look(saved(photograph(2, 900, 700), "JPEG"), reduce=True).thumbnail) > 40
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (photograph(0), {"format": "PNG"}),
+        (photograph(0).convert("CMYK"), {"format": "JPEG"}),
+        (photograph(0, 100, 90), {"format": "JPEG"}),
+    ],
+)
+def test_what_cannot_be_reduced_is_looked_at_in_full(image: Image.Image, options: dict[str, str]) -> None:
+    data = saved(image, **options)
+    assert look(data, reduce=True) == look(data)
+
+
+def test_a_picture_that_is_to_be_turned_is_looked_at_in_full() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(photograph(0), "JPEG", exif=exif)
+    assert look(data, reduce=True) == look(data)
+    exif[0x0112] = 1
+    assert look(saved(photograph(0), "JPEG", exif=exif), reduce=True).reduced
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_a_quick_look_finds_the_faults_that_a_full_one_finds(seed: int, progressive: bool, cut: bool) -> None:
+    rng = np.random.default_rng(seed)
+    data = bytearray(saved(photograph(3, 160, 130), "JPEG", progressive=progressive, quality=80))
+    if cut:
+        del data[rng.integers(0, len(data)) :]
+    else:
+        for position in rng.integers(0, len(data), 6):
+            data[position] = rng.integers(0, 256)
+    assert look(bytes(data), reduce=True).fault == look(bytes(data)).fault

@@ -38,6 +38,15 @@ def test_hash_size_and_number_of_files_are_those_that_dvc_writes(repository: Pat
     assert dvc_content(repository / name).to_json() == known
 
 
+def test_many_files_are_hashed_in_processes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(2500):
+        (tmp_path / "a" / f"{number % 7} {number}").write_bytes(b"x" * number)
+    in_threads = dvc_hash(tmp_path)
+    monkeypatch.setattr("components.shared.tracking.hashes._MANY", 2000)
+    assert dvc_hash(tmp_path) == in_threads
+
+
 def test_one_changed_byte_changes_the_hash_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"a")
     before = dvc_hash(tmp_path)
