@@ -50,11 +50,11 @@ def test_kubeflow_gives_the_section_as_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A word of the command line would be an input of the step, and reruns it for another number of ranks."""
-    monkeypatch.setenv(SECTION, '{"num_processes": 3, "config": "not-there.yaml"}')
+    monkeypatch.setenv(SECTION, '{"num_processes": 3, "loader_workers": 0, "config": "not-there.yaml"}')
     (tmp_path / "in").mkdir()
     words = ["--params", str(ROOT / "params.yaml"), "--ingest", str(tmp_path / "in"), "--sft", str(tmp_path / "in")]
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.config: not-there.yaml: no such file" in re.sub(r"\s+", " ", capsys.readouterr().err)
-    monkeypatch.setenv(SECTION, '{"num_processes": 0, "config": null}')
+    monkeypatch.setenv(SECTION, '{"num_processes": 0, "loader_workers": 0, "config": null}')
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.num_processes: input should be greater than 0, found 0" in capsys.readouterr().err
