@@ -1,7 +1,6 @@
 """The arms of the ablation: SFT that ends by the clock, GRPO that is timed whole, and nothing that is run twice."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from components.ablation.arms import Job, run
 from components.ablation.command import main
 from components.ablation.studies import STUDIES, claim
 from components.settings import Grpo, Settings
-from components.sft.continued import Until
+from components.sft.continued import Until, effort
 from components.shared.data.atomic import write_json
 from components.shared.errors import ConcordError
 from components.shared.vlm.models import base_model, save
@@ -53,7 +52,9 @@ def test_the_clock_ends_a_training(tmp_path: Path) -> None:
     control = TrainerControl()
     until.on_step_end(arguments, state, control)
     assert not control.should_training_stop
-    time.sleep(0.06)
+    end = effort() + 0.06  # of work: sleep is none
+    while effort() < end:
+        pass
     until.on_step_end(arguments, state, control)
     assert control.should_training_stop
     until.on_train_begin(arguments, state, control)  # the clock starts with each training
