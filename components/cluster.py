@@ -70,8 +70,11 @@ class Backoff(Strict):
     """The wait before a step is started again: seconds, then factor times as long each time."""
 
     seconds: Positive
-    factor: float = Field(ge=1)
-    max_seconds: Positive
+    factor: Positive = Field(description="a whole number: Argo, which starts the step again, takes no other")
+
+    def total(self, retries: int) -> int:
+        """Seconds that so many waits take together."""
+        return sum(self.seconds * self.factor**number for number in range(retries))
 
 
 class Secret(Strict):
@@ -122,6 +125,14 @@ class Cluster(Strict):
         """The pod of a step by its name in the step table."""
         pod: Pod = getattr(self.steps, {"validate": "validation", "register": "registry"}.get(step, step))
         return pod
+
+    def window(self, step: str) -> int:
+        """Seconds from a step's first start within which it may be started again: every try may take its whole time.
+
+        Kubeflow starts no step again after it, however many retries are left, and ends a retry that outlasts it.
+        """
+        pod = self.pod(step)
+        return (1 + pod.retries) * pod.timeout_minutes * 60 + self.backoff.total(pod.retries)
 
     def variables(self) -> list[str]:
         """Names of the environment variables that steps are given."""

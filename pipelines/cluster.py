@@ -29,7 +29,7 @@ def place(task: dsl.PipelineTask, settings: Settings, image: str) -> None:
     _volumes(task, cluster)
     _environment(task, cluster)
     pod, wait = cluster.pod(task.name), cluster.backoff
-    task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{wait.max_seconds}s")
+    task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{cluster.window(task.name)}s")
     kubernetes.set_timeout(task, pod.timeout_minutes * 60)
     for label, value in pod.node_selector.items():
         kubernetes.add_node_selector(task, label, value)

@@ -177,7 +177,7 @@ def with_retries(settings: Settings, retries: int) -> Settings:
     tree = settings.model_dump(mode="json", by_alias=True)
     for pod in tree["cluster"]["steps"].values():
         pod["retries"] = retries
-    tree["cluster"]["backoff"] = {"seconds": 1, "factor": 1, "max_seconds": 1}
+    tree["cluster"]["backoff"] = {"seconds": 1, "factor": 1}
     return Settings.model_validate(tree)
 
 

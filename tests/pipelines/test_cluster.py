@@ -34,7 +34,7 @@ CLUSTER: dict[str, Any] = {
         {"name": "mlflow", "optional": True, "env": {"MLFLOW_TRACKING_URI": "uri", "MLFLOW_REGISTRY_URI": "uri"}},
     ],
     "environment": {"AWS_DEFAULT_REGION": "eu-central-1"},
-    "backoff": {"seconds": 15, "factor": 1.5, "max_seconds": 600},
+    "backoff": {"seconds": 15, "factor": 3},
     "deadline_hours": 30,
     "ttl_hours": 2,
 }
@@ -180,8 +180,9 @@ def test_retries_and_timeout(
     assert specs[0]["root"]["dag"]["tasks"][step]["retryPolicy"] == {
         "maxRetryCount": number,
         "backoffDuration": "15s",
-        "backoffFactor": 1.5,
-        "backoffMaxDuration": "600s",
+        "backoffFactor": 3.0,
+        # Of all tries and waits together: a whole try, and the last of them still has its whole time.
+        "backoffMaxDuration": f"{600 * number * (number + 1) + 15 * (3**number - 1) // 2}s",
     }
     assert pod.active_deadline_seconds == 600 * number
 
@@ -209,7 +210,8 @@ def test_what_is_not_asked_for_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_cluster_is_no_input_of_a_step(tmp_path: Path, specs: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Kubeflow's cache goes by image, command line and inputs: none of them may differ for another cluster."""
+    """Kubeflow's cache goes by image, command line and inputs: none of them may differ for another cluster. Newer
+    servers take the environment in as well, where cores and ranks are; such a miss is caught by the DVC remote."""
 
     def plain(raw: dict[str, Any]) -> None:
         raw["cluster"]["image"] = CLUSTER["image"]
