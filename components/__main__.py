@@ -128,6 +128,7 @@ def _kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     """What only the compiled pipeline says (components/shared/kubeflow): settings as inputs, and where to report."""
     sub.add_argument("--experiment", help=argparse.SUPPRESS)
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
+    sub.add_argument("--code", help=argparse.SUPPRESS)
     sub.add_argument("--executor-input", help=argparse.SUPPRESS)
     sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
     sub.add_argument("--pipeline-run", metavar="ID", default=os.environ.get(RUN_ID) or None, help=argparse.SUPPRESS)
@@ -201,7 +202,7 @@ def _run_or_launch(
     if arguments.executor_input is not None and rank() == 0:
         from components.shared.kubeflow.task import Task
 
-        task = Task.of(step, settings, inputs, arguments.executor_input, arguments.pipeline_run)
+        task = Task.of(step, settings, inputs, arguments.executor_input, arguments.pipeline_run, arguments.code)
     if (expected := vars(arguments).get("data_hash")) is not None:
         _check_data(inputs["data"], expected, task)
     if task and "WORLD_SIZE" not in os.environ:  # ranks that others started must all do the same

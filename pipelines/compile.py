@@ -28,6 +28,9 @@ def add_pipeline_arguments(sub: argparse.ArgumentParser) -> None:
     """What every command that compiles takes."""
     sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     sub.add_argument("--image", help="container image of the steps (default: $CONCORD_IMAGE, or cluster.image)")
+    sub.add_argument(
+        "--cache", choices=("on", "off"), default="on", help="off: every step computes anew (default: %(default)s)"
+    )
 
 
 def command(given: argparse.Namespace) -> int:
@@ -35,7 +38,7 @@ def command(given: argparse.Namespace) -> int:
     settings = load_settings(given.params)
     image = chosen_image(given.image, settings)
     data_hash = pointer_hash(POINTER) if given.data_hash is None else given.data_hash
-    compile_pipeline(settings, image, data_hash, given.out)
+    compile_pipeline(settings, image, data_hash, given.out, given.cache == "on")
     console.print(f"{given.out}: pipeline for image {image}, settings from {given.params}", markup=False)
     if not data_hash:
         console.print("no data.dvc here, so the input data_hash has no default: give it when you submit")
@@ -47,8 +50,12 @@ def chosen_image(given: str | None, settings: Settings) -> str:
     return given or os.environ.get("CONCORD_IMAGE") or settings.cluster.image
 
 
-def compile_pipeline(settings: Settings, image: str, data_hash: str, out: Path) -> None:
-    """Compiles the pipeline to `out`. The same settings, image and hash give the same bytes.
+def compile_pipeline(settings: Settings, image: str, data_hash: str, out: Path, reuse: bool = True) -> None:
+    """Compiles the pipeline to `out`. The same code, settings, image and hash give the same bytes.
+
+    Args:
+        settings, image, data_hash, reuse: see `training_pipeline`.
+        out: the YAML file.
 
     Raises:
         ConcordError: settings of the cluster contradict others.
@@ -58,7 +65,7 @@ def compile_pipeline(settings: Settings, image: str, data_hash: str, out: Path) 
     from pipelines.training import training_pipeline
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(training_pipeline(settings, image, data_hash), str(out))
+    compiler.Compiler().compile(training_pipeline(settings, image, data_hash, reuse), str(out))
 
 
 def pointer_hash(pointer: Path) -> str:

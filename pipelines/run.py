@@ -98,7 +98,7 @@ def command(given: argparse.Namespace) -> int:
         machine = Machine(run_id, volumes, shared_memory(settings.cluster))
         local = with_retries(settings, given.retries)
         package = out / "pipeline.yaml"
-        compile_pipeline(local, image, data_hash, package)
+        compile_pipeline(local, image, data_hash, package, given.cache == "on")
         run_pipeline(package, out, machine, arguments)
     return report(machine, settings, {"image": image, "image_id": identity, "data_hash": data_hash})
 

@@ -37,7 +37,7 @@ COOKIE = "KF_PIPELINES_COOKIE"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 PATIENCE = 10  # requests in a row that may fail while a run is watched
-SECOND_LIMIT = 20.0  # of one request
+SECOND_LIMIT = 20  # of one request; an integer, or the API's client takes no heed of it
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
@@ -54,7 +54,6 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
     sub.add_argument("--experiment", help="on Kubeflow and in MLflow (default: experiment in the settings)")
     sub.add_argument("--run-name", help="(default: the experiment and the time)")
-    sub.add_argument("--cache", choices=("on", "off"), default="on", help="off: every step runs (default: %(default)s)")
     sub.add_argument("--wait", action="store_true", help="show the steps' states, and end when the run ends")
     sub.add_argument("--timeout", type=float, metavar="HOURS", help="of --wait (default: none)")
     sub.add_argument("--poll", type=float, default=10.0, metavar="SECONDS", help="of --wait (default: %(default)g)")
@@ -78,7 +77,7 @@ def command(given: argparse.Namespace) -> int:
     name = given.run_name or f"{experiment} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(settings, chosen_image(given.image, settings), data_hash, package)
+        compile_pipeline(settings, chosen_image(given.image, settings), data_hash, package, given.cache == "on")
         with told("reach it"):
             client = connect(given)
         common = {
@@ -86,7 +85,7 @@ def command(given: argparse.Namespace) -> int:
             "pipeline_package_path": str(package),
             "params": arguments(settings, experiment, given.data_uri, data_hash),
             "pipeline_root": settings.cluster.pipeline_root,
-            "enable_caching": given.cache == "on",
+            "enable_caching": None,  # as it is compiled: True would cache the step that must always run
             "service_account": settings.cluster.service_account,
         }
         with told("submit the pipeline"):
@@ -153,17 +152,31 @@ def connect(given: argparse.Namespace) -> "Client":
         if not host.startswith(("http://", "https://")):
             host = f"https://{host}"
         _answers(host.rstrip("/"), given.ca_cert)
+    elif os.environ.get(TOKEN):  # with it the client looks for no cluster
+        raise ConcordError(f"{TOKEN} is set and no host: give --host or {HOST}, or unset it to use kubectl's login.")
     credentials = None
     if os.environ.get(TOKEN_FILE):
         credentials = kfp.client.ServiceAccountTokenVolumeCredentials(path=os.environ[TOKEN_FILE])
-    return kfp.Client(
+    client = kfp.Client(
         host=host,
-        namespace=given.namespace or "kubeflow",
         existing_token=os.environ.get(TOKEN) or None,
         cookies=os.environ.get(COOKIE) or None,
         credentials=credentials,
         ssl_ca_cert=str(given.ca_cert) if given.ca_cert else None,
     )
+    _limit(client)
+    return client
+
+
+def _limit(client: "Client") -> None:
+    """A host that takes a request and never answers fails it, in place of holding `--wait` for ever."""
+    rest = client._run_api.api_client.rest_client  # one for all of the client's APIs
+    request = rest.request
+
+    def limited(*words: Any, _request_timeout: Any = None, **named: Any) -> Any:
+        return request(*words, _request_timeout=_request_timeout or SECOND_LIMIT, **named)
+
+    rest.request = limited
 
 
 def _answers(host: str, ca_cert: Path | None) -> None:
@@ -267,7 +280,7 @@ def watch(client: "Client", run_id: str, poll: float, hours: float | None) -> in
             missed = 0
         except ConcordError as error:
             missed += 1
-            if missed >= PATIENCE:
+            if missed >= PATIENCE or (end is not None and time.monotonic() > end):
                 raise ConcordError(f"{error} The run goes on without being watched.") from None
             time.sleep(poll)
             continue

@@ -11,12 +11,14 @@ from components.ingest.component import ingest
 from components.register.component import register
 from components.settings import Settings
 from components.sft.component import sft
+from components.shared.kubeflow.names import REUSE
+from components.shared.tracking.lineage import code_mark, code_of
 from components.steps import STEPS
 from components.validate.component import validate
 from pipelines.cluster import pipeline_config, place
 
 
-def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseComponent:
+def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: bool = True) -> BaseComponent:
     """The pipeline, with an experiment's settings as the defaults of its inputs.
 
     1. The raw input is imported by its URI; its hash is an input of its own, since a cache cannot see behind a URI.
@@ -32,13 +34,17 @@ def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseCom
             a change of grpo's settings leaves the results of ingest, validate and sft in the cache. `launcher` and
             `cluster` are none, which decide no result: they are in the tasks' environment and platform.
         image: the container image of every step.
-        data_hash: default of the input of that name: DVC's md5 of the raw input.
+        data_hash: default of the input of that name: DVC's md5 of the raw input. Stamped on its artifact, too.
+        reuse: whether a step takes outputs that were made before from the same inputs, code and settings.
 
     Raises:
         ConcordError: settings of the cluster contradict others.
     """
     tree = settings.model_dump(mode="json", by_alias=True)
     default = {section: json.dumps(content) for section, content in tree.items()}
+    code = {name: code_mark(code_of(name)) for name in STEPS}
+    # Said here: a placeholder would reach Kubeflow's store as it stands.
+    stamp = {"dvc_hash": data_hash} if data_hash else None
 
     @dsl.pipeline(
         name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(settings.cluster)
@@ -60,14 +66,31 @@ def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseCom
         common = {"experiment": experiment, "task_settings": task_settings}
         trains = {**common, "model_settings": model_settings}
 
-        raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata={"dvc_hash": data_hash})
+        raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata=stamp)
         raw.set_display_name("Raw input")
-        rows = ingest(**common, ingest_settings=ingest_settings, data_hash=data_hash, data=raw.output)
-        checked = validate(**common, validate_settings=validate_settings, ingest=rows.outputs["out"])
-        warm = sft(**trains, sft_settings=sft_settings, ingest=rows.outputs["out"], validate=checked.outputs["out"])
-        trained = grpo(**trains, grpo_settings=grpo_settings, ingest=rows.outputs["out"], sft=warm.outputs["out"])
+        rows = ingest(
+            **common, code=code["ingest"], ingest_settings=ingest_settings, data_hash=data_hash, data=raw.output
+        )
+        checked = validate(
+            **common, code=code["validate"], validate_settings=validate_settings, ingest=rows.outputs["out"]
+        )
+        warm = sft(
+            **trains,
+            code=code["sft"],
+            sft_settings=sft_settings,
+            ingest=rows.outputs["out"],
+            validate=checked.outputs["out"],
+        )
+        trained = grpo(
+            **trains,
+            code=code["grpo"],
+            grpo_settings=grpo_settings,
+            ingest=rows.outputs["out"],
+            sft=warm.outputs["out"],
+        )
         judged = evaluate(
             **trains,
+            code=code["evaluate"],
             sft_settings=sft_settings,
             evaluate_settings=evaluate_settings,
             ingest=rows.outputs["out"],
@@ -76,6 +99,7 @@ def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseCom
         )
         registered = register(
             **trains,
+            code=code["register"],
             evaluate_settings=evaluate_settings,
             register_settings=register_settings,
             ingest=rows.outputs["out"],
@@ -84,5 +108,10 @@ def training_pipeline(settings: Settings, image: str, data_hash: str) -> BaseCom
         )
         for task in (rows, checked, warm, trained, judged, registered):
             place(task.set_display_name(STEPS[task.name].title), settings, image)
+            # What leaves more than its outputs is not done by showing old ones.
+            task.set_caching_options(reuse and not STEPS[task.name].registers)
+            if not reuse:
+                task.set_env_variable(REUSE, "off")
+        raw.set_caching_options(reuse)
 
     return training

@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def evaluate(
+    code: str,
     experiment: str,
     task_settings: str,
     model_settings: str,
@@ -24,6 +25,7 @@ def evaluate(
     """Judges every model on the test set, by shot group."""
     return container(
         "evaluate",
+        code,
         experiment,
         {
             "task": task_settings,

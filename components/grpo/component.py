@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def grpo(
+    code: str,
     experiment: str,
     task_settings: str,
     model_settings: str,
@@ -20,6 +21,7 @@ def grpo(
     """Trains on from the warm start with the batch-level reward."""
     return container(
         "grpo",
+        code,
         experiment,
         {"task": task_settings, "model": model_settings, "grpo": grpo_settings},
         {"ingest": ingest, "sft": sft, "out": out},

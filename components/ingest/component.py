@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def ingest(
+    code: str,
     experiment: str,
     data_hash: str,
     task_settings: str,
@@ -19,6 +20,7 @@ def ingest(
     """Splits the raw input and packs it into Parquet shards."""
     return container(
         "ingest",
+        code,
         experiment,
         {"task": task_settings, "ingest": ingest_settings},
         {"data": data, "out": out},

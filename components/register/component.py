@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def register(
+    code: str,
     experiment: str,
     task_settings: str,
     model_settings: str,
@@ -22,6 +23,7 @@ def register(
     """Registers the model and promotes it when it is better than today's champion."""
     return container(
         "register",
+        code,
         experiment,
         {
             "task": task_settings,

@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def sft(
+    code: str,
     experiment: str,
     task_settings: str,
     model_settings: str,
@@ -20,6 +21,7 @@ def sft(
     """Trains the warm start until validation MAE stops improving."""
     return container(
         "sft",
+        code,
         experiment,
         {"task": task_settings, "model": model_settings, "sft": sft_settings},
         {"ingest": ingest, "validate": validate, "out": out},

@@ -8,6 +8,7 @@ from components.shared.kubeflow.container import container
 
 @dsl.container_component
 def validate(
+    code: str,
     experiment: str,
     task_settings: str,
     validate_settings: str,
@@ -18,6 +19,7 @@ def validate(
     """Checks the split tables against the expectations."""
     return container(
         "validate",
+        code,
         experiment,
         {"task": task_settings, "validate": validate_settings},
         {"ingest": ingest, "out": out},

@@ -22,6 +22,7 @@ from components.register import command
 from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
+from components.shared.tracking.lineage import code_mark, code_of
 from components.steps import STEPS
 from pipelines.lock import raw_hash, write_lock
 from tests.components.gauge_world import write_params
@@ -77,7 +78,8 @@ class World(Repository):
         paths = {port: str(path) for port, path in {**made, **raw, **outputs}.items()}
         content = yaml.safe_load(settings.read_text(encoding="utf-8"))
         words = step.command(str(self.image / "params.yaml"), paths)[3:]
-        words += ["--experiment", content["experiment"], "--pipeline-run", run]
+        code = code_mark(code_of(name, self.path))  # of the checkout that compiles
+        words += ["--code", code, "--experiment", content["experiment"], "--pipeline-run", run]
         for section in step.sections:
             words += ["--section", section, json.dumps(content[section])]
         artifacts = {
@@ -263,6 +265,13 @@ def test_what_a_run_made_is_fetched_by_the_next(world: World, said: str, store: 
         write_lock(AGAIN, world.path)
     assert "step ingest" not in str(caught.value)
     assert "step grpo" not in str(caught.value)
+
+
+def test_without_a_cache_what_a_run_made_is_made_anew(world: World, said: str) -> None:
+    told = world.tasks(["ingest"], "anew", CONCORD_REUSE="off")
+    assert "made before" not in told
+    assert world.told("ingest", "anew")["out"]["reused"] == ""
+    assert dvc_hash(world.outputs("ingest", "anew")["out"]) == dvc_hash(world.outputs("ingest", RUN)["out"])
 
 
 def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> None:

@@ -5,6 +5,7 @@ It keeps every request, and answers a watched run with states in an order that t
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 API = "/apis/v2beta1"
 RUN = "5f0c1d6e-0000-4000-8000-000000000001"
 SCHEDULE = "5f0c1d6e-0000-4000-8000-000000000002"
+# As the API of Kubernetes hands a request through; the client adds a slash.
+PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy/"
+SILENCE = "silence"
 EXPERIMENT = "5f0c1d6e-0000-4000-8000-000000000003"
 
 
@@ -35,7 +39,7 @@ class Peer:
 
     Attributes:
         states: of the run, one an answer, each the run's state and its tasks'; the last one stays. A number is an HTTP
-            error in its place.
+            error in its place, `SILENCE` no answer at all for as long as a test may take.
         experiments: names that exist already.
         token: without it in the Authorization header every answer is 401; empty: no login.
         refuse: path -> status and message of an error.
@@ -43,20 +47,21 @@ class Peer:
 
     host: str = ""
     asked: list[Asked] = field(default_factory=list)
-    states: list[tuple[str, dict[str, str]] | int] = field(default_factory=list)
+    states: list[tuple[str, dict[str, str]] | int | str] = field(default_factory=list)
     experiments: list[str] = field(default_factory=list)
     token: str = ""
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def one(self, method: str, path: str) -> Asked:
         """The only request of that kind."""
-        found = [asked for asked in self.asked if (asked.method, asked.path) == (method, API + path)]
+        whole = path if path.startswith(PROXY) else API + path
+        found = [asked for asked in self.asked if (asked.method, asked.path) == (method, whole)]
         assert len(found) == 1, [(asked.method, asked.path) for asked in self.asked]
         return found[0]
 
     def answer(self, asked: Asked) -> tuple[int, Any]:
         """Status and content."""
-        path = asked.path.removeprefix(API)
+        path = asked.path.removeprefix(PROXY).removeprefix(API)
         if self.token and asked.headers.get("authorization") != f"Bearer {self.token}":
             return 401, {"message": f"no such token: {asked.headers.get('authorization')}"}
         if path in self.refuse:
@@ -83,6 +88,9 @@ class Peer:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         if isinstance(state, int):
             return state, {"message": "away"}
+        if isinstance(state, str):
+            time.sleep(60)
+            return 500, {}
         of_run, of_tasks = state
         tasks: list[dict[str, Any]] = [
             {"run_id": RUN, "display_name": name, "state": found, "child_tasks": [{"pod_name": f"pod-{name}"}]}

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from components.settings import UNDECISIVE
+from components.steps import STEPS
 from pipelines.__main__ import main
 from pipelines.submit import COOKIE, HOST, TOKEN, TOKEN_FILE
-from tests.pipelines.kubeflow_peer import API, EXPERIMENT, RUN, SCHEDULE, Peer, serving
+from tests.pipelines.kubeflow_peer import API, EXPERIMENT, PROXY, RUN, SCHEDULE, SILENCE, Peer, serving
 
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -70,11 +71,24 @@ def test_an_experiment_that_exists_is_used(peer: Peer) -> None:
     assert re.fullmatch(r"gauges \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", sent["display_name"])
 
 
-@pytest.mark.parametrize(("words", "wanted"), [((), True), (("--cache", "on"), True), (("--cache", "off"), False)])
-def test_caching(words: tuple[str, ...], wanted: bool, peer: Peer) -> None:
+@pytest.mark.parametrize("words", [(), ("--cache", "on")])
+def test_what_is_in_the_cache_is_not_run_again_but_for_the_judgement(words: tuple[str, ...], peer: Peer) -> None:
+    """`register` holds the model against today's champion: yesterday's judgement is not that."""
     assert submit(peer, *words) == 0
-    tasks = peer.one("POST", "/runs").body["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
-    assert {task["cachingOptions"].get("enableCache", False) for task in tasks.values()} == {wanted}
+    spec = peer.one("POST", "/runs").body["pipeline_spec"]["pipeline_spec"]
+    cached = {name for name, task in spec["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {"importer", *(name for name, step in STEPS.items() if not step.registers)}
+    assert "CONCORD_REUSE" not in json.dumps(spec)
+
+
+def test_without_a_cache_every_step_computes(peer: Peer) -> None:
+    """Neither Kubeflow's cache nor what another run left in the DVC remote."""
+    assert submit(peer, "--cache", "off") == 0
+    spec = peer.one("POST", "/runs").body["pipeline_spec"]["pipeline_spec"]
+    assert not [task for task in spec["root"]["dag"]["tasks"].values() if task["cachingOptions"].get("enableCache")]
+    for name in STEPS:
+        env = spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["env"]
+        assert {"name": "CONCORD_REUSE", "value": "off"} in env
 
 
 def test_the_cluster_s_account_and_root_are_said(peer: Peer, tmp_path: Path) -> None:
@@ -142,6 +156,39 @@ def test_a_host_that_stays_away_ends_the_watch(peer: Peer, capsys: pytest.Captur
     peer.states = [("RUNNING", {}), 500]
     assert submit(peer, "--wait") == 1
     assert "The run goes on without being watched" in said(capsys)[1]
+
+
+def test_a_host_that_takes_a_request_and_never_answers_ends_the_watch(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.submit.SECOND_LIMIT", 1)
+    peer.states = [("RUNNING", {}), SILENCE]
+    assert submit(peer, "--wait", "--timeout", "0.00001") == 1
+    assert "The run goes on without being watched" in said(capsys)[1]
+
+
+def test_kubectl_s_cluster_is_asked_where_kubeflow_is_and_not_where_the_runs_are(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = {"name": "here", "cluster": {"server": peer.host}}
+    context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
+    config = {"clusters": [cluster], "contexts": [context], "users": [{"name": "me", "user": {}}]}
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "here", **config}))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    words = ["submit", "--params", str(ROOT / "params.yaml"), "--data-uri", DATA, "--data-hash", HASH]
+    assert main([*words, "--namespace", "alice"]) == 0
+    assert {asked.path.partition(API)[0] for asked in peer.asked} == {PROXY}
+    assert peer.one("POST", f"{PROXY}{API}/experiments").body["namespace"] == "alice"
+
+
+def test_a_token_without_a_host_is_refused(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, "very-secret-token")
+    words = ["submit", "--params", str(ROOT / "params.yaml"), "--data-uri", DATA, "--data-hash", HASH]
+    assert main(words) == 1
+    assert "KF_PIPELINES_TOKEN is set and no host" in said(capsys)[1]
 
 
 def test_the_token_is_sent_and_never_shown(

@@ -13,6 +13,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.__main__ import parser
 from components.settings import UNDECISIVE, load_settings
+from components.shared.tracking.lineage import code_mark, code_of
 from components.steps import STEPS, Step
 from pipelines.__main__ import main
 
@@ -58,7 +59,7 @@ def test_component_is_the_step(step: Step, compiled: dict[str, Any]) -> None:
     assert is_model == (step.name in ("sft", "grpo"))
     sections = {f"{section}_settings" for section in step.sections}
     own = {"data_hash"} if "data" in step.inputs else set()
-    assert set(component["inputDefinitions"]["parameters"]) == {"experiment", *sections, *own}
+    assert set(component["inputDefinitions"]["parameters"]) == {"code", "experiment", *sections, *own}
     executor = compiled["deploymentSpec"]["executors"][f"exec-{step.name}"]
     assert executor["container"]["image"] == IMAGE
 
@@ -70,7 +71,7 @@ def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
     command = step.command(paths=paths)
     found = words(compiled, step.name)
     assert found[: len(command)] == command
-    extra = ["--experiment", "{{$.inputs.parameters['experiment']}}"]
+    extra = ["--code", "{{$.inputs.parameters['code']}}", "--experiment", "{{$.inputs.parameters['experiment']}}"]
     for section in step.sections:
         extra += ["--section", section, f"{{{{$.inputs.parameters['{section}_settings']}}}}"]
     if "data" in step.inputs:
@@ -91,7 +92,11 @@ def test_task_has_the_title_and_is_fed_by_the_steps_it_reads(step: Step, compile
         maker = ("importer", "artifact") if port == "data" else (port, "out")
         assert (source["producerTask"], source["outputArtifactKey"]) == maker
     assert set(found["dependentTasks"]) == {source["producerTask"] for source in fed.values()}
-    for name, given in found["inputs"]["parameters"].items():
+    parameters = dict(found["inputs"]["parameters"])
+    mark = code_mark(code_of(step.name))
+    assert re.fullmatch(r"[0-9a-f]{16}", mark)
+    assert parameters.pop("code") == {"runtimeValue": {"constant": mark}}  # Kubeflow's cache cannot see into an image
+    for name, given in parameters.items():
         assert given == {"componentInputParameter": name}  # of the pipeline, under the same name
 
 
@@ -114,9 +119,8 @@ def test_a_change_of_grpo_reaches_no_step_before_it(compiled: dict[str, Any]) ->
 
 def test_raw_input_is_imported_with_its_hash(compiled: dict[str, Any]) -> None:
     importer = compiled["deploymentSpec"]["executors"]["exec-importer"]["importer"]
-    assert importer["metadata"] == {"dvc_hash": "{{$.inputs.parameters['metadata']}}"}
+    assert importer["metadata"] == {"dvc_hash": HASH}  # no placeholder: a server stores it as it stands
     given = task(compiled, "importer")["inputs"]["parameters"]
-    assert given["metadata"] == {"componentInputParameter": "data_hash"}
     assert given["uri"] == {"componentInputParameter": "data_uri"}
 
 

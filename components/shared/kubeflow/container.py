@@ -12,6 +12,7 @@ IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in it
 
 def container(
     name: str,
+    code: str,
     experiment: str,
     settings: Mapping[str, str],
     ports: Mapping[str, dsl.Artifact],
@@ -22,6 +23,8 @@ def container(
 
     Args:
         name: of the step.
+        code: the mark of the step's code. Kubeflow's cache knows an image by its name alone, and a node may hold an
+            older one of that name: by this input other code is another task, and an image of other code is refused.
         experiment: MLflow's.
         settings: section of params.yaml -> its content as JSON, a pipeline input. A step gets the sections that it
             reads and no others, since Kubeflow runs a step again when any of its inputs changed.
@@ -31,7 +34,7 @@ def container(
     """
     step = STEPS[name]
     words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
-    words += ["--experiment", experiment]
+    words += ["--code", code, "--experiment", experiment]
     for section, content in settings.items():
         words += ["--section", section, content]
     if data_hash is not None:

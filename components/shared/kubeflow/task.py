@@ -4,6 +4,7 @@ Only there. On one machine the outputs stay where dvc.yaml says, `dvc repro` kno
 to `dvc push`; a container's files are gone with it, so its step pushes them itself before it counts as done.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from rich.console import Console
 from components.settings import Settings
 from components.shared.errors import ConcordError
 from components.shared.kubeflow.executor import Told, write_executor_output
-from components.shared.tracking.lineage import Lineage, lineage_of
+from components.shared.kubeflow.names import REUSE
+from components.shared.tracking.lineage import UNKNOWN, Lineage, lineage_of
 from components.shared.tracking.remote import VARIABLE, Remote, remote_of_environment
 from components.steps import Step
 
@@ -54,11 +56,16 @@ class Task:
         inputs: Mapping[str, Path],
         executor_input: str,
         pipeline_run: str | None,
+        code: str | None = None,
     ) -> "Task":
         """Hashes the inputs and asks the remote whether it is there.
 
+        Args:
+            code: the mark of the code that the pipeline was compiled with; None or `none` where nobody knows.
+
         Raises:
-            ConcordError: no JSON of Kubeflow's, no id, or the remote cannot be read: all before any work.
+            ConcordError: no JSON of Kubeflow's, no id, other code here than in the pipeline, or the remote cannot be
+                read: all before any work.
         """
         told = Told.of(executor_input)
         if pipeline_run is not None and not re.fullmatch(r"[\w.:-]{1,200}", pipeline_run):
@@ -72,11 +79,18 @@ class Task:
             )
         else:
             remote.check()
-        return cls(step, told, lineage_of(step, settings, inputs), remote, pipeline_run)
+        lineage = lineage_of(step, settings, inputs)
+        if code not in (None, UNKNOWN, lineage.code_mark) and lineage.code:
+            raise ConcordError(
+                f"{step.name}: the code of this image is {lineage.code_mark}, and the pipeline was compiled with "
+                f"{code}. Build the image from the checkout that submits, push it under a tag of its own (its commit), "
+                "and name it with --image."
+            )
+        return cls(step, told, lineage, remote, pipeline_run)
 
     def look_for(self, outputs: Mapping[str, Path]) -> None:
-        """Fetches the outputs, where they were made before; `made` says so."""
-        if self.remote is not None:
+        """Fetches the outputs, where they were made before; `made` says so. Not where REUSE says off."""
+        if self.remote is not None and os.environ.get(REUSE) != "off":
             from components.shared.tracking.reuse import fetched
 
             self.made = fetched(self.step, self.lineage, self.remote, outputs)

@@ -20,6 +20,7 @@ from components.steps import STEPS, Step
 
 # Where the running code, dvc.yaml and .dvcignore are: in an image as in a checkout. Not the working directory.
 ROOT = Path(__file__).resolve().parents[3]
+UNKNOWN = "none"  # the mark of code that nothing is known of
 CODE = "components/"  # deps of a stage that begin so are code
 
 
@@ -56,7 +57,7 @@ class Lineage:
     @property
     def code_mark(self) -> str:
         """Short name of this very code."""
-        return fingerprint({path: content.md5 for path, content in self.code.items()}) if self.code else "none"
+        return code_mark(self.code)
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` takes it."""
@@ -136,6 +137,11 @@ def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
             ) from None
         found[path] = Content(str(obj.hash_info.value), meta.size or 0, meta.nfiles)
     return found
+
+
+def code_mark(code: Mapping[str, Content]) -> str:
+    """Short name of some code: 16 hex digits, or `UNKNOWN` where there is none."""
+    return fingerprint({path: content.md5 for path, content in code.items()}) if code else UNKNOWN
 
 
 def settings_tree(settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from components.shared.errors import ConcordError
 from components.shared.kubeflow import task
 from components.shared.kubeflow.task import Task
 from components.shared.tracking.hashes import dvc_content
+from components.shared.tracking.lineage import code_mark, code_of
 from components.shared.tracking.remote import remote_of_environment
 from components.shared.tracking.runs import step_run
 from components.steps import STEPS
@@ -57,6 +58,16 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
 def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:
     with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is no id"):
         Task.of(STEPS["validate"], settings, {"ingest": place / "ingest"}, executor_input(place), "x' or 1")
+
+
+def test_an_image_of_other_code_than_the_pipeline_s_is_refused(place: Path, settings: Settings) -> None:
+    """A node may hold an older image of the same name, and Kubeflow's cache knows an image by its name alone."""
+    step, inputs, told = STEPS["validate"], {"ingest": place / "ingest"}, executor_input(place)
+    mark = code_mark(code_of("validate"))
+    for code in (None, "none", mark):
+        assert Task.of(step, settings, inputs, told, "run-1", code).lineage.code_mark == mark
+    with pytest.raises(ConcordError, match=f"validate: the code of this image is {mark}, and .* compiled with 0123"):
+        Task.of(step, settings, inputs, told, "run-1", "0123456789abcdef")
 
 
 def test_the_run_is_known_by_a_variable_of_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
