@@ -19,3 +19,9 @@ need_engine() {
   echo "$1 needs a Docker engine, and none answers ($docker_said); $help" >&2
   exit 1
 }
+
+# decimal BYTES: 1784512345 is 1.78GB.
+decimal() {
+  awk -v n="$1" 'BEGIN { split("B KB MB GB TB", unit); for (i = 1; n >= 999.995 && i < 5; i++) n /= 1000
+                         printf "%.2f%s\n", n, unit[i] }'
+}

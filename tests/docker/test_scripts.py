@@ -94,6 +94,16 @@ def test_without_root_and_sudo_it_does_not_try(tmp_path: Path) -> None:
     assert "takes root, or sudo without a password" in done.stderr
 
 
+def test_sizes_are_recorded_without_gnu_s_tools(tmp_path: Path) -> None:
+    environment = programs(tmp_path, docker="head -c 3000000 /dev/urandom", numfmt="exit 127")
+    table = tmp_path / "images.md"
+    for commit in ("1" * 40, "2" * 40 + "-dirty"):
+        words = ["docker/record", str(table), "concord:x", "base:1", "1784512345", commit]
+        subprocess.run(words, cwd=ROOT, env=environment, check=True)
+    (line,) = [line for line in table.read_text().splitlines() if line.startswith("| concord:x")]
+    assert line.startswith("| concord:x | 1.78GB | 3.00MB | base:1 | 222222222222-dirty | ")
+
+
 def test_secrets_are_random_private_and_kept(tmp_path: Path) -> None:
     found = []
     for name in ("a.env", "b.env"):
