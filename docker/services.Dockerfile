@@ -8,7 +8,7 @@ RUN mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' > /etc
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql-15 > /dev/null \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /usr/share/man \
     && install -d -o postgres -g postgres -m 0700 /var/lib/postgresql/data
-COPY docker/postgres /usr/local/bin/start-postgres
+COPY --chmod=755 docker/postgres /usr/local/bin/start-postgres
 ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data
 USER postgres
 CMD ["start-postgres"]

@@ -8,7 +8,7 @@ version.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 
 LABEL = "concord.run"
+
+# Folders of the system, with all below them or themselves alone. Under SELinux a container reads what is mounted if its
+# label says so; by the label of these go the machine's own services.
+SYSTEM_TREES = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
+SYSTEM_FOLDERS = ("/", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/var", "/var/log", "/var/tmp")
 
 
 @dataclass
@@ -134,6 +139,8 @@ class StepContainer:
     def _to_the_end(self, client: "DockerClient", log: Path) -> tuple[int, bool]:
         """Exit code, and whether the kernel ended it for want of memory."""
         volumes = {self.root: {"bind": self.root, "mode": "rw"}, **self.machine.volumes}
+        if "name=selinux" in (client.info().get("SecurityOptions") or []):
+            volumes = labelled(volumes)
         container: Container = client.containers.create(
             self.image,
             self.words,
@@ -155,6 +162,20 @@ class StepContainer:
             return code, bool(container.attrs["State"].get("OOMKilled"))
         finally:
             container.remove(force=True)  # also where a person breaks off
+
+
+def labelled(volumes: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The volumes, each marked for Docker to give it the SELinux label of what containers share (`z`), as kfp's own
+    handler does; folders of the system keep theirs."""
+    return {
+        path: {**volume, "mode": f"{volume['mode']},z"} if may_be_labelled(Path(path)) else volume
+        for path, volume in volumes.items()
+    }
+
+
+def may_be_labelled(path: Path) -> bool:
+    """Whether this is nobody's but the person's."""
+    return str(path) not in SYSTEM_FOLDERS and not any(path.is_relative_to(tree) for tree in SYSTEM_TREES)
 
 
 def engine() -> "DockerClient":

@@ -4,7 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -47,12 +47,16 @@ def image(folder: Path) -> str:
 
 
 @contextmanager
-def composed(folder: Path, shared: Path) -> Iterator[dict[str, str]]:
+def composed(
+    folder: Path, shared: Path, script: str = "docker/services", further: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
     """The services of docker/compose.yaml on free ports, under a name of their own; gone at the end with all they hold.
 
     Args:
         folder: for the file with their secrets.
         shared: one that the processes of a test run share: they build images one after the other.
+        script: docker/services, or a copy among copies of its neighbours.
+        further: what the script is told besides.
 
     Yields:
         What docker/services is told of them: built images, ports, the file.
@@ -67,13 +71,14 @@ def composed(folder: Path, shared: Path) -> Iterator[dict[str, str]]:
         "MLFLOW_IMAGE": tag,
         "MLFLOW_PORT": str(mlflow_port),
         "S3_PORT": str(s3_port),
+        **(further or {}),
     }
     try:
         with exclusive(shared / "engine"):
-            run("docker/services", "up", environment=environment)
+            run(script, "up", environment=environment)
         yield environment
     finally:
-        run("docker/services", "down", "--volumes", environment=environment)
+        run(script, "down", "--volumes", environment=environment)
 
 
 def services_of(environment: dict[str, str]) -> Services:

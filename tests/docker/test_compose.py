@@ -1,11 +1,14 @@
 """The composed services: what they hold outlives them, and nobody else can reach what is nobody else's."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.containers import container, run, services_of
+from tests.containers import ROOT, composed, container, run, services_of
 from tests.services import s3_client
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -14,6 +17,19 @@ SERVICES = ("postgres", "s3", "mlflow")
 
 def inspected(composition: dict[str, str], service: str) -> dict:
     return json.loads(run("docker", "inspect", container(composition["PROJECT"], service)))[0]
+
+
+def statuses(composition: dict[str, str], service: str) -> list[dict[str, str]]:
+    """What the kernel says of each process of the service: Uid, CapEff and so on."""
+    lines = run("docker", "top", container(composition["PROJECT"], service), "-eo", "pid").splitlines()[1:]
+    found = []
+    for pid in lines:
+        try:
+            status = Path(f"/proc/{pid.strip()}/status").read_text(encoding="utf-8")
+        except FileNotFoundError:  # a health check that has ended
+            continue
+        found.append({name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())})
+    return found
 
 
 def test_runs_and_objects_outlive_the_containers(composition: dict[str, str]) -> None:
@@ -41,9 +57,51 @@ def test_each_is_healthy_on_a_read_only_root_and_open_to_this_machine_alone(
     found = inspected(composition, service)
     assert found["State"]["Health"]["Status"] == "healthy"
     assert found["HostConfig"]["ReadonlyRootfs"]
-    assert found["Config"]["User"] not in ("", "0", "root")
+    assert found["HostConfig"]["CapDrop"] == ["ALL"]
+    assert_without_rights(statuses(composition, service))
     opened = [one["HostIp"] for ports in found["NetworkSettings"]["Ports"].values() for one in ports or []]
     assert opened == ([] if service == "postgres" else ["127.0.0.1"])
+
+
+def assert_without_rights(found: list[dict[str, str]]) -> None:
+    assert found
+    for status in found:
+        assert "0" not in status["Uid"].split(), status["Name"]
+        assert (int(status["CapEff"], 16), int(status["CapPrm"], 16)) == (0, 0), status["Name"]
+        assert status["NoNewPrivs"] == "1", status["Name"]
+
+
+@pytest.fixture(scope="module")
+def image_of_root(composition: dict[str, str]) -> Iterator[str]:
+    """The S3 server's image as the published one is: it starts as root and has a user `seaweed`; /data is another's."""
+    tag = f"concord-s3:{composition['PROJECT']}"
+    words = ("--user", "0", "--entrypoint", "sed", "concord-s3", "-i", "s/:10002:/:10003:/", "/etc/passwd")
+    name = f"{composition['PROJECT']}-changed"
+    run("docker", "run", "--name", name, *words)
+    try:
+        run("docker", "commit", "--change", "USER 0", name, tag)
+        yield tag
+    finally:
+        run("docker", "rm", name)
+        run("docker", "rmi", tag)
+
+
+def test_an_image_that_starts_as_root_does_not_stay_it_whatever_the_umask_here(
+    image_of_root: str, shared_folder: Path, tmp_path: Path
+) -> None:
+    scripts = tmp_path / "docker"
+    shutil.copytree(ROOT / "docker", scripts, ignore=shutil.ignore_patterns("wheels", "services.env"))
+    for name in ("s3", "buckets"):
+        (scripts / name).chmod(0o700)
+    with composed(tmp_path, shared_folder, str(scripts / "services"), {"S3_IMAGE": image_of_root}) as running:
+        server = [status for status in statuses(running, "s3") if status["Name"] == "weed"]  # no health check
+        assert_without_rights(server)
+        assert server[0]["Uid"].split() == ["10003"] * 4
+        services = services_of(running)
+        dvc = s3_client(services.s3_url, services.dvc)
+        dvc.put_object(Bucket="dvc", Key="own", Body=b"1")
+        owners = run("docker", "exec", container(running["PROJECT"], "s3"), "find", "/data", "!", "-uid", "10003")
+        assert owners == ""
 
 
 def test_no_secret_stands_in_a_command_line(composition: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 # What a cluster that trusts nobody does: no root, a user that the image does not know, nothing to write on but /tmp.
 HARDENED = ["--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-STRANGER = ["--user", "12345:0"]
+STRANGER = ["--user", "12345:12345"]
 
 
 def inspected(tag: str) -> dict:
@@ -74,8 +75,10 @@ def normal(line: str) -> str:
     return f"{name.lower().replace('_', '-').replace('.', '-')}=={version}"
 
 
-def test_a_change_of_code_leaves_the_dependencies_layer(image: str, tmp_path: Path) -> None:
-    """Also one of the project's version: a registry then takes and gives a megabyte, not two gigabytes."""
+@pytest.fixture(scope="module")
+def changed_image(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Another commit's image: other code, another version of the project, and files as umask 027 leaves them."""
+    tmp_path = tmp_path_factory.mktemp("changed")
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +88,27 @@ def test_a_change_of_code_leaves_the_dependencies_layer(image: str, tmp_path: Pa
     (tmp_path / "components" / "steps.py").write_text("# changed\n" + (ROOT / "components" / "steps.py").read_text())
     project = (tmp_path / "pyproject.toml").read_text()
     (tmp_path / "pyproject.toml").write_text(project.replace('version = "0.1.0"', 'version = "0.2.0"'))
+    # The dependencies' files keep their modes, by which the build's cache knows them.
+    for path in (tmp_path / "components", *(tmp_path / "components").rglob("*"), *tmp_path.glob("*.yaml")):
+        path.chmod(0o750 if path.is_dir() else 0o640)
     run(str(tmp_path / "docker" / "build"), "cpu", "--base", BASE, "--tag", "concord:test-changed")
     try:
-        layers = [inspected(tag)["RootFS"]["Layers"] for tag in (image, "concord:test-changed")]
-        version = inspected("concord:test-changed")["Config"]["Labels"]["org.opencontainers.image.version"]
-        sizes = layer_sizes("concord:test-changed")
+        yield "concord:test-changed"
     finally:
         run("docker", "rmi", "concord:test-changed")
-    assert version == "0.2.0"
+
+
+def test_any_user_reads_an_image_that_was_built_under_any_umask(changed_image: str) -> None:
+    options = tuple(STRANGER)
+    assert in_image(changed_image, "find", "/app", "!", "-readable", options=options) == ""
+    assert "register" in in_image(changed_image, "python", "-m", "components", "--help", options=options)
+
+
+def test_a_change_of_code_leaves_the_dependencies_layer(image: str, changed_image: str) -> None:
+    """Also one of the project's version: a registry then takes and gives a megabyte, not two gigabytes."""
+    layers = [inspected(tag)["RootFS"]["Layers"] for tag in (image, changed_image)]
+    assert inspected(changed_image)["Config"]["Labels"]["org.opencontainers.image.version"] == "0.2.0"
+    sizes = layer_sizes(changed_image)
     changed = sum(one != other for one, other in zip(*layers, strict=True))
     assert changed
     assert sum(sizes[:changed]) < 5_000_000 < 1_000_000_000 < sum(sizes)

@@ -12,7 +12,7 @@ import pytest
 
 from components.shared.errors import ConcordError
 from components.steps import STEPS
-from pipelines.containers import LABEL, Machine, engine, image_id, judged
+from pipelines.containers import LABEL, Machine, engine, image_id, judged, may_be_labelled
 from tests.pipelines.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
 
 if TYPE_CHECKING:
@@ -103,6 +103,39 @@ def test_a_killed_container_is_a_failure(client: "DockerClient", machine: Machin
     assert ingest(machine, tmp_path, "sleep 60") == "FAILURE"
     killer.join()
     assert machine.tries[0].exit_code == 137
+
+
+@pytest.mark.parametrize("selinux", [True, False])
+def test_mounts_are_labelled_where_selinux_is_on_but_for_the_system_s(
+    client: "DockerClient", machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selinux: bool
+) -> None:
+    """The engine of a machine without SELinux takes the word and leaves the labels as they are."""
+    options = ["name=seccomp,profile=default", *(["name=selinux"] if selinux else [])]
+    monkeypatch.setattr(type(client), "info", lambda self: {"SecurityOptions": options})
+    mounts: list[str] = []
+
+    def look() -> None:
+        while not (found := client.containers.list(filters={"label": f"{LABEL}={machine.label}"})):
+            time.sleep(0.1)
+        mounts.extend(found[0].attrs["HostConfig"]["Binds"])
+        found[0].kill()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    ingest(machine, tmp_path, "sleep 60")
+    looker.join()
+    z = ",z" if selinux else ""
+    own = {f"{tmp_path}:{tmp_path}:rw{z}", f"{tmp_path}/tools:/tools:ro{z}"}
+    assert set(mounts) == own | {f"{path}:{path}:ro" for path in SYSTEM}
+
+
+@pytest.mark.parametrize(
+    ("path", "may"),
+    [("/home/anne/data", True), ("/srv/data", True), ("/var/tmp/x", True), ("/usrlocal", True), ("/", False),
+     ("/home", False), ("/tmp", False), ("/usr/share/fonts", False), ("/etc", False), ("/etc/ssl/certs", False)],
+)  # fmt: skip
+def test_folders_of_the_system_keep_their_label(path: str, may: bool) -> None:
+    assert may_be_labelled(Path(path)) == may
 
 
 def test_image_that_is_not_there_is_named(client: "DockerClient") -> None:
