@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
 from components.shared.tracking.connection import connect, told
@@ -72,13 +71,19 @@ def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[Mad
 
 
 def made_by_lock(lineage: Lineage, lock: Path) -> Made | None:
-    """What dvc.lock says the stage makes, if it is about the same inputs, code and params."""
+    """What dvc.lock says the stage makes, if it is about the same inputs, code and params.
+
+    It is read as DVC reads it. DVC writes YAML 1.2, where 1e-05 is a number and `on` a word; PyYAML reads 1.1, where it
+    is the other way round.
+    """
+    from dvc.utils.serialize import ParseError, load_yaml
+
     try:
-        stage = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"][lineage.step]
+        stage = load_yaml(lock)["stages"][lineage.step]
         deps = {dep["path"]: dep["md5"] for dep in stage["deps"]}
         outs = {out["path"]: out["md5"] for out in stage["outs"]}
         params = stage["params"]["params.yaml"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, ParseError, KeyError, TypeError):
         return None
     step = STEPS[lineage.step]
     paths: dict[str, Any] = {**step.inputs, "data": lineage.params.get("ingest", {}).get("path")}

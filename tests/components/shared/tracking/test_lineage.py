@@ -10,6 +10,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
+from dvc.utils.serialize import dump_yaml
 
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
@@ -104,6 +105,19 @@ def test_the_lock_of_the_same_tells_what_it_makes(tmp_path: Path) -> None:
     found = made_by_lock(made(), lock)
     assert found is not None
     assert (found.where, found.outputs) == ("dvc.lock", {"out": "e" * 32 + ".dir"})
+
+
+def test_the_lock_is_read_as_dvc_writes_it(tmp_path: Path) -> None:
+    """By YAML 1.2: 1e-05 is a number there, and `on` a word."""
+    lineage = made(params={"task": {"low": 0, "unit": "on"}, "validate": {"lr": 1e-5, "min_lr": 2.5e-07}})
+    lock = tmp_path / "dvc.lock"
+    dump_yaml(lock, {"schema": "2.0", "stages": {"validate": raw_lock(lineage)}})
+    assert {"lr: 1e-05", "unit: on"} <= {line.strip() for line in lock.read_text(encoding="utf-8").splitlines()}
+    found = made_by_lock(lineage, lock)
+    assert found is not None
+    assert found.outputs == {"out": "e" * 32 + ".dir"}
+    lock.write_text("stages: [", encoding="utf-8")
+    assert made_by_lock(lineage, lock) is None, "a damaged file tells nothing"
 
 
 def _input(entry: dict[str, Any]) -> None:
