@@ -43,13 +43,13 @@ def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
     """Fetches the step's outputs if somebody has made them and the remote has them whole; None if not.
 
     Args:
-        step: one that does nothing but write its outputs (`Step.registers` is false).
+        step: one whose `asks_registry` is true is never taken from what was made before.
         outputs: port name -> where to.
 
     Raises:
         ConcordError: the remote or MLflow is away, or an object in the remote is damaged.
     """
-    if step.registers or lineage.key is None:
+    if step.asks_registry or lineage.key is None:
         return None
     tried = []
     for made in _known(step, lineage, connect()):

@@ -295,19 +295,27 @@ def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> st
         max_results=100,
         order_by=["attributes.start_time DESC"],
     )
-    found = [run for run in found if REUSED not in run.data.tags] or list(found)
-    return found[0].info.run_id if found else None
+    return _computed_first(found)
 
 
 def run_that_read(client: "MlflowClient", step: str, port: str, digest: str) -> str | None:
-    """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash."""
+    """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash.
+
+    One that only fetched its outputs has read nothing, and counts where no other is known.
+    """
     found = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments()],
         f"tags.`{STEP}` = '{step}' and tags.`{INPUT}{port}` = '{digest}' and attributes.status = 'FINISHED'",
-        max_results=1,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
     )
-    return found[0].info.run_id if found else None
+    return _computed_first(found)
+
+
+def _computed_first(found: "Sequence[Run]") -> str | None:
+    """The first that computed its outputs, else the first."""
+    computed = [run for run in found if REUSED not in run.data.tags] or list(found)
+    return computed[0].info.run_id if computed else None
 
 
 def _open(

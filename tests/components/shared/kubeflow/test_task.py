@@ -54,6 +54,25 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
     assert "concord.remote" not in run.client.get_run(run.run_id).data.tags
 
 
+@pytest.mark.parametrize(("name", "again"), [("sft", False), ("validate", True)])
+def test_what_looks_at_today_s_champion_is_done_again_and_the_rest_is_fetched(
+    name: str, again: bool, place: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drift that came with a new champion would else go unseen: the result that is fetched does not tell of it."""
+    monkeypatch.setattr(task, "remote_of_environment", remote_of_environment)
+    monkeypatch.setenv("CONCORD_DVC_REMOTE", str(place / "remote"))
+    step, outputs = STEPS[name], {"out": place / "out"}
+    inputs = {port: place / "ingest" for port in step.inputs}
+    first = Task.of(step, settings, inputs, executor_input(place), "run-1")
+    with step_run(step, settings, inputs, first.lineage, first.pipeline_run) as run:
+        run.finish({}, outputs)
+        first.push(run, outputs)
+    second = Task.of(step, settings, inputs, executor_input(place), "run-2")
+    second.look_for({"out": place / "fetched"})
+    assert (second.made is None) == again
+    assert (place / "fetched").exists() != again
+
+
 def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:
     with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is no id"):
         Task.of(STEPS["validate"], settings, {"ingest": place / "ingest"}, executor_input(place), "x' or 1")
