@@ -17,7 +17,7 @@ from components.shared.errors import ConcordError
 from components.shared.regression import metrics
 from components.shared.regression.metrics import Predictions
 from components.shared.regression.shots import GROUPS
-from components.shared.tracking.connection import masked, told
+from components.shared.tracking.connection import masked_leaves, told
 from components.shared.tracking.runs import StepRun, fingerprint, run_that_made, settings_tree
 
 DECISION = "concord.decision"
@@ -98,7 +98,7 @@ def _link(
     tags |= {
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": masked(json.dumps({**settings_tree(settings), **params_of_all(ancestors)})),
+        "concord.settings": json.dumps(masked_leaves({**settings_tree(settings), **params_of_all(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)

@@ -62,7 +62,7 @@ def test_what_looks_at_today_s_champion_is_done_again_and_the_rest_is_fetched(
     monkeypatch.setattr(task, "remote_of_environment", remote_of_environment)
     monkeypatch.setenv("CONCORD_DVC_REMOTE", str(place / "remote"))
     step, outputs = STEPS[name], {"out": place / "out"}
-    inputs = {port: place / "ingest" for port in step.inputs}
+    inputs = dict.fromkeys(step.inputs, place / "ingest")
     first = Task.of(step, settings, inputs, executor_input(place), "run-1")
     with step_run(step, settings, inputs, first.lineage, first.pipeline_run) as run:
         run.finish({}, outputs)

@@ -89,6 +89,20 @@ def test_a_step_has_its_own_sections_and_no_secret(settings: Settings, tmp_path:
     assert "hunter2" not in str(lineage.to_json())
 
 
+def test_what_the_environment_calls_a_secret_changes_no_params(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else equal settings would be others on another machine, down to the names of their keys."""
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    task = settings.task.model_copy(update={"question": "https://host/x?token=abc"})
+    asked = settings.model_copy(update={"task": task})
+    plain = params_of(STEPS["validate"], asked)
+    assert plain["task"]["question"] == "https://host/x?token=***"
+    assert "max_test_imbalance" in plain["validate"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    assert params_of(STEPS["validate"], asked) == plain
+
+
 def raw_lock(lineage: Lineage) -> dict[str, Any]:
     """The entry of DVC's lock file about it."""
     paths = {"ingest": "artifacts/ingest"}
