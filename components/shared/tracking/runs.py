@@ -270,15 +270,20 @@ def record_of(client: "MlflowClient", run: "Run") -> Record:
     """The record of a step's run.
 
     Raises:
-        ConcordError: the store is away, or the run has none: a step of an earlier version wrote it, or no step.
+        ConcordError: the store is away; the run has none, since a step of an earlier version wrote it, or no step; or
+            what it has is damaged.
     """
     with told(f"read {LINEAGE} of run {run.info.run_id}"), tempfile.TemporaryDirectory() as folder:
-        kept = json.loads(Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_text(encoding="utf-8"))
+        kept = Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_bytes()
     try:
-        outputs = {port: Content(**content) for port, content in kept["outputs"].items()}
-        lineage = Lineage.from_json(kept)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConcordError(f"MLflow run {run.info.run_id}: {LINEAGE} is not what a step writes ({error}).") from None
+        content = json.loads(kept)
+        outputs = {port: Content(**made) for port, made in content["outputs"].items()}
+        lineage = Lineage.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConcordError(
+            f"MLflow run {run.info.run_id}: its artifact {LINEAGE} is not what a step writes ({error}). Run the step "
+            "again; where it takes the same inputs, code and settings, it makes the same."
+        ) from None
     tags = run.data.tags
     dirty, reused = tags.get(DIRTY) == "true", tags.get(REUSED, "")
     return Record(run.info.run_id, tags.get(COMMIT_TAG, "none"), dirty, reused, lineage, outputs)

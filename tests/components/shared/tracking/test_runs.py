@@ -204,6 +204,11 @@ def test_a_run_leaves_a_record_of_what_it_is_made_from(
     assert kept.data.tags["concord.key"] == record.lineage.key
     with pytest.raises(ConcordError, match=r"could not read lineage\.json"):
         record_of(client, client.create_run("0"))
+    for damaged in (b'{"step": "ing', b"[]", b"\xff\xfe", b'{"outputs": []}'):
+        (data.parent / "lineage.json").write_bytes(damaged)
+        client.log_artifact(run.run_id, str(data.parent / "lineage.json"))
+        with pytest.raises(ConcordError, match=rf"run {run.run_id}: its artifact lineage\.json is not what a step"):
+            record_of(client, kept)
 
 
 def test_an_output_leads_to_the_run_that_computed_it_and_not_to_one_that_fetched_it(
