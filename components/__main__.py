@@ -27,7 +27,7 @@ from components.settings import Settings, load_settings
 from components.shared.data.exclusive import exclusive
 from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
-from components.shared.kubeflow.names import RUN_ID
+from components.shared.kubeflow.names import REPORT_PAGE, RUN_ID
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _run_or_launch(
     run_step(step, settings, inputs, outputs, arguments.state, task)
     if arguments.page is not None:
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(outputs["report"] / "report.html", arguments.page)
+        shutil.copyfile(outputs["report"] / REPORT_PAGE, arguments.page)
     return 0
 
 

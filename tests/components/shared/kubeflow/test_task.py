@@ -27,8 +27,10 @@ def place(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return store
 
 
-def executor_input(place: Path) -> str:
-    artifacts = {name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics")}
+def executor_input(place: Path, *further: str) -> str:
+    artifacts = {
+        name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics", *further)
+    }
     return json.dumps({"outputs": {"artifacts": artifacts, "outputFile": str(place / "told.json")}})
 
 
@@ -52,6 +54,22 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
     assert told["dvc_hash.in.ingest"] == dvc_content(place / "ingest").md5
     assert (told["dvc_remote"], told["mlflow_run_id"], told["dvc_key"]) == ("", run.run_id, ours.lineage.key)
     assert "concord.remote" not in run.client.get_run(run.run_id).data.tags
+
+
+def test_the_page_of_the_report_has_its_own_hash(place: Path, settings: Settings) -> None:
+    step, outputs = STEPS["evaluate"], {"out": place / "out", "report": place / "report"}
+    (place / "report").mkdir()
+    (place / "report" / "report.html").write_text("<p>")
+    inputs = dict.fromkeys(step.inputs, place / "ingest")
+    ours = Task.of(step, settings, inputs, executor_input(place, "page", "report"), None)
+    with step_run(step, settings, inputs, ours.lineage) as run:
+        run.finish({}, outputs)
+    ours.report(run, outputs)
+    told = json.loads((place / "told.json").read_text())["artifacts"]
+    page = told["page"]["artifacts"][0]["metadata"]
+    assert (page["dvc_hash"], page["dvc_size"]) == (dvc_content(place / "report" / "report.html").md5, 3)
+    assert page["mlflow_run_id"] == run.run_id
+    assert told["report"]["artifacts"][0]["metadata"]["dvc_hash"] == dvc_content(place / "report").md5
 
 
 @pytest.mark.parametrize(("name", "again"), [("sft", False), ("validate", True)])
