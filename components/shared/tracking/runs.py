@@ -303,6 +303,27 @@ def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> st
     return _computed_first(found)
 
 
+def run_that_gave(track: StepRun, step: str, digest: str) -> str | None:
+    """The run of `step` from which `track` has an input with this DVC hash.
+
+    That is the newest finished one below the same parent whose `out` it is, also where it only fetched that: it says
+    with which settings and at which commit this very pipeline run got it. Where there is none, Kubeflow has taken the
+    task from its own cache, or the step belongs to another experiment's run; then see `run_that_made`.
+    """
+    parent = track.parent_id or track.client.get_run(track.run_id).data.tags.get(PARENT)
+    if parent is not None:
+        below = track.client.search_runs(
+            [track.experiment_id],
+            f"tags.`{PARENT}` = '{parent}' and tags.`{STEP}` = '{step}' and tags.`{OUTPUT}out` = '{digest}' "
+            "and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if below:
+            return str(below[0].info.run_id)
+    return run_that_made(track.client, track.experiment_id, digest)
+
+
 def run_that_read(client: "MlflowClient", step: str, port: str, digest: str) -> str | None:
     """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash.
 
