@@ -256,6 +256,7 @@ class Record:
         reused: what told of the outputs, where they were fetched and not computed; else empty.
         lineage: what the outputs were made from.
         outputs: port name -> content.
+        remote: address of the DVC remote that has the outputs; empty where the run pushed them to none.
     """
 
     run_id: str
@@ -264,6 +265,7 @@ class Record:
     reused: str
     lineage: Lineage
     outputs: Mapping[str, Content]
+    remote: str = ""
 
 
 def record_of(client: "MlflowClient", run: "Run") -> Record:
@@ -286,7 +288,8 @@ def record_of(client: "MlflowClient", run: "Run") -> Record:
         ) from None
     tags = run.data.tags
     dirty, reused = tags.get(DIRTY) == "true", tags.get(REUSED, "")
-    return Record(run.info.run_id, tags.get(COMMIT_TAG, "none"), dirty, reused, lineage, outputs)
+    commit, remote = tags.get(COMMIT_TAG, "none"), tags.get(REMOTE, "")
+    return Record(run.info.run_id, commit, dirty, reused, lineage, outputs, remote)
 
 
 def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> str | None:
