@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,15 @@ from rich.text import Text
 
 from components.launcher import HEAD_START, SECTION, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
-from components.shared.data.exclusive import exclusive
+from components.shared.data.exclusive import alone, exclusive
 from components.shared.data.s3_address import is_s3, parse_s3
 from components.shared.errors import ConcordError
-from components.shared.kubeflow.names import RUN_ID
+from components.shared.kubeflow.names import REPORT_PAGE, RUN_ID
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
     from components.shared.kubeflow.task import Task
+    from components.shared.tracking.lineage import Lineage
 
 console = Console(stderr=True, highlight=False)
 
@@ -66,6 +67,7 @@ def run_step(
     Raises:
         ConcordError: an input is missing, or the step found a fault; earlier outputs are whole.
     """
+    from components.shared.tracking.lineage import lineage_of
     from components.shared.tracking.runs import step_run
 
     check_inputs(step, inputs)
@@ -77,8 +79,13 @@ def run_step(
     console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
     with exclusive(outputs["out"]):
         start = time.monotonic()
-        lineage, pipeline_run = (task.lineage, task.pipeline_run) if task else (None, None)
-        with step_run(step, settings, inputs, lineage, pipeline_run) as tracked:
+        lineage = task.lineage if task else lineage_of(step, settings, inputs)
+        pipeline_run = task.pipeline_run if task else None
+        trains = step.resumes and not (task and task.made)
+        with (
+            _alone_at(step, lineage, state) if trains else nullcontext(),
+            step_run(step, settings, inputs, lineage, pipeline_run) as tracked,
+        ):
             if task and task.made:
                 task.show(tracked, outputs)
             else:
@@ -91,6 +98,16 @@ def run_step(
             task.report(tracked, outputs)
     places = ", ".join(str(path) for path in outputs.values())
     console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {places}")
+
+
+def _alone_at(step: Step, lineage: "Lineage", state: Path) -> AbstractContextManager[None]:
+    """Nobody else trains the very same on the same training state, which a volume may share between machines.
+
+    Nothing is held where the code is not known. Trainings that differ have training state of their own.
+    """
+    if lineage.key is None:
+        return nullcontext()
+    return alone(state / f".{step.name}-{lineage.key[:16]}.lock", f"the same {step.name}")
 
 
 def check_inputs(step: Step, inputs: Mapping[str, Path]) -> None:
@@ -215,7 +232,7 @@ def _run_or_launch(
     run_step(step, settings, inputs, outputs, arguments.state, task)
     if arguments.page is not None:
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(outputs["report"] / "report.html", arguments.page)
+        shutil.copyfile(outputs["report"] / REPORT_PAGE, arguments.page)
     return 0
 
 

@@ -170,6 +170,12 @@ class Validate(Strict):
     drift: Drift
     severity: Severities
 
+    @property
+    def drift_stops(self) -> bool:
+        """Whether the run ends where the data are too far from the champion's."""
+        severities = (self.severity.label_drift, self.severity.image_size_drift, self.severity.image_mode_drift)
+        return self.drift.model is not None and "error" in severities
+
 
 class TinyModel(Strict):
     """An Idefics3 (SmolVLM's architecture) built from its config with random weights and a tokenizer of its own."""

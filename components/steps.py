@@ -18,8 +18,9 @@ class Step:
         sections: the sections of params.yaml that decide what comes out.
         resumes: whether it keeps training state in .checkpoints and goes on from there after a kill.
         parallel: whether it runs on many ranks as well; the section `launcher` says on how many.
-        registers: whether it leaves more than its outputs: a version in the registry, judged against today's champion.
-            To fetch what an earlier run wrote about that would not do it, so a pipeline always runs it.
+        asks_registry: whether what it says or does depends on today's champion, which is none of its inputs: register
+            judges a model against it, validate holds the data against those that it was trained on. To fetch what an
+            earlier run wrote would do neither, so a pipeline always runs the step.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Step:
     sections: tuple[str, ...]
     resumes: bool = False
     parallel: bool = False
-    registers: bool = False
+    asks_registry: bool = False
 
     def command(self, params: str = "params.yaml", paths: Mapping[str, str] | None = None) -> list[str]:
         """The one command line that DVC, Kubeflow and a person call, with the ports' default paths or others."""
@@ -49,7 +50,7 @@ STEPS: dict[str, Step] = {
     step.name: step
     for step in (
         Step("ingest", "Ingest and split", {"data": "data"}, _out("ingest"), ("task", "ingest")),
-        Step("validate", "Validate splits", _ROWS, _out("validate"), ("task", "validate")),
+        Step("validate", "Validate splits", _ROWS, _out("validate"), ("task", "validate"), asks_registry=True),
         Step(
             "sft",
             "SFT warm start",
@@ -81,7 +82,7 @@ STEPS: dict[str, Step] = {
             {**_ROWS, "grpo": "artifacts/grpo", "evaluate": "artifacts/evaluate"},
             _out("register"),
             ("task", "model", "evaluate", "register"),
-            registers=True,
+            asks_registry=True,
         ),
     )
 }

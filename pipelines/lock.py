@@ -6,18 +6,20 @@ file; nothing here knows its format.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from components.settings import Settings, load_settings
 from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect, masked, told, tracking_uri
-from components.shared.tracking.hashes import Content
+from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, params_of
-from components.shared.tracking.runs import OUTPUT, PARENT, PIPELINE_RUN, STEP, Record, flat, record_of
+from components.shared.tracking.remote import VARIABLE
+from components.shared.tracking.runs import KEY, OUTPUT, PARENT, PIPELINE_RUN, REMOTE, STEP, Record, flat, record_of
 from components.steps import STEPS, Step
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 
 SHOWN = 8  # differences that are told
+MAKERS = 100  # runs with the same output that are looked at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,8 @@ def write_lock(run: str, root: Path) -> list[str]:
 
     Raises:
         ConcordError: there is no such run, a step of it has not finished, or code, params or data of the run are not
-            those of the checkout; each difference is named, and dvc.lock stays as it is.
+            those of the checkout; each difference is named, and dvc.lock stays as it is. So it does where an output
+            was pushed to no remote and is not here either, since `dvc pull` could not bring it.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
@@ -76,21 +80,27 @@ def write_lock(run: str, root: Path) -> list[str]:
     try:
         with Repo(str(root)) as repo, repo.lock:
             stages = {s.name: s for s in repo.index.stages if isinstance(s, PipelineStage) and s.name in STEPS}
-            filled = []
-            faults: list[str] = []
-            finished = finished_steps(client, parent, settings, faults)
-            for name, step in STEPS.items():
+            for name in STEPS:
                 if name not in stages:
                     raise ConcordError(f"{root / 'dvc.yaml'}: has no stage {name}, which the run has. See git status.")
-                if name in finished:
-                    faults += fill(repo, stages[name], step, settings, finished[name])
-                    filled.append(stages[name])
+
+            def differences(name: str, record: Record) -> list[str]:
+                return list(fill(repo, stages[name], STEPS[name], settings, record))
+
+            faults: list[str] = []
+            finished = finished_steps(client, parent, differences, faults)
+            faults += [fault for name, record in finished.items() for fault in differences(name, record)]
             faults += unchained(finished)
             if faults:
                 raise _refusal(run, faults, {step.commit for step in finished.values()})
+            filled = [stages[name] for name in finished]
+            pushed_to_none = [stages[name] for name, record in finished.items() if not record.remote]
+            if lost := [str(out) for stage in pushed_to_none for out in stage.outs if not _known(repo, out)]:
+                raise _lost(run, lost)
             lock = Lockfile(repo, str(root / "dvc.lock"))
             before = lock.load().get("stages", {}) if lock.exists() else {}
             lock.dump_stages(filled)
+            _tell_of_remotes(repo, finished)
             return [s.name for s in filled if before.get(s.name) != _plain(to_lockfile(s)[s.name])]
     except DvcException as error:
         raise ConcordError(f"{root}: DVC cannot read this checkout: {masked(str(error))}") from None
@@ -123,13 +133,16 @@ def find_run(client: "MlflowClient", run: str) -> "Run":
     return above[0]
 
 
-def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, faults: list[str]) -> dict[str, Record]:
+def finished_steps(
+    client: "MlflowClient", parent: "Run", differences: Callable[[str, Record], list[str]], faults: list[str]
+) -> dict[str, Record]:
     """The newest finished run of each step below `parent`.
 
-    A step whose task Kubeflow took from its own cache has no run there: it is the one, of any pipeline run, that made
-    what the others of this run were given.
+    A step whose task Kubeflow took from its own cache has no run there: it is one, of any pipeline run, that made what
+    the others of this run were given.
 
     Args:
+        differences: between the checkout and a step's record, of which there may be several that made the same.
         faults: gets a line for each step that has none.
     """
     with told(f"read the steps of run {parent.info.run_id}"):
@@ -145,17 +158,27 @@ def finished_steps(client: "MlflowClient", parent: "Run", settings: Settings, fa
     for name in reversed(STEPS):  # the last first: what it was given says which run made it
         own = [run for run in below if run.data.tags.get(STEP) == name]
         chosen = next((run for run in own if run.info.status == "FINISHED"), None)
-        if chosen is None and not own:
-            chosen = _cached_by_kubeflow(client, name, found)
-        if chosen is None:
+        if chosen is not None:
+            found[name] = record_of(client, chosen)
+        elif not own and (cached := _cached_by_kubeflow(client, name, found, differences)):
+            found[name] = cached
+        else:
             status = f"its run is {own[0].info.status}" if own else "it has no run"
             faults.append(f"step {name}: {status}; let the pipeline's run finish, or retry it, and lock then")
-            continue
-        found[name] = record_of(client, chosen)
     return {name: found[name] for name in STEPS if name in found}
 
 
-def _cached_by_kubeflow(client: "MlflowClient", name: str, later: Mapping[str, Record]) -> "Run | None":
+def _cached_by_kubeflow(
+    client: "MlflowClient",
+    name: str,
+    later: Mapping[str, Record],
+    differences: Callable[[str, Record], list[str]],
+) -> Record | None:
+    """The run that made what the later steps were given.
+
+    Runs with other settings or at another code may have made the same. Which of them Kubeflow has kept it does not
+    say, so one that is like the checkout is taken; where none is, the newest, so that its differences are told.
+    """
     given = {step.lineage.inputs[name].md5 for step in later.values() if name in step.lineage.inputs}
     if len(given) != 1:
         return None
@@ -164,10 +187,24 @@ def _cached_by_kubeflow(client: "MlflowClient", name: str, later: Mapping[str, R
         runs = client.search_runs(
             experiments,
             f"tags.`{STEP}` = '{name}' and tags.`{OUTPUT}out` = '{given.pop()}' and attributes.status = 'FINISHED'",
-            max_results=1,
+            max_results=MAKERS,
             order_by=["attributes.start_time DESC"],
         )
-    return runs[0] if runs else None
+    newest, tried = None, set()
+    for run in sorted(runs, key=lambda run: REMOTE not in run.data.tags):  # those first whose outputs can be fetched
+        if (key := run.data.tags.get(KEY)) in tried:  # the same inputs, code and params
+            continue
+        try:
+            record = record_of(client, run)
+        except ConcordError:
+            if len(runs) == 1:
+                raise
+            continue  # damaged; another may tell as much
+        tried.add(key)
+        if not differences(name, record):
+            return record
+        newest = newest or record
+    return newest
 
 
 def fill(repo: "Repo", stage: "PipelineStage", step: Step, settings: Settings, run: Record) -> Iterator[str]:
@@ -274,6 +311,43 @@ def _refusal(run: str, faults: list[str], commits: set[str]) -> ConcordError:
         f"The run is of commit {', '.join(sorted(commits - {'none'})) or 'unknown'}. Check that out, with the run's "
         "params.yaml and data.dvc; or run the pipeline from this checkout."
     )
+
+
+def _known(repo: "Repo", out: "Output") -> bool:
+    """Whether DVC has the output at hand or knows where it is: in its cache, in place, in the default remote."""
+    md5, place = str(out.hash_info.value), Path(out.fs_path)
+    if not out.changed_cache() or (place.exists() and dvc_content(place).md5 == md5):
+        return True
+    name = repo.config["core"].get("remote")
+    if not name:
+        return False
+    try:
+        return bool(repo.cloud.get_remote_odb(name).exists(md5))
+    except Exception as error:  # each kind of remote fails in its own way
+        raise ConcordError(
+            f"DVC remote {name}: could not be asked whether it has {out}: {masked(str(error))[:300]}. The run has "
+            "pushed to no remote itself. Check `dvc remote list` and the credentials."
+        ) from None
+
+
+def _lost(run: str, lost: list[str]) -> ConcordError:
+    return ConcordError(
+        f"run {run}: nobody could `dvc pull` {', '.join(lost)}, so dvc.lock stays as it is: the run pushed to no DVC "
+        f"remote ({VARIABLE} was not set where its steps ran), and neither this checkout nor its default remote has "
+        f"what it made. Set {VARIABLE} and run the pipeline again; or put what Kubeflow's artifact store or another "
+        "machine has to these paths, lock again, and then `dvc commit` and `dvc push`."
+    )
+
+
+def _tell_of_remotes(repo: "Repo", finished: Mapping[str, Record]) -> None:
+    """A line about each remote that has outputs and that this checkout's DVC does not know."""
+    known = {masked(str(remote["url"])).rstrip("/") for remote in repo.config["remote"].values()}
+    for address in sorted({record.remote.rstrip("/") for record in finished.values()} - known - {""}):
+        line = (
+            f" {address} has outputs of the run, and is none of this checkout's DVC remotes: "
+            f"`dvc remote add of-the-run {address}`, then `dvc pull --remote of-the-run`"
+        )
+        console.print(Text.assemble(("warning", "yellow"), line), soft_wrap=True)
 
 
 def _plain(content: Any) -> Any:

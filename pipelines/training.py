@@ -108,10 +108,18 @@ def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: boo
         )
         for task in (rows, checked, warm, trained, judged, registered):
             place(task.set_display_name(STEPS[task.name].title), settings, image)
-            # What leaves more than its outputs is not done by showing old ones.
-            task.set_caching_options(reuse and not STEPS[task.name].registers)
+            task.set_caching_options(reuse and not _must_run(task.name, settings))
             if not reuse:
                 task.set_env_variable(REUSE, "off")
         raw.set_caching_options(reuse)
 
     return training
+
+
+def _must_run(step: str, settings: Settings) -> bool:
+    """Whether old outputs will not do, since the step holds what it is given against today's champion.
+
+    A drift that is only reported is left to Kubeflow's cache, as it stood then: what a step makes anew is a new
+    artifact to Kubeflow, so every later step would start as well, to fetch what it made before.
+    """
+    return STEPS[step].asks_registry and (step != "validate" or settings.validation.drift_stops)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.shared.errors import ConcordError
-from components.shared.tracking.runs import PIPELINE_RUN, Record, StepRun, record_of, run_that_made
+from components.shared.tracking.runs import PIPELINE_RUN, Record, StepRun, record_of, run_that_gave
 from components.steps import STEPS
 
 ANCESTOR = "concord.step."  # tag of a version; the step's name follows
@@ -16,7 +16,9 @@ DATA = "concord.data"  # DVC hash of the raw data
 
 
 def trace(track: StepRun) -> dict[str, Record]:
-    """Step name -> the record of the run that made what the next ones were given; a run that is not known is left out.
+    """Step name -> the record of the run that gave what the next ones took; a run that is not known is left out.
+
+    Those below this run's own parent come first: another run may have made the very same from other settings.
 
     Raises:
         ConcordError: the store is away.
@@ -27,7 +29,7 @@ def trace(track: StepRun) -> dict[str, Record]:
         name, digest = waiting.popitem()
         if name in found or name not in STEPS:
             continue
-        run_id = run_that_made(track.client, track.experiment_id, digest)
+        run_id = run_that_gave(track, name, digest)
         if run_id is None:
             continue
         try:

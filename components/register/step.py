@@ -17,8 +17,8 @@ from components.shared.errors import ConcordError
 from components.shared.regression import metrics
 from components.shared.regression.metrics import Predictions
 from components.shared.regression.shots import GROUPS
-from components.shared.tracking.connection import masked, told
-from components.shared.tracking.runs import StepRun, fingerprint, run_that_made, settings_tree
+from components.shared.tracking.connection import masked_leaves, told
+from components.shared.tracking.runs import StepRun, fingerprint, run_that_gave, settings_tree
 
 DECISION = "concord.decision"
 VERIFIED = "concord.verified"
@@ -63,7 +63,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluat
 
 def _runs(track: StepRun) -> dict[str, str | None]:
     """MLflow runs that the version comes from: the experiment's, this step's, and those that made its inputs."""
-    made = {port: run_that_made(track.client, track.experiment_id, digest) for port, digest in track.inputs.items()}
+    made = {port: run_that_gave(track, port, digest) for port, digest in track.inputs.items()}
     return {"experiment": track.parent_id, "register": track.run_id, **made}
 
 
@@ -98,7 +98,7 @@ def _link(
     tags |= {
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": masked(json.dumps({**settings_tree(settings), **params_of_all(ancestors)})),
+        "concord.settings": json.dumps(masked_leaves({**settings_tree(settings), **params_of_all(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)

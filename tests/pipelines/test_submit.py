@@ -1,6 +1,7 @@
 """What `submit` sends to Kubeflow and how it ends, held against a peer that speaks the API's shapes: a real Kubeflow
 cannot run here. kfp's own client does the talking."""
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -71,13 +72,27 @@ def test_an_experiment_that_exists_is_used(peer: Peer) -> None:
     assert re.fullmatch(r"gauges \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", sent["display_name"])
 
 
-@pytest.mark.parametrize("words", [(), ("--cache", "on")])
-def test_what_is_in_the_cache_is_not_run_again_but_for_the_judgement(words: tuple[str, ...], peer: Peer) -> None:
-    """`register` holds the model against today's champion: yesterday's judgement is not that."""
-    assert submit(peer, *words) == 0
+@pytest.mark.parametrize(
+    ("model", "drift", "run"),
+    [
+        ("gauge-reader", "warning", {"register"}),
+        ("gauge-reader", "error", {"register", "validate"}),
+        (None, "error", {"register"}),
+    ],
+)
+def test_what_is_in_the_cache_is_not_run_again_but_for_what_today_s_champion_decides(
+    model: str | None, drift: str, run: set[str], peer: Peer, tmp_path: Path
+) -> None:
+    """Model and data are held against it: yesterday's judgement is not that."""
+    raw = copy.deepcopy(RAW)
+    raw["validate"]["drift"]["model"] = model
+    raw["validate"]["severity"]["image_size_drift"] = drift
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert submit(peer, "--params", str(params), "--cache", "on") == 0
     spec = peer.one("POST", "/runs").body["pipeline_spec"]["pipeline_spec"]
     cached = {name for name, task in spec["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"importer", *(name for name, step in STEPS.items() if not step.registers)}
+    assert cached == {"importer", *STEPS} - run
     assert "CONCORD_REUSE" not in json.dumps(spec)
 
 

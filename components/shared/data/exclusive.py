@@ -2,13 +2,18 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
+from components.shared.errors import ConcordError
+
 console = Console(stderr=True, highlight=False)
+
+PATIENCE = 60.0  # seconds: a container that is being ended has thirty
 
 
 @contextmanager
@@ -29,3 +34,39 @@ def exclusive(out: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def alone(file: Path, what: str) -> Iterator[None]:
+    """Holds the only right to `what`, or refuses; the lock is the kernel's and ends with its process.
+
+    A volume in a network may know no locks. Then nothing is held, and nothing refused.
+
+    Args:
+        file: of the lock; it stays.
+        what: for people: what another process may be at.
+
+    Raises:
+        ConcordError: another process, perhaps on another machine, has it for a minute.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="ascii") as opened:
+        last = time.monotonic() + PATIENCE
+        while not _locked_or_lockless(opened.fileno()):
+            if time.monotonic() >= last:
+                raise ConcordError(
+                    f"{file.parent}: another run is at {what}, with the same code and settings, and they would share "
+                    "its training state. Let it end, or end it, and start this one again: it takes or makes the same."
+                )
+            time.sleep(1.0)
+        yield
+
+
+def _locked_or_lockless(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True

@@ -16,7 +16,8 @@ from rich.console import Console
 from components.settings import Settings
 from components.shared.errors import ConcordError
 from components.shared.kubeflow.executor import Told, write_executor_output
-from components.shared.kubeflow.names import REUSE
+from components.shared.kubeflow.names import PAGE, REPORT_PAGE, REUSE
+from components.shared.tracking.hashes import dvc_content
 from components.shared.tracking.lineage import UNKNOWN, Lineage, lineage_of
 from components.shared.tracking.remote import VARIABLE, Remote, remote_of_environment
 from components.steps import Step
@@ -132,8 +133,11 @@ class Task:
             "reused": self.made.where if self.made else "",
             **{f"dvc_hash.in.{port}": md5 for port, md5 in run.inputs.items()},
         }
+        contents = dict(run.outputs)
+        if PAGE in self.told.artifacts:  # the one file of the report that Kubeflow's UI shows
+            contents[PAGE] = dvc_content(outputs["report"] / REPORT_PAGE)
         known: dict[str, dict[str, object]] = {}
-        for port, content in run.outputs.items():
+        for port, content in contents.items():
             counted: dict[str, object] = {} if content.nfiles is None else {"dvc_nfiles": content.nfiles}
             known[port] = {"dvc_hash": content.md5, "dvc_size": content.size, **counted, **common}
         write_executor_output(self.told, outputs, known)

@@ -14,7 +14,7 @@ import yaml
 
 from components.settings import Settings
 from components.shared.errors import ConcordError
-from components.shared.tracking.connection import masked
+from components.shared.tracking.connection import masked_leaves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.steps import STEPS, Step
 
@@ -98,10 +98,9 @@ def lineage_of(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Li
 
 
 def params_of(step: Step, settings: Settings) -> dict[str, Any]:
-    """The sections that decide what the step makes, with no secret in them."""
+    """The sections that decide what the step makes, without the passwords and tokens of addresses."""
     tree = settings_tree(settings)
-    sections: dict[str, Any] = json.loads(masked(json.dumps({name: tree[name] for name in step.sections})))
-    return sections
+    return {name: masked_leaves(tree[name]) for name in step.sections}
 
 
 def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
 from components.shared.tracking.connection import connect, told
@@ -44,13 +43,13 @@ def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
     """Fetches the step's outputs if somebody has made them and the remote has them whole; None if not.
 
     Args:
-        step: one that does nothing but write its outputs (`Step.registers` is false).
+        step: one whose `asks_registry` is true is never taken from what was made before.
         outputs: port name -> where to.
 
     Raises:
         ConcordError: the remote or MLflow is away, or an object in the remote is damaged.
     """
-    if step.registers or lineage.key is None:
+    if step.asks_registry or lineage.key is None:
         return None
     tried = []
     for made in _known(step, lineage, connect()):
@@ -72,13 +71,19 @@ def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[Mad
 
 
 def made_by_lock(lineage: Lineage, lock: Path) -> Made | None:
-    """What dvc.lock says the stage makes, if it is about the same inputs, code and params."""
+    """What dvc.lock says the stage makes, if it is about the same inputs, code and params.
+
+    It is read as DVC reads it. DVC writes YAML 1.2, where 1e-05 is a number and `on` a word; PyYAML reads 1.1, where it
+    is the other way round.
+    """
+    from dvc.utils.serialize import ParseError, load_yaml
+
     try:
-        stage = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"][lineage.step]
+        stage = load_yaml(lock)["stages"][lineage.step]
         deps = {dep["path"]: dep["md5"] for dep in stage["deps"]}
         outs = {out["path"]: out["md5"] for out in stage["outs"]}
         params = stage["params"]["params.yaml"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, ParseError, KeyError, TypeError):
         return None
     step = STEPS[lineage.step]
     paths: dict[str, Any] = {**step.inputs, "data": lineage.params.get("ingest", {}).get("path")}

@@ -256,6 +256,7 @@ class Record:
         reused: what told of the outputs, where they were fetched and not computed; else empty.
         lineage: what the outputs were made from.
         outputs: port name -> content.
+        remote: address of the DVC remote that has the outputs; empty where the run pushed them to none.
     """
 
     run_id: str
@@ -264,24 +265,31 @@ class Record:
     reused: str
     lineage: Lineage
     outputs: Mapping[str, Content]
+    remote: str = ""
 
 
 def record_of(client: "MlflowClient", run: "Run") -> Record:
     """The record of a step's run.
 
     Raises:
-        ConcordError: the store is away, or the run has none: a step of an earlier version wrote it, or no step.
+        ConcordError: the store is away; the run has none, since a step of an earlier version wrote it, or no step; or
+            what it has is damaged.
     """
     with told(f"read {LINEAGE} of run {run.info.run_id}"), tempfile.TemporaryDirectory() as folder:
-        kept = json.loads(Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_text(encoding="utf-8"))
+        kept = Path(client.download_artifacts(run.info.run_id, LINEAGE, folder)).read_bytes()
     try:
-        outputs = {port: Content(**content) for port, content in kept["outputs"].items()}
-        lineage = Lineage.from_json(kept)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConcordError(f"MLflow run {run.info.run_id}: {LINEAGE} is not what a step writes ({error}).") from None
+        content = json.loads(kept)
+        outputs = {port: Content(**made) for port, made in content["outputs"].items()}
+        lineage = Lineage.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConcordError(
+            f"MLflow run {run.info.run_id}: its artifact {LINEAGE} is not what a step writes ({error}). Run the step "
+            "again; where it takes the same inputs, code and settings, it makes the same."
+        ) from None
     tags = run.data.tags
     dirty, reused = tags.get(DIRTY) == "true", tags.get(REUSED, "")
-    return Record(run.info.run_id, tags.get(COMMIT_TAG, "none"), dirty, reused, lineage, outputs)
+    commit, remote = tags.get(COMMIT_TAG, "none"), tags.get(REMOTE, "")
+    return Record(run.info.run_id, commit, dirty, reused, lineage, outputs, remote)
 
 
 def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> str | None:
@@ -295,19 +303,48 @@ def run_that_made(client: "MlflowClient", experiment_id: str, digest: str) -> st
         max_results=100,
         order_by=["attributes.start_time DESC"],
     )
-    found = [run for run in found if REUSED not in run.data.tags] or list(found)
-    return found[0].info.run_id if found else None
+    return _computed_first(found)
+
+
+def run_that_gave(track: StepRun, step: str, digest: str) -> str | None:
+    """The run of `step` from which `track` has an input with this DVC hash.
+
+    That is the newest finished one below the same parent whose `out` it is, also where it only fetched that: it says
+    with which settings and at which commit this very pipeline run got it. Where there is none, Kubeflow has taken the
+    task from its own cache, or the step belongs to another experiment's run; then see `run_that_made`.
+    """
+    parent = track.parent_id or track.client.get_run(track.run_id).data.tags.get(PARENT)
+    if parent is not None:
+        below = track.client.search_runs(
+            [track.experiment_id],
+            f"tags.`{PARENT}` = '{parent}' and tags.`{STEP}` = '{step}' and tags.`{OUTPUT}out` = '{digest}' "
+            "and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if below:
+            return str(below[0].info.run_id)
+    return run_that_made(track.client, track.experiment_id, digest)
 
 
 def run_that_read(client: "MlflowClient", step: str, port: str, digest: str) -> str | None:
-    """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash."""
+    """The newest finished run of a step, in any experiment, whose input `port` has this DVC hash.
+
+    One that only fetched its outputs has read nothing, and counts where no other is known.
+    """
     found = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments()],
         f"tags.`{STEP}` = '{step}' and tags.`{INPUT}{port}` = '{digest}' and attributes.status = 'FINISHED'",
-        max_results=1,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
     )
-    return found[0].info.run_id if found else None
+    return _computed_first(found)
+
+
+def _computed_first(found: "Sequence[Run]") -> str | None:
+    """The first that computed its outputs, else the first."""
+    computed = [run for run in found if REUSED not in run.data.tags] or list(found)
+    return computed[0].info.run_id if computed else None
 
 
 def _open(

@@ -28,8 +28,10 @@ def place(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return store
 
 
-def executor_input(place: Path) -> str:
-    artifacts = {name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics")}
+def executor_input(place: Path, *further: str) -> str:
+    artifacts = {
+        name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics", *further)
+    }
     return json.dumps({"outputs": {"artifacts": artifacts, "outputFile": str(place / "told.json")}})
 
 
@@ -53,6 +55,41 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
     assert told["dvc_hash.in.ingest"] == dvc_content(place / "ingest").md5
     assert (told["dvc_remote"], told["mlflow_run_id"], told["dvc_key"]) == ("", run.run_id, ours.lineage.key)
     assert "concord.remote" not in run.client.get_run(run.run_id).data.tags
+
+
+def test_the_page_of_the_report_has_its_own_hash(place: Path, settings: Settings) -> None:
+    step, outputs = STEPS["evaluate"], {"out": place / "out", "report": place / "report"}
+    (place / "report").mkdir()
+    (place / "report" / "report.html").write_text("<p>")
+    inputs = dict.fromkeys(step.inputs, place / "ingest")
+    ours = Task.of(step, settings, inputs, executor_input(place, "page", "report"), None)
+    with step_run(step, settings, inputs, ours.lineage) as run:
+        run.finish({}, outputs)
+    ours.report(run, outputs)
+    told = json.loads((place / "told.json").read_text())["artifacts"]
+    page = told["page"]["artifacts"][0]["metadata"]
+    assert (page["dvc_hash"], page["dvc_size"]) == (dvc_content(place / "report" / "report.html").md5, 3)
+    assert page["mlflow_run_id"] == run.run_id
+    assert told["report"]["artifacts"][0]["metadata"]["dvc_hash"] == dvc_content(place / "report").md5
+
+
+@pytest.mark.parametrize(("name", "again"), [("sft", False), ("validate", True)])
+def test_what_looks_at_today_s_champion_is_done_again_and_the_rest_is_fetched(
+    name: str, again: bool, place: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drift that came with a new champion would else go unseen: the result that is fetched does not tell of it."""
+    monkeypatch.setattr(task, "remote_of_environment", remote_of_environment)
+    monkeypatch.setenv("CONCORD_DVC_REMOTE", str(place / "remote"))
+    step, outputs = STEPS[name], {"out": place / "out"}
+    inputs = dict.fromkeys(step.inputs, place / "ingest")
+    first = Task.of(step, settings, inputs, executor_input(place), "run-1")
+    with step_run(step, settings, inputs, first.lineage, first.pipeline_run) as run:
+        run.finish({}, outputs)
+        first.push(run, outputs)
+    second = Task.of(step, settings, inputs, executor_input(place), "run-2")
+    second.look_for({"out": place / "fetched"})
+    assert (second.made is None) == again
+    assert (place / "fetched").exists() != again
 
 
 def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:

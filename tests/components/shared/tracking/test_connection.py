@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.shared.errors import ConcordError
-from components.shared.tracking.connection import connect, masked
+from components.shared.tracking.connection import connect, masked, masked_leaves
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,16 @@ def test_passwords_and_tokens_are_masked(text: str, expected: str) -> None:
 def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
     assert masked("401 for user x with s3cr3t") == "401 for user x with ***"
+
+
+def test_in_settings_addresses_lose_their_secrets_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    content = {"max_test_rows": 3, "split": ["test", 0.5, None], "from": {"url": 'http://me:geheim@host/x?token=a"}'}}
+    assert masked_leaves(content) == {
+        "max_test_rows": 3,
+        "split": ["test", 0.5, None],
+        "from": {"url": "http://me:***@host/x?token=***"},
+    }
 
 
 def test_an_unreachable_server_is_told_soon_and_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

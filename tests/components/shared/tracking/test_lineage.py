@@ -10,6 +10,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
+from dvc.utils.serialize import dump_yaml
 
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
@@ -88,6 +89,20 @@ def test_a_step_has_its_own_sections_and_no_secret(settings: Settings, tmp_path:
     assert "hunter2" not in str(lineage.to_json())
 
 
+def test_what_the_environment_calls_a_secret_changes_no_params(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else equal settings would be others on another machine, down to the names of their keys."""
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    task = settings.task.model_copy(update={"question": "https://host/x?token=abc"})
+    asked = settings.model_copy(update={"task": task})
+    plain = params_of(STEPS["validate"], asked)
+    assert plain["task"]["question"] == "https://host/x?token=***"
+    assert "max_test_imbalance" in plain["validate"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    assert params_of(STEPS["validate"], asked) == plain
+
+
 def raw_lock(lineage: Lineage) -> dict[str, Any]:
     """The entry of DVC's lock file about it."""
     paths = {"ingest": "artifacts/ingest"}
@@ -104,6 +119,19 @@ def test_the_lock_of_the_same_tells_what_it_makes(tmp_path: Path) -> None:
     found = made_by_lock(made(), lock)
     assert found is not None
     assert (found.where, found.outputs) == ("dvc.lock", {"out": "e" * 32 + ".dir"})
+
+
+def test_the_lock_is_read_as_dvc_writes_it(tmp_path: Path) -> None:
+    """By YAML 1.2: 1e-05 is a number there, and `on` a word."""
+    lineage = made(params={"task": {"low": 0, "unit": "on"}, "validate": {"lr": 1e-5, "min_lr": 2.5e-07}})
+    lock = tmp_path / "dvc.lock"
+    dump_yaml(lock, {"schema": "2.0", "stages": {"validate": raw_lock(lineage)}})
+    assert {"lr: 1e-05", "unit: on"} <= {line.strip() for line in lock.read_text(encoding="utf-8").splitlines()}
+    found = made_by_lock(lineage, lock)
+    assert found is not None
+    assert found.outputs == {"out": "e" * 32 + ".dir"}
+    lock.write_text("stages: [", encoding="utf-8")
+    assert made_by_lock(lineage, lock) is None, "a damaged file tells nothing"
 
 
 def _input(entry: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from components.shared.errors import ConcordError
 from components.shared.tracking import runs
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_content, dvc_hash
-from components.shared.tracking.runs import StepRun, flat, record_of, run_that_made, step_run
+from components.shared.tracking.runs import StepRun, flat, record_of, run_that_made, run_that_read, step_run
 from components.steps import STEPS
 
 ROOT = Path(__file__).parents[4]
@@ -204,6 +204,11 @@ def test_a_run_leaves_a_record_of_what_it_is_made_from(
     assert kept.data.tags["concord.key"] == record.lineage.key
     with pytest.raises(ConcordError, match=r"could not read lineage\.json"):
         record_of(client, client.create_run("0"))
+    for damaged in (b'{"step": "ing', b"[]", b"\xff\xfe", b'{"outputs": []}'):
+        (data.parent / "lineage.json").write_bytes(damaged)
+        client.log_artifact(run.run_id, str(data.parent / "lineage.json"))
+        with pytest.raises(ConcordError, match=rf"run {run.run_id}: its artifact lineage\.json is not what a step"):
+            record_of(client, kept)
 
 
 def test_an_output_leads_to_the_run_that_computed_it_and_not_to_one_that_fetched_it(
@@ -217,6 +222,9 @@ def test_an_output_leads_to_the_run_that_computed_it_and_not_to_one_that_fetched
                 run.tag("concord.reused", f"run {ids[0]}")
         ids.append(run.run_id)
     assert run_that_made(run.client, run.experiment_id, dvc_hash(data)) == ids[0]
+    assert run_that_read(run.client, "ingest", "data", dvc_hash(data)) == ids[0], "the other has looked at nothing"
+    run.client.delete_run(ids[0])
+    assert run_that_read(run.client, "ingest", "data", dvc_hash(data)) == ids[1]
 
 
 def test_a_given_run_is_the_parent_and_keeps_its_status(
