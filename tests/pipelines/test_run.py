@@ -117,7 +117,9 @@ def test_a_run_that_is_stopped_leaves_no_container(stop: signal.Signals, image: 
     mounts = [f"{path}:{path}:ro" for path in SYSTEM] + [
         f"{write_python(tmp_path, 'touch $9.started; sleep 60')}:/tools"
     ]
-    words = [sys.executable, "-m", "pipelines", "run", "--image", image, "--data", str(tmp_path / "data")]
+    # A test run that was started in the background ignores SIGINT, and so would all that it starts.
+    words = ["env", "--default-signal=INT", sys.executable, "-m", "pipelines", "run", "--image", image]
+    words += ["--data", str(tmp_path / "data")]
     words += ["--out", str(tmp_path / "out")] + [word for mount in mounts for word in ("--volume", mount)]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("*/ingest/*.started")):
