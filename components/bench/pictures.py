@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from PIL import Image
 from components.shared.data.atomic import new_folder, write_json
 from components.shared.data.progress import counted
 from components.shared.errors import ConcordError
-from components.shared.orphans import end_with
+from components.shared.orphans import processes
 
 SIDE = 256  # pixels
 QUALITY = 90
@@ -85,9 +83,8 @@ def readings(rows: int) -> list[int]:
 
 
 def _draw_all(folder: Path, rows: int) -> None:
-    spawn = multiprocessing.get_context("spawn")
     parts = range(0, rows, _PART)
-    with ProcessPoolExecutor(mp_context=spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with processes() as pool:
         made = pool.map(_draw_part, [folder] * len(parts), parts, [min(start + _PART, rows) for start in parts])
         for _ in counted(made, f"drawing {rows:,} pictures, a thousand at a time", len(parts)):
             pass

@@ -1,8 +1,10 @@
 """A process that is there for another ends when that one is gone, killed perhaps: it would wait, or work, for ever."""
 
+import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 
 def end_with(parent: int) -> None:
@@ -14,3 +16,13 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def processes(count: int | None = None) -> ProcessPoolExecutor:
+    """A pool of processes that end with this one. They are spawned: a fork would take over locks that threads hold.
+
+    Args:
+        count: how many; None: one a core.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, spawn, initializer=end_with, initargs=(os.getpid(),))

@@ -1,9 +1,7 @@
 """Every image of the shards looked at, on all cores: the pixels stay where they are decoded, the findings come back."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import pyarrow.parquet as pq
 from components.shared.data.images import prepare
 from components.shared.data.rows import SPLITS, shards
 from components.shared.errors import ConcordError
-from components.shared.orphans import end_with
+from components.shared.orphans import processes
 from components.validate.images import Look, look
 from components.validate.near import perceptual_hashes
 
@@ -89,9 +87,7 @@ def _each(call: Callable[[T], R], of: list[T], rows: int) -> Iterator[R]:
     if rows <= FEW:
         yield from map(call, of)
         return
-    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with processes(min(len(os.sched_getaffinity(0)), MOST_PROCESSES)) as pool:
         try:
             yield from pool.map(call, of)
         except BrokenProcessPool:

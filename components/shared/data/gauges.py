@@ -13,8 +13,6 @@ makes a model shrink towards the common ones.
 import csv
 import io
 import math
-import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -33,7 +31,7 @@ from components.shared.data.labels import records
 from components.shared.data.quarantine import Quarantine
 from components.shared.data.rows import SPLITS, Row
 from components.shared.errors import ConcordError
-from components.shared.orphans import end_with
+from components.shared.orphans import processes
 
 WINDOW = 1024  # scenes whose pictures are drawn ahead
 Pixels = NDArray[np.floating]
@@ -295,7 +293,7 @@ def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | No
         pool: ProcessPoolExecutor | None = None
         while window := list(islice(scenes, WINDOW)):
             if pool is None and len(window) == WINDOW:  # fewer are drawn before the processes are up
-                pool = stack.enter_context(_processes())
+                pool = stack.enter_context(processes())
             draw = partial(render, size=size)
             drawn = (scene for _, scene in window)
             images = pool.map(draw, drawn, chunksize=32) if pool else map(draw, drawn)
@@ -304,8 +302,3 @@ def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | No
                     quarantine.read += 1
                 origin = f"{path.name}:{line}"
                 yield scene.split, Row(scene.id, image, float(scene.reading), settings.task.question, origin)
-
-
-def _processes() -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(mp_context=spawn, initializer=end_with, initargs=(os.getpid(),))

@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components.shared.data.ahead import THREADS, ahead
 from components.shared.errors import ConcordError
-from components.shared.orphans import end_with
+from components.shared.orphans import processes
 
 _NEVER_HASHED = {".git", ".hg", ".dvc"}  # what DVC ignores without a .dvcignore
 _SMALL = 2**20  # bytes
@@ -77,8 +75,7 @@ def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
     if len(paths) <= _MANY:
         yield from ahead(_md5, paths, batch=min(max(len(paths) // 64, 1), 64))  # few files are large ones
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(THREADS, spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with processes(THREADS) as pool:
         yield from pool.map(_md5, paths, chunksize=1000)
 
 
