@@ -46,8 +46,19 @@ VALIDATE = {
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:
     """A noise image; each seed gives another one."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    return saved(Image.fromarray(pixels), format)
+
+
+def photograph(seed: int, width: int = 300, height: int = 200) -> Image.Image:
+    """Smooth noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """The file as Pillow writes it."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from components.shared.data.images import MAX_PIXELS, prepare
 from components.validate.images import look
 from components.validate.near import perceptual_hashes
-from tests.components.raw_folder import encoded
+from tests.components.raw_folder import encoded, photograph, saved
 
 # pytest undoes the filters that prepare() sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Imag
 @pytest.fixture(autouse=True, scope="module")
 def decoders() -> None:
     prepare()
-
-
-def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -116,12 +110,6 @@ def test_a_picture_and_its_turned_copy_with_a_tag_are_one() -> None:
 def test_what_is_under_transparent_pixels_makes_no_difference() -> None:
     clear = [Image.new("RGBA", (4, 4), (value, 0, 0, 0)) for value in (0, 200)]
     assert len({look(saved(image)).content for image in clear}) == 1
-
-
-def photograph(seed: int, width: int = 300, height: int = 200) -> Image.Image:
-    """Smooth noise."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def apart(a: bytes | None, b: bytes | None) -> int:

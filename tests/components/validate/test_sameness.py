@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,26 +13,17 @@ from components.shared.data.rows import SPLITS, Row, ShardWriter
 from components.validate import looks
 from components.validate.sameness import suspects
 from components.validate.tables import row_table
-from tests.components.raw_folder import write_params
+from tests.components.raw_folder import photograph, saved, write_params
 
 SIZE = (192, 160)
 
 
-def photograph(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
-    return Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+def picture(seed: int) -> Image.Image:
+    return photograph(seed, *SIZE)
 
 
-def jpeg(image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **{"quality": 90} | options)
-    return buffer.getvalue()
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    return saved(image, "JPEG", **{"quality": 90} | options)
 
 
 def contents(folder: Path, images: list[bytes]) -> list[str]:
@@ -53,9 +45,9 @@ def stamped(data: bytes) -> bytes:
 
 
 def test_copies_are_one_and_others_are_others(tmp_path: Path) -> None:
-    first, second = jpeg(photograph(0)), jpeg(photograph(1))
-    ordered = jpeg(photograph(0), optimize=True)  # the same coefficients in other bytes
-    found = contents(tmp_path, [first, second, stamped(first), ordered, jpeg(photograph(2)), second])
+    first, second = jpeg(picture(0)), jpeg(picture(1))
+    ordered = jpeg(picture(0), optimize=True)  # the same coefficients in other bytes
+    found = contents(tmp_path, [first, second, stamped(first), ordered, jpeg(picture(2)), second])
     assert ordered != first
     assert found[0] == found[2] == found[3]
     assert found[1] == found[5]
@@ -67,10 +59,10 @@ def test_pictures_that_differ_where_the_quick_look_does_not_reach_are_two(tmp_pa
     base = np.full((160, 192), 128, np.uint8)
     fine = base.copy()
     fine[::2, ::2], fine[1::2, ::2], fine[::2, 1::2], fine[1::2, 1::2] = 118, 138, 138, 118
-    marked = [Image.fromarray(picture) for picture in (base, fine)]
-    for picture in marked:
-        picture.paste(200, (16, 16, 96, 80))  # not of one shade
-    files = [jpeg(picture, quality=100) for picture in marked]
+    marked = [Image.fromarray(shades) for shades in (base, fine)]
+    for image in marked:
+        image.paste(200, (16, 16, 96, 80))  # not of one shade
+    files = [jpeg(image, quality=100) for image in marked]
     quick = [looks.look(data, reduce=True).content for data in files]
     assert quick[0] == quick[1]
     found = contents(tmp_path, [*files, files[0], files[1]])
@@ -78,9 +70,9 @@ def test_pictures_that_differ_where_the_quick_look_does_not_reach_are_two(tmp_pa
 
 
 def test_one_picture_in_two_formats_is_one(tmp_path: Path) -> None:
-    images = [jpeg(photograph(seed)) for seed in range(4)]
-    decoded = png(Image.open(io.BytesIO(images[1])).convert("RGB"))
-    found = contents(tmp_path, [*images, png(photograph(7)), decoded])
+    images = [jpeg(picture(seed)) for seed in range(4)]
+    decoded = saved(Image.open(io.BytesIO(images[1])).convert("RGB"))
+    found = contents(tmp_path, [*images, saved(picture(7)), decoded])
     assert found[5] == found[1]
     assert len(set(found)) == 5
 
@@ -88,13 +80,13 @@ def test_one_picture_in_two_formats_is_one(tmp_path: Path) -> None:
 def test_one_shade_in_two_formats_is_one(tmp_path: Path) -> None:
     """Such have no perceptual hash."""
     flat = Image.new("RGB", SIZE, "gray")
-    found = contents(tmp_path, [jpeg(flat), jpeg(Image.new("RGB", SIZE, "white")), png(flat), jpeg(photograph(0))])
+    found = contents(tmp_path, [jpeg(flat), jpeg(Image.new("RGB", SIZE, "white")), saved(flat), jpeg(picture(0))])
     assert found[0] == found[2]
     assert len(set(found)) == 3
 
 
 def test_in_processes_as_in_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [jpeg(photograph(seed % 5)) for seed in range(8)]
+    images = [jpeg(picture(seed % 5)) for seed in range(8)]
     inside = contents(tmp_path, images)
     monkeypatch.setattr(looks, "FEW", 0)
     assert contents(tmp_path, images) == inside

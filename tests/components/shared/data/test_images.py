@@ -2,7 +2,6 @@
 
 import io
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from components.shared.data.images import MAX_PIXELS, BadImageError, decode_image, into_rgb, open_image, prepare
-from tests.components.raw_folder import SHARED_DATA, encoded
+from tests.components.raw_folder import SHARED_DATA, encoded, saved
 
 # pytest undoes the filters that prepare() sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Imag
 @pytest.fixture(autouse=True, scope="module")
 def decoders() -> None:
     prepare()
-
-
-def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def seen(data: bytes) -> np.ndarray:
