@@ -6,7 +6,10 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(or $(shell command -v python3.11 2>/dev/null),python3)
+# The newest supported Python that can create environments; empty if there is none. Keep in step with pyproject.toml.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+  "$$python" -c '$(SUPPORTED)' 2>/dev/null && { command -v "$$python"; break; }; done)
+SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 VENV ?= .venv
 PY := $(VENV)/bin/python
 # dvc.yaml says `python`, as everybody does; that is the environment's.
@@ -92,8 +95,8 @@ clean: ## remove training state and caches of tools; outputs, MLflow's runs and 
 # resolving it would take a quarter of an hour.
 $(READY): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(READY):
-	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	  echo "Python 3.11 is needed, and '$(PYTHON)' is not it. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@'$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "$(or $(PYTHON),PATH): no Python 3.11, 3.12 or 3.13 with venv. Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1; }
 	@echo "setting up $(VENV) (some minutes)"
 	@'$(PYTHON)' -m venv --clear '$(VENV)'
 	@echo "1/3 torch"

@@ -25,7 +25,7 @@ from rich.text import Text
 from components.launcher import HEAD_START, SECTION, end_with_launcher, launch, leave, rank, to_launch, world_size
 from components.settings import Settings, load_settings
 from components.shared.data.exclusive import alone, exclusive
-from components.shared.data.s3_address import is_s3, parse_s3
+from components.shared.data.s3_address import parse_location
 from components.shared.errors import ConcordError
 from components.shared.kubeflow.names import REPORT_PAGE, RUN_ID
 from components.steps import STEPS, Step, metrics_file
@@ -53,7 +53,7 @@ def run_step(
     state: Path,
     task: "Task | None" = None,
 ) -> None:
-    """Runs one step: checks its inputs, opens its MLflow run, does the work, stamps what came out.
+    """Runs one step: opens its MLflow run, does the work, stamps what came out.
 
     On many ranks all do the work, and the rest is rank 0's.
 
@@ -65,12 +65,11 @@ def run_step(
             told of them.
 
     Raises:
-        ConcordError: an input is missing, or the step found a fault; earlier outputs are whole.
+        ConcordError: the step reports an error; earlier outputs are whole.
     """
     from components.shared.tracking.lineage import lineage_of
     from components.shared.tracking.runs import step_run
 
-    check_inputs(step, inputs)
     work: Callable[..., None] = importlib.import_module(f"components.{step.name}.step").run
     ports = {**inputs, **outputs, **({"state": state / step.name} if step.resumes else {})}
     if rank() > 0:
@@ -110,12 +109,24 @@ def _alone_at(step: Step, lineage: "Lineage", state: Path) -> AbstractContextMan
     return alone(state / f".{step.name}-{lineage.key[:16]}.lock", f"the same {step.name}")
 
 
-def check_inputs(step: Step, inputs: Mapping[str, Path]) -> None:
-    """Raises ConcordError where an input is missing."""
+def check_inputs(step: Step, inputs: Mapping[str, Path], executor_input: str | None = None) -> None:
+    """Checks that every input exists.
+
+    Args:
+        executor_input: Kubeflow's, if it runs the step.
+
+    Raises:
+        ConcordError: an input is missing. The remedy fits where the step runs: a pod has no `make`.
+    """
     for port, path in inputs.items():
-        if not path.exists():
-            maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
-            raise ConcordError(f"{path}: missing, and {step.name} reads it. Make it first: {maker}")
+        if path.exists():
+            continue
+        if executor_input is not None:
+            from components.shared.kubeflow.executor import missing_input
+
+            raise missing_input(step, port, path, executor_input)
+        maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
+        raise ConcordError(f"{path}: missing, and {step.name} reads it. Make it first: {maker}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
         for port, default in {**step.inputs, **step.outputs}.items():
             if port == "data":
-                sub.add_argument("--data", type=_place, help="folder or s3://bucket/prefix (default: ingest.path)")
+                sub.add_argument("--data", help="folder or s3://bucket/prefix (default: ingest.path)")
                 sub.add_argument("--data-hash", help=argparse.SUPPRESS)  # Kubeflow's
                 continue
             kind = "input" if port in step.inputs else "output"
@@ -180,29 +191,23 @@ def step_command(words: list[str]) -> int:
         return _run_or_launch(step, settings, arguments, inputs, outputs, words)
 
 
-def _place(text: str) -> Path | str:
-    """A path, but for an address of S3, of which it would take a slash."""
-    return text if is_s3(text) else Path(text)
-
-
 @contextmanager
 def _inputs(step: Step, settings: Settings, given: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
     """Port name -> path; raw input that lies in a bucket is fetched, and stays as it is while the block lasts."""
     paths = {port: given[port] for port in step.inputs if port != "data"}
-    data = given.get("data") or _place(settings.ingest.path)
     if "data" not in step.inputs:
         yield paths
         return
-    if isinstance(data, Path):
-        yield {"data": data, **paths}
+    try:
+        location = parse_location(given.get("data") or settings.ingest.path)
+    except ValueError as error:
+        raise ConcordError(f"--data: {error}.") from None
+    if isinstance(location, Path):
+        yield {"data": location, **paths}
         return
     from components.shared.data.s3 import local_copy
 
-    try:
-        address = parse_s3(data)
-    except ValueError as error:
-        raise ConcordError(f"--data: {error}.") from None
-    with local_copy(address) as folder:
+    with local_copy(location) as folder:
         yield {"data": folder, **paths}
 
 
@@ -214,7 +219,7 @@ def _run_or_launch(
     outputs: Mapping[str, Path],
     words: list[str],
 ) -> int:
-    check_inputs(step, inputs)
+    check_inputs(step, inputs, arguments.executor_input)
     task = None
     if arguments.executor_input is not None and rank() == 0:
         from components.shared.kubeflow.task import Task

@@ -18,6 +18,15 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 
 
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def quantity_bytes(quantity: str) -> int:
+    """Bytes of a Kubernetes quantity: 512Mi, 64Gi."""
+    digits = quantity.rstrip("KMGTi")
+    return int(digits) * _UNITS[quantity[len(digits) :]]
+
+
 class Accelerator(Strict):
     """What a step takes beside CPU and memory."""
 

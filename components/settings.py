@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 
 from components.cluster import Cluster
-from components.shared.data.s3_address import is_s3, parse_s3
+from components.shared.data.s3_address import S3Address, is_s3, parse_location
 from components.shared.errors import ConcordError
 from components.shared.regression.rewards import RewardName
 from components.strict import Positive, Share, Strict
@@ -93,8 +93,8 @@ class Ingest(Strict):
     @field_validator("path")
     @classmethod
     def _address(cls, path: str) -> str:
-        if is_s3(path):
-            parse_s3(path)
+        if isinstance(parse_location(path), S3Address) and not path.startswith("s3://"):
+            raise ValueError("DVC reads s3:// only; write s3://bucket/prefix")
         return path
 
     @model_validator(mode="after")

@@ -4,9 +4,10 @@ import json
 
 from kfp import dsl, kubernetes
 
-from components.cluster import Cluster
+from components.cluster import Cluster, quantity_bytes
 from components.launcher import SECTION
 from components.settings import Settings
+from components.shared.data.cache import LIMIT
 from components.shared.errors import ConcordError
 from components.shared.kubeflow.names import RUN_ID, STATE
 from components.steps import STEPS
@@ -15,6 +16,7 @@ from components.steps import STEPS
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 SCRATCH = "/tmp"  # the root file system may be read-only
 SHARED_MEMORY = "/dev/shm"
+CACHE_SHARE = 0.9  # of SCRATCH that fetched data may take up
 
 
 def place(task: dsl.PipelineTask, settings: Settings, image: str) -> None:
@@ -88,6 +90,9 @@ def _volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
 def _environment(task: dsl.PipelineTask, cluster: Cluster) -> None:
     """Secrets by reference: names alone are in the pipeline."""
     kubernetes.use_field_path_as_env(task, RUN_ID, RUN_LABEL)
+    if "data" in STEPS[task.name].inputs and "CONCORD_CACHE" not in cluster.environment:
+        # The image keeps its cache in SCRATCH, and a pod that outgrows its size limit is evicted.
+        task.set_env_variable(LIMIT, str(int(CACHE_SHARE * quantity_bytes(cluster.scratch))))
     for name, value in cluster.environment.items():
         task.set_env_variable(name, value)
     for secret in cluster.secrets:

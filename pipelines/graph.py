@@ -15,7 +15,7 @@ from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipe
 console = Console(stderr=True, highlight=False)
 
 WIDTH, HEIGHT = 1.85, 0.62  # of a task's box, in the unit of the drawing
-STEP_X = 2.4
+STEP_X, STEP_Y = 2.4, 1.2
 COLOURS = {"system.Dataset": "#0072b2", "system.Model": "#c8500a", "system.Artifact": "#5b6675"}
 INK = "#333a44"
 
@@ -28,11 +28,18 @@ class Task:
         name: its key in the DAG.
         title: what Kubeflow's UI shows.
         column: tasks on the longest way to it.
+        row: 0, or higher where tasks that nothing is fed from share the column.
     """
 
     name: str
     title: str
     column: int
+    row: int
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Of its box in the drawing."""
+        return self.column * STEP_X, self.row * STEP_Y
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,11 @@ def read_graph(spec: dict[str, Any]) -> tuple[list[Task], list[Edge]]:
             needed = dag[name].get("dependentTasks", [])
             if name not in columns and all(other in columns for other in needed):
                 columns[name] = max((columns[other] + 1 for other in needed), default=0)
-    tasks = [Task(name, dag[name]["taskInfo"]["name"], columns[name]) for name in sorted(dag, key=lambda n: columns[n])]
+    feeding = {other for name in dag for other in dag[name].get("dependentTasks", [])}
+    tasks: list[Task] = []
+    for name in sorted(dag, key=lambda name: (columns[name], name not in feeding)):
+        row = sum(task.column == columns[name] for task in tasks)
+        tasks.append(Task(name, dag[name]["taskInfo"]["name"], columns[name], row))
     edges = []
     for task in tasks:
         for given in dag[task.name].get("inputs", {}).get("artifacts", {}).values():
@@ -109,17 +120,21 @@ def _draw_tasks(axes: Any, tasks: list[Task]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     for task in tasks:
-        x = task.column * STEP_X
-        corner, style = (x - WIDTH / 2, -HEIGHT / 2), "round,pad=0.02,rounding_size=0.08"
+        x, y = task.center
+        corner, style = (x - WIDTH / 2, y - HEIGHT / 2), "round,pad=0.02,rounding_size=0.08"
         box = FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle=style, facecolor="white", edgecolor=INK, linewidth=1.2)
         box.set_gid(f"task:{task.name}")
         axes.add_patch(box)
-        axes.text(x, 0.1, task.name, ha="center", va="center", fontsize=10, weight="bold", color=INK)
-        axes.text(x, -0.14, task.title, ha="center", va="center", fontsize=6.2, color=INK)
+        named = task.title == task.name
+        axes.text(
+            x, y if named else y + 0.1, task.name, ha="center", va="center", fontsize=10, weight="bold", color=INK
+        )
+        if not named:
+            axes.text(x, y - 0.14, task.title, ha="center", va="center", fontsize=6.2, color=INK)
 
 
 def _draw_edges(axes: Any, tasks: list[Task], edges: list[Edge]) -> None:
-    """Straight to the next column, else past those between: models below, the rest above."""
+    """Straight to the next column, else past those between: models below, the rest above. All are in the first row."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyArrowPatch
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from components.cluster import Cluster
+from components.cluster import Cluster, quantity_bytes
 from components.settings import Settings, load_settings
 from components.shared.data.atomic import write_json
 from components.shared.data.exclusive import exclusive
@@ -166,10 +166,8 @@ def volume(text: str) -> tuple[str, dict[str, str]]:
 
 def shared_memory(cluster: Cluster) -> dict[str, int]:
     """Step -> bytes of /dev/shm, where the settings name a size."""
-    units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
     sizes = {name: cluster.pod(name).shared_memory for name in STEPS}
-    number = {name: size.rstrip("KMGTi") for name, size in sizes.items() if size}
-    return {name: int(digits) * units[str(sizes[name])[len(digits) :]] for name, digits in number.items()}
+    return {name: quantity_bytes(size) for name, size in sizes.items() if size}
 
 
 def with_retries(settings: Settings, retries: int) -> Settings:

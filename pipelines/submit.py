@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from components.settings import Settings, load_settings
+from components.shared.data.s3_address import parse_location
 from components.shared.errors import ConcordError
 from components.steps import STEPS
 from pipelines.compile import POINTER, add_pipeline_arguments, chosen_image, compile_pipeline, pointer_hash
@@ -48,9 +49,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--namespace", help="of the runs, where Kubeflow has many users")
     sub.add_argument("--ca-cert", type=Path, help="CA file of the host's certificate")
-    sub.add_argument(
-        "--data-uri", required=True, help="where the cluster finds the raw input: s3://, gs:// or minio://"
-    )
+    sub.add_argument("--data-uri", required=True, help="where the cluster finds the raw input: s3://bucket/prefix")
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
     sub.add_argument("--experiment", help="on Kubeflow and in MLflow (default: experiment in the settings)")
     sub.add_argument("--run-name", help="(default: the experiment and the time)")
@@ -121,10 +120,11 @@ def _checked(given: argparse.Namespace) -> str:
         raise ConcordError(f"--cron {given.cron!r}: six fields are needed, the first for seconds: '0 0 2 * * *'.")
     if given.max_concurrency < 1:
         raise ConcordError(f"--max-concurrency {given.max_concurrency}: at least 1.")
-    if not given.data_uri.startswith(("s3://", "gs://", "minio://")):
-        raise ConcordError(
-            f"--data-uri {given.data_uri}: the cluster reads s3://, gs:// or minio:// and no local folder."
-        )
+    try:
+        if isinstance(parse_location(given.data_uri), Path):
+            raise ValueError("no pod reads a local folder; copy the data to s3://bucket/prefix")
+    except ValueError as error:
+        raise ConcordError(f"--data-uri: {error}.") from None
     data_hash = pointer_hash(POINTER) if given.data_hash is None else given.data_hash
     if not data_hash:
         raise ConcordError("data.dvc is missing, so the data's hash is not known: dvc add data, or give --data-hash.")

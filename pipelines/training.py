@@ -21,8 +21,9 @@ from pipelines.cluster import pipeline_config, place
 def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: bool = True) -> BaseComponent:
     """The pipeline, with an experiment's settings as the defaults of its inputs.
 
-    1. The raw input is imported by its URI; its hash is an input of its own, since a cache cannot see behind a URI.
-    2. ingest: raw input -> row shards.
+    1. An importer records the raw input's URI and hash as an artifact. Nothing reads the artifact.
+    2. ingest: raw input, fetched from its URI by the step itself -> row shards. The hash is an input of its own, since
+       a cache cannot see behind a URI.
     3. validate: row shards -> the validation's result, without which nothing is trained.
     4. sft: row shards -> the warm start.
     5. grpo: row shards, warm start -> the trained model.
@@ -67,9 +68,9 @@ def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: boo
         trains = {**common, "model_settings": model_settings}
 
         raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata=stamp)
-        raw.set_display_name("Raw input")
+        # No display name: ML Metadata keeps an importer under it, and drivers look for the task's key.
         rows = ingest(
-            **common, code=code["ingest"], ingest_settings=ingest_settings, data_hash=data_hash, data=raw.output
+            **common, code=code["ingest"], ingest_settings=ingest_settings, data_uri=data_uri, data_hash=data_hash
         )
         checked = validate(
             **common, code=code["validate"], validate_settings=validate_settings, ingest=rows.outputs["out"]

@@ -21,6 +21,7 @@ from components.shared.data.rows import Row, ShardWriter
 from components.shared.errors import ConcordError
 from components.shared.regression.answers import parse_answers
 from components.shared.regression.rewards import format_reward, regression_reward
+from components.shared.vlm.device import on_accelerator
 from components.shared.vlm.models import load, save
 from components.shared.vlm.prompts import prompt
 from components.shared.vlm.tiny import build_model, build_processor
@@ -220,11 +221,11 @@ class _Steps:
     def policy_pass_bytes(self) -> int:
         """What the policy pass on the last inputs holds at its fullest, beyond what was held before it."""
         trainer = self._trainer
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        if on_accelerator():
+            torch.accelerator.reset_peak_memory_stats()
+            before = torch.accelerator.memory_allocated()
             trainer.compute_loss(trainer.model, self._inputs).backward()
-            return torch.cuda.max_memory_allocated() - before
+            return torch.accelerator.max_memory_allocated() - before
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             trainer.compute_loss(trainer.model, self._inputs).backward()
         events: Any = seen.profiler
@@ -234,5 +235,5 @@ class _Steps:
 
 
 def _settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if on_accelerator():
+        torch.accelerator.synchronize()

@@ -17,6 +17,7 @@ from components.dry_run.memory import Loss, Memory, grpo_loss, measured, reckone
 from components.launcher import to_launch, world_size
 from components.settings import Settings
 from components.shared.errors import ConcordError
+from components.shared.vlm.device import device, on_accelerator
 from components.shared.vlm.shared_prefix import obstacle
 
 console = Console(highlight=False)
@@ -64,11 +65,9 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
         *([("shared prefix", _sharing(batch, share.unshared))] if share.answers > 1 else []),
         *_memory(memory),
     ]
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
-        assert device is not None
-        seen = measured(settings, step, processor, batch, share.loss, device)
-        lines.append((f"measured on {device}", f"{_size(seen.total)}, activations {_size(seen.activations)}"))
+    if on_accelerator():
+        seen = measured(settings, step, processor, batch, share.loss, device())
+        lines.append((f"measured on {device()}", f"{_size(seen.total)}, activations {_size(seen.activations)}"))
     _show(f"{settings.experiment}, {step}: one batch on one device", lines)
 
 

@@ -21,8 +21,9 @@ from components.shared.errors import ConcordError
 from components.shared.regression import metrics
 from components.shared.regression.shots import ShotTable
 from components.shared.tracking.runs import StepRun
+from components.shared.vlm.device import device
 from components.shared.vlm.generation import answers
-from components.shared.vlm.models import base_model, device, load
+from components.shared.vlm.models import base_model, load
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Path, out: Path, report: Path) -> None:

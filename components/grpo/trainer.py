@@ -35,6 +35,7 @@ from components.shared.regression.shots import SHOTS
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
+from components.shared.vlm.device import on_accelerator
 from components.shared.vlm.ranks import spread
 from components.shared.vlm.shared_prefix import (
     IMAGE_FIELDS,
@@ -90,7 +91,7 @@ def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size:
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=not on_accelerator(),
         seed=grpo.seed,
         bf16=settings.model.dtype == "bfloat16",
         torch_compile=settings.model.compile,

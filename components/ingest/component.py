@@ -1,7 +1,7 @@
 """The Kubeflow face of ingest: the same command, in a container."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Output
+from kfp.dsl import Dataset, Metrics, Output
 
 from components.shared.kubeflow.container import container
 
@@ -10,10 +10,10 @@ from components.shared.kubeflow.container import container
 def ingest(
     code: str,
     experiment: str,
+    data_uri: str,
     data_hash: str,
     task_settings: str,
     ingest_settings: str,
-    data: Input[Dataset],
     out: Output[Dataset],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
@@ -23,6 +23,7 @@ def ingest(
         code,
         experiment,
         {"task": task_settings, "ingest": ingest_settings},
-        {"data": data, "out": out},
+        {"out": out},
+        data_uri,
         data_hash,
     )

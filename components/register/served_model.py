@@ -17,7 +17,8 @@ class ImageRegressor(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Loads weights and processor, onto the accelerator where there is one."""
         from components.settings import Model
-        from components.shared.vlm.models import device, load
+        from components.shared.vlm.device import device
+        from components.shared.vlm.models import load
 
         chosen, folder = context.model_config, context.artifacts["model"]
         loading = Model(

@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from components.settings import Settings
 from components.sft.trainer import InOrder, sft_presentations, training_arguments
 from components.shared.data.atomic import new_folder
 from components.shared.vlm.curves import write_results
+from components.shared.vlm.device import on_accelerator
 from components.shared.vlm.lora import merged, trainable
 from components.shared.vlm.models import load, save
 
@@ -21,7 +21,7 @@ NEVER = 100_000  # steps; their schedule is 8 bytes an image
 def effort() -> float:
     """Seconds of this process's work, from some start: processor time where a CPU trains, which does not depend on what
     else the machine does; where an accelerator does, the clock."""
-    return time.monotonic() if torch.accelerator.is_available() else time.process_time()
+    return time.monotonic() if on_accelerator() else time.process_time()
 
 
 class Until(TrainerCallback):

@@ -22,6 +22,7 @@ from components.shared.regression.metrics import Predictions
 from components.shared.tracking.runs import StepRun
 from components.shared.vlm.checkpoints import SealedCheckpoints
 from components.shared.vlm.curves import Follow
+from components.shared.vlm.device import on_accelerator
 from components.shared.vlm.generation import answers
 from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
 from components.shared.vlm.waiting import WaitsForData
@@ -68,7 +69,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         logging_steps=50,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=not on_accelerator(),
         seed=sft.seed,
         bf16=model.dtype == "bfloat16",
         torch_compile=model.compile,

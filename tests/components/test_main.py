@@ -1,6 +1,7 @@
 """The command line: exit codes, and errors that a person can use."""
 
 import fcntl
+import json
 import os
 import re
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
-from components.steps import STEPS
+from components.steps import STEPS, Step
 
 ROOT = Path(__file__).parents[2]
+EACH = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -81,6 +83,30 @@ def test_faulty_params_are_1_and_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_missing_input_is_1_and_named(step: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([step, "--params", str(ROOT / "params.yaml")]) == 1
     assert message in told(capsys)
+
+
+@EACH
+def test_on_kubeflow_the_remedy_fits_a_pod(step: Step, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = {port: {"artifacts": [{"uri": f"s3://artifacts/run/{port}/out"}]} for port in step.inputs}
+    told_by_kubeflow = {"inputs": {"artifacts": artifacts}, "outputs": {"outputFile": "/out/executor_output.json"}}
+    words = [step.name, "--params", str(ROOT / "params.yaml"), "--executor-input", json.dumps(told_by_kubeflow)]
+    assert main(words) == 1
+    message = told(capsys)
+    first = next(iter(step.inputs))
+    assert f"{step.inputs[first]}: " in message
+    wanted = (
+        "Set the pipeline's data_uri to s3://" if first == "data" else f"no object at s3://artifacts/run/{first}/out"
+    )
+    assert wanted in message
+    assert "make" not in re.sub(r"makes all outputs again", "", message)
+    assert "python -m" not in message
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/data", "s3:/bucket"])
+def test_data_that_no_step_can_read_is_named(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ingest", "--params", str(ROOT / "params.yaml"), "--data", address]) == 1
+    assert "error --data: " in (message := told(capsys))
+    assert "write s3://bucket/prefix" in message or "copy the data to s3://bucket/prefix" in message
 
 
 def test_the_settings_say_where_the_raw_input_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

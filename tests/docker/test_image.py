@@ -3,14 +3,20 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from kfp.local import placeholder_utils
 
 from components.__main__ import main
+from components.settings import load_settings
 from components.shared.tracking.hashes import dvc_hash
-from tests.components.raw_folder import RawFolder, write_params
+from pipelines.compile import compile_pipeline
+from tests.components.raw_folder import RawFolder, content, write_params
+from tests.components.shared.data.s3_server import READER, S3Server, environment
 from tests.containers import BASE, ROOT, run
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -139,3 +145,70 @@ def test_a_step_in_the_image_makes_what_it_makes_here(
                  "-v", f"{tmp_path}:/work:ro", "-v", f"{tmp_path / 'out'}:/work/out"),
     )  # fmt: skip
     assert dvc_hash(tmp_path / "out" / "there") == dvc_hash(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """S3 whose key reaches one bucket alone, which is not that of the pipeline's outputs."""
+    server = S3Server(tmp_path_factory.mktemp("weed"))
+    yield server
+    server.end()
+
+
+def ingest_on_kubeflow(image: str, params: Path, data: str, data_hash: str, out: Path, url: str) -> tuple[int, str]:
+    """Exit code and output of ingest's container, with the compiled pipeline's words, environment and user."""
+    compile_pipeline(load_settings(params), image, data_hash, out / "pipeline.yaml")
+    spec = next(yaml.safe_load_all((out / "pipeline.yaml").read_text(encoding="utf-8")))
+    container = spec["deploymentSpec"]["executors"]["exec-ingest"]["container"]
+    inputs = spec["root"]["inputDefinitions"]["parameters"]
+    values = {name: value.get("defaultValue", data) for name, value in inputs.items()}
+    given = {"parameterValues": {"code": "none", **values}}
+    artifacts = {name: {"artifacts": [{"name": name, "uri": f"/out/{name}"}]} for name in ("out", "metrics")}
+    executor_input = {"inputs": given, "outputs": {"artifacts": artifacts, "outputFile": "/out/output.json"}}
+    words = placeholder_utils.replace_placeholders(
+        container["command"] + container["args"], executor_input, "training", "ingest", "/root", "run"
+    )
+    variables = {variable["name"]: variable["value"] for variable in container["env"]} | environment(url, READER)
+    variables["MLFLOW_TRACKING_URI"] = "sqlite:////tmp/mlflow.db"
+    del variables["CONCORD_DVC_REMOTE"]  # of the default settings; there is none here
+    named = [word for name, value in variables.items() for word in ("-e", f"{name}={value}")]
+    # MLflow without a server keeps artifacts in the working directory; nothing else there is writable.
+    mounts = ["--tmpfs", "/app/mlruns:mode=777", "-v", f"{out}:/out"]
+    command = ["docker", "run", *HARDENED, "--network", "host", "--user", "10001:0", *named, *mounts]
+    done = subprocess.run([*command, image, *words], capture_output=True, text=True, check=False)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_ingest_on_kubeflow_fetches_its_data_from_a_bucket_of_its_own(
+    image: str, bucket: S3Server, tmp_path: Path
+) -> None:
+    raw = RawFolder(tmp_path / "data")
+    for name, body in content(raw.folder).items():
+        bucket.put(f"plant/1/{name}", body)
+    params, out, digest = tmp_path / "params.yaml", tmp_path / "out", dvc_hash(raw.folder)
+    write_params(params)
+    out.mkdir()
+    out.chmod(0o777)
+    code, said = ingest_on_kubeflow(image, params, "minio://open/plant/1", digest, out, bucket.url)
+    assert code == 0, said
+    assert "s3://open/plant/1: 70 objects" in said
+    assert json.loads((out / "output.json").read_text())["artifacts"]["out"]["artifacts"][0]["metadata"][
+        "dvc_hash"
+    ] == dvc_hash(out / "out")
+    assert content(out / "out").keys() >= {"metrics.json", "histogram.csv"}
+
+    code, said = ingest_on_kubeflow(image, params, "s3://open/plant/2", digest, out, bucket.url)
+    assert code == 1
+    assert "s3://open/plant/2: nothing there: no object of bucket open" in said
+    assert "make data" not in said
+    code, said = ingest_on_kubeflow(image, params, "s3://closed/plant", digest, out, bucket.url)
+    assert code == 1
+    assert "refuses it (403 AccessDenied)" in said
+
+    raw_yaml = yaml.safe_load(params.read_text(encoding="utf-8"))
+    raw_yaml["cluster"]["scratch"] = "32K"
+    params.write_text(yaml.safe_dump(raw_yaml), encoding="utf-8")
+    code, said = ingest_on_kubeflow(image, params, "s3://open/plant/1", digest, out, bucket.url)
+    assert code == 1
+    assert "are to be fetched, and the cache /tmp/concord-cache has" in said
+    assert "on Kubeflow it follows from cluster.scratch" in said

@@ -158,6 +158,7 @@ def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any]
     wanted = {
         "AWS_DEFAULT_REGION": "eu-central-1",
         "OMP_NUM_THREADS": str(int((number + 0.5) / (2 if parallel else 1))),
+        **({"CONCORD_CACHE_LIMIT": str(18 * 2**30)} if step == "ingest" else {}),  # nine tenths of `scratch`
     }
     found = {variable["name"]: variable["value"] for variable in container["env"]}
     launcher = found.pop("CONCORD_LAUNCHER_SETTINGS", None)

@@ -257,7 +257,9 @@ def test_something_else_there(capsys: pytest.CaptureFixture[str], peer: Peer) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--data-uri", "data"), "--data-uri data: the cluster reads s3://, gs:// or minio://"),
+        (("--data-uri", "data"), "--data-uri: no pod reads a local folder; copy the data to s3://bucket/prefix."),
+        (("--data-uri", "gs://b0/p"), "--data-uri: gs://... cannot be read; give a folder, or copy the data to s3://"),
+        (("--data-uri", "s3://KEY:secret@b0/p"), "--data-uri: an S3 address holds no credentials"),
         (("--cron", "0 2 * * *"), "six fields are needed, the first for seconds"),
         (("--cron", "0 0 2 * * *", "--wait"), "--wait: a schedule has no end"),
         (("--cron", "0 0 2 * * *", "--max-concurrency", "0"), "--max-concurrency 0: at least 1"),

@@ -2,15 +2,32 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
 from components.shared.errors import ConcordError
 
+LIMIT = "CONCORD_CACHE_LIMIT"
+
 
 def cache_folder() -> Path:
     """CONCORD_CACHE, or .cache in the working directory."""
     return Path(os.environ.get("CONCORD_CACHE") or ".cache")
+
+
+def cache_limit() -> int | None:
+    """CONCORD_CACHE_LIMIT: bytes that the cache may take up; None for as much as its disk holds.
+
+    Raises:
+        ConcordError: it is no number of bytes.
+    """
+    limit = os.environ.get(LIMIT)
+    if not limit:
+        return None
+    if not limit.isdecimal():
+        raise ConcordError(f"{LIMIT}: {limit!r} is no number of bytes. Correct it, or unset it for no limit.")
+    return int(limit)
 
 
 class ContentCache:
@@ -34,6 +51,11 @@ class ContentCache:
                 f"{folder}: cannot be the cache ({error.strerror}). Let CONCORD_CACHE name a folder to write in."
             ) from None
 
+    def size(self) -> int:
+        """Bytes that its files take up, partial downloads included; a hard link counts once."""
+        files = {(stat.st_dev, stat.st_ino): stat.st_size for stat in map(os.lstat, _files(self.folder))}
+        return sum(files.values())
+
     def path(self, digest: str) -> Path:
         """Where the content with this SHA-256 is, or would be."""
         return self._objects / digest[:2] / digest[2:]
@@ -56,6 +78,11 @@ class ContentCache:
         path.parent.mkdir(exist_ok=True)
         file.chmod(0o444)  # it is linked to from elsewhere, and an edit there would change it here
         os.replace(file, path)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        yield from (os.path.join(parent, name) for name in names)
 
 
 def sha256(file: BufferedReader) -> str:

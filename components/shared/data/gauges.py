@@ -244,7 +244,9 @@ def read_scenes(path: Path) -> Iterator[tuple[int, Scene]]:
         ConcordError: the file is missing or no CSV in UTF-8, or a line does not hold a scene.
     """
     if not path.is_file():
-        raise ConcordError(f"{path}: no such file. Make it: python -m components data make")
+        raise ConcordError(
+            f"{path}: no such file; source gauges reads this table. Correct ingest.source, or the address of the data."
+        )
     lines = records(path)
     _, header = next(lines, (1, []))
     missing = [f.name for f in fields(Scene) if f.name not in header]

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from components.shared.data.atomic import new_folder
-from components.shared.data.cache import ContentCache, cache_folder
+from components.shared.data.cache import LIMIT, ContentCache, cache_folder, cache_limit
 from components.shared.data.cache_index import Amount, CacheIndex, Listed, open_index
 from components.shared.data.exclusive import exclusive
 from components.shared.data.labels import shown
@@ -86,7 +86,7 @@ def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: P
     )
     beginnings = cache.folder / "partial" / folder.name
     beginnings.mkdir(parents=True, exist_ok=True)
-    _check_room(amount, beginnings)
+    _check_room(address, amount, cache, beginnings)
     with transferred("fetching", amount.size) as advance, new_folder(folder) as links:
         source = Source(client, address, Event(), patience, advance)
         counts = _obtain_all(source, cache, index, beginnings, links)
@@ -144,9 +144,15 @@ def _check_name(address: S3Address, name: str) -> None:
         )
 
 
-def _check_room(amount: Amount, beginnings: Path) -> None:
-    """Raises ConcordError where what is missing will not fit: before hours are spent on it."""
+def _check_room(address: S3Address, amount: Amount, cache: ContentCache, beginnings: Path) -> None:
+    """Raises ConcordError if the missing objects do not fit, before hours are spent on fetching them."""
     missing = amount.missing_size - sum(file.stat().st_size for file in beginnings.iterdir())
+    limit = cache_limit()
+    if limit is not None and missing > (left := max(limit - cache.size(), 0)):
+        raise ConcordError(
+            f"{address}: {_mib(missing)} are to be fetched, and the cache {cache.folder} has {_mib(left)} left of the "
+            f"{_mib(limit)} that {LIMIT} allows. Raise it; on Kubeflow it follows from cluster.scratch."
+        )
     if missing > shutil.disk_usage(beginnings).free:
         raise ConcordError(f"{full_disk(beginnings)} {_mib(missing)} are still to be fetched.")
 

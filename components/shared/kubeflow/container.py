@@ -16,6 +16,7 @@ def container(
     experiment: str,
     settings: Mapping[str, str],
     ports: Mapping[str, dsl.Artifact],
+    data_uri: str | None = None,
     data_hash: str | None = None,
     page: dsl.Artifact | None = None,
 ) -> dsl.ContainerSpec:
@@ -29,11 +30,15 @@ def container(
         settings: section of params.yaml -> its content as JSON, a pipeline input. A step gets the sections that it
             reads and no others, since Kubeflow runs a step again when any of its inputs changed.
         ports: port name -> artifact.
-        data_hash: of the raw input, for the step that reads it; Kubeflow's cache cannot see behind a URI.
+        data_uri: address of the raw input, for the step that reads it. It is a parameter and no artifact: Kubeflow's
+            launcher has endpoint and key of the pipeline root's bucket alone, and the step's client has those of the
+            secrets.
+        data_hash: of the raw input; Kubeflow's cache cannot see behind a URI.
         page: the report as one HTML file, for the step that writes one; Kubeflow's UI shows no folder.
     """
     step = STEPS[name]
-    words = step.command(paths={port: artifact.path for port, artifact in ports.items()})
+    paths = {port: artifact.path for port, artifact in ports.items()}
+    words = step.command(paths=paths if data_uri is None else {"data": data_uri, **paths})
     words += ["--code", code, "--experiment", experiment]
     for section, content in settings.items():
         words += ["--section", section, content]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from components.shared.data.atomic import write_json
 from components.shared.errors import ConcordError
+from components.shared.tracking.connection import masked
 from components.shared.tracking.runs import flat
-from components.steps import metrics_file
+from components.steps import STEPS, Step, metrics_file
 
 METRICS = "metrics"
 
@@ -42,6 +43,28 @@ class Told:
             raise ConcordError(
                 f"--executor-input: not Kubeflow's executor input ({error!r}); leave it to Kubeflow."
             ) from None
+
+
+def missing_input(step: Step, port: str, path: Path, executor_input: str) -> ConcordError:
+    """The error for an input that is not in the container.
+
+    Kubeflow's launcher fetches the outputs of earlier steps; a prefix without objects is no error to it. The raw input
+    is no artifact: `ingest` fetches it, unless its address is a folder.
+    """
+    if port not in STEPS:
+        return ConcordError(
+            f"{path}: this container has no such folder, and {step.name} reads it. Set the pipeline's data_uri to "
+            "s3://bucket/prefix, where the raw input lies."
+        )
+    try:
+        address = json.loads(executor_input)["inputs"]["artifacts"][port]["artifacts"][0]["uri"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        address = "the address of its artifact"
+    return ConcordError(
+        f"{path}: missing, and {step.name} reads it. Kubeflow found no object at {masked(str(address))}, where the "
+        f"output of {port} should be: it was deleted, or Kubeflow's key (config map kfp-launcher) does not reach that "
+        "bucket. Mend that, or submit the pipeline with --cache off, which makes all outputs again."
+    )
 
 
 def write_executor_output(told: Told, outputs: Mapping[str, Path], known: Mapping[str, Mapping[str, object]]) -> None:

@@ -108,8 +108,3 @@ def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
         backend.no_padding()
         backend.no_truncation()
     processor.save_pretrained(folder)
-
-
-def device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")

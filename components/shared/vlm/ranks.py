@@ -11,12 +11,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from components.shared.vlm.device import on_accelerator
+
 PATIENCE = timedelta(minutes=30)  # with which a rank waits for the others, as transformers has it
 
 
 def ranks() -> PartialState:
     """The processes that torchrun or accelerate has started, joined; on CPU where there is no accelerator."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not on_accelerator(), timeout=PATIENCE)
 
 
 @contextmanager

@@ -261,5 +261,5 @@ def test_no_table_no_text_no_columns(table: Path) -> None:
         with pytest.raises(ConcordError, match=r"scenes\.csv:1: no column .*reading.*make the table anew"):
             list(read_scenes(table))
     table.unlink()
-    with pytest.raises(ConcordError, match=r"scenes\.csv: no such file\. Make it: python -m components data make"):
+    with pytest.raises(ConcordError, match=r"scenes\.csv: no such file; source gauges reads this table"):
         list(read_scenes(table))

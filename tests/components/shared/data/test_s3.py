@@ -17,7 +17,7 @@ import pytest
 
 from components.shared.data.cache import ContentCache
 from components.shared.data.s3 import _check_name, _link, local_copy
-from components.shared.data.s3_address import S3Address, is_s3, parse_s3
+from components.shared.data.s3_address import S3Address, is_s3, parse_location, parse_s3
 from components.shared.errors import ConcordError
 from tests.components.raw_folder import ROOT, content
 from tests.components.shared.data.s3_server import OWNER, READER, Gateway, S3Server, free_ports
@@ -58,6 +58,7 @@ def cached() -> dict[str, bytes]:
         ("s3://b0/p/q//", S3Address("b0", "p/q")),
         ("s3://b0", S3Address("b0", "")),
         ("s3://b0/", S3Address("b0", "")),
+        ("minio://b0/p/q/", S3Address("b0", "p/q")),
     ],
 )
 def test_addresses(text: str, address: S3Address) -> None:
@@ -65,7 +66,9 @@ def test_addresses(text: str, address: S3Address) -> None:
     assert parse_s3(text) == address
 
 
-@pytest.mark.parametrize("text", ["s3:/b0/p", "S3://b0/p", "s3://", "s3:///p", "s3://b 0/p", "s3://-b/p"])
+@pytest.mark.parametrize(
+    "text", ["s3:/b0/p", "S3://b0/p", "minio:/b0/p", "s3://", "s3:///p", "s3://b 0/p", "s3://-b/p"]
+)
 def test_what_is_no_address(text: str) -> None:
     assert is_s3(text)
     with pytest.raises(ValueError, match=r"not an S3 address; write s3://bucket/prefix"):
@@ -84,6 +87,16 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str) -> None
 def test_a_local_folder_is_none() -> None:
     assert not is_s3("data/s3")
     assert not is_s3("../s3://x")
+    assert parse_location("data/s3") == Path("data/s3")
+    assert parse_location("minio://b0/p") == S3Address("b0", "p")
+
+
+@pytest.mark.parametrize("text", ["gs://b0/p", "https://host/b0/p?token=PLANTED", "hdfs://b0"])
+def test_addresses_of_other_stores_are_refused(text: str) -> None:
+    scheme = text.partition("b0")[0].partition("host")[0]
+    with pytest.raises(ValueError, match=rf"{scheme}\.\.\. cannot be read; .*copy the data to s3://") as error:
+        parse_location(text)
+    assert "PLANTED" not in str(error.value)
 
 
 def test_the_folder_is_the_bucket_s(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
@@ -456,6 +469,28 @@ def test_no_space_left(
     with pytest.raises(ConcordError, match=r"no space left on its disk.*2\.9 MiB are still to be fetched"):
         copied(address)
     assert gateway.objects() == [], "told before anything is fetched"
+
+
+def test_data_beyond_the_cache_limit_is_refused_before_it_is_fetched(
+    s3_server: S3Server, gateway: Gateway, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a": noise(1, 2_000_000), "b": noise(2, 1_000_000)}
+    address = fill(s3_server, prefix, files)
+    monkeypatch.setenv("CONCORD_CACHE_LIMIT", "3000001")  # the index comes on top
+    with pytest.raises(ConcordError, match=r"2\.9 MiB are to be fetched, and the cache \.cache has .* CONCORD_CACHE_L"):
+        copied(address)
+    assert gateway.objects() == []
+    monkeypatch.setenv("CONCORD_CACHE_LIMIT", "4000000")
+    assert copied(address) == files
+    assert copied(address) == files, "what is in the cache is not counted twice"
+    fill(s3_server, prefix, {"c": noise(3, 1_000_000)})
+    gateway.asked.clear()
+    with pytest.raises(ConcordError, match=r"1\.0 MiB are to be fetched"):
+        copied(address)
+    assert gateway.objects() == []
+    monkeypatch.setenv("CONCORD_CACHE_LIMIT", "10Gi")
+    with pytest.raises(ConcordError, match="CONCORD_CACHE_LIMIT: '10Gi' is no number of bytes"):
+        copied(address)
 
 
 def test_memory_does_not_grow_with_an_object(s3_server: S3Server, gateway: Gateway, prefix: str) -> None:
