@@ -14,17 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from components.errors import ConcordError
 from components.settings import Launcher
-from components.shared.errors import ConcordError
-from components.shared.orphans import end_with
+from components.shared.io.process_pool import exit_with_parent
 
 STARTED_BY = "CONCORD_LAUNCHER"
 # The section as JSON. Kubeflow gives it this way, since a word of the command line would be an input of the step, and
 # another number of ranks is no reason to train again.
 SECTION = "CONCORD_LAUNCHER_SETTINGS"
-# Seconds for which a rank keeps an error to itself that may be the echo of another's: if it is, the launcher ends the
-# rank long before.
-HEAD_START = 3.0
+# Seconds that a rank waits before it reports an error: the launcher ends one that only echoes another rank sooner.
+ECHO_SECONDS = 3.0
 
 
 def rank() -> int:
@@ -93,12 +92,17 @@ def _run(settings: Launcher, words: list[str], logs: str) -> None:
     launch_command(launch_command_parser().parse_args(given))
 
 
-def end_with_launcher() -> None:
-    """Ends this rank as soon as the launcher that started it is gone (kill -9): an orphan would train on, unseen."""
+def started_by_launcher() -> bool:
+    """Whether `launch` started this rank."""
+    return STARTED_BY in os.environ
+
+
+def exit_with_launcher() -> None:
+    """Ends this rank when the launcher that started it is gone (kill -9); it would keep training otherwise."""
     launcher = os.environ.get(STARTED_BY)
     if launcher is None or str(os.getppid()) != launcher:
         return
-    end_with(int(launcher))
+    exit_with_parent(int(launcher))
 
 
 def leave(code: int) -> None:

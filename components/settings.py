@@ -1,27 +1,22 @@
 """params.yaml as frozen, strict types: every key is here, and a key that is not here is an error that names it."""
 
-import difflib
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
-from components.cluster import Cluster
-from components.shared.data.s3_address import S3Address, is_s3, parse_location
-from components.shared.errors import ConcordError
-from components.shared.regression.rewards import RewardName
-from components.strict import Positive, Share, Strict
+from components.errors import ConcordError
+from components.shared.s3.address import S3Address, is_s3, parse_location
+from components.strict import Positive, Share, Strict, read_yaml, validated
 
 HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-SCREEN = 20  # faults that one message tells
 # Sections that say how steps run and not what comes out: no step runs again for a change there.
-UNDECISIVE = ("launcher", "cluster")
+UNDECISIVE = ("launcher",)
+
+RewardName = Literal["ccc", "mae", "mse", "pearson"]
 
 
 class Task(Strict):
@@ -335,7 +330,6 @@ class Settings(Strict):
     grpo: Grpo
     evaluate: Evaluate
     registry: Register = Field(alias="register")  # so has ABCMeta
-    cluster: Cluster
 
 
 def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Settings:
@@ -343,88 +337,21 @@ def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Sett
 
     Args:
         path: params.yaml or another file like it.
-        sections: section name -> JSON that takes the section's place; Kubeflow's pipeline inputs come this way.
+        sections: section name -> JSON that replaces the section; Kubeflow's pipeline inputs come this way.
 
     Raises:
-        ConcordError: the file is missing, is no YAML, or has a wrong key or value; every fault is named, with its key.
+        ConcordError: the file is missing, is not YAML, or has a wrong key or value; every error is reported with its
+            key.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConcordError(f"{path}: no such file. Give the params file with --params FILE.") from None
-    except OSError as error:
+    raw = read_yaml(path, "Give the params file with --params FILE.", "sections (experiment, task, ingest, ...)")
+    if "cluster" in raw:
         raise ConcordError(
-            f"{path}: cannot be read ({error.strerror}). Give the params file with --params FILE."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConcordError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConcordError(f"{path}: expected sections (experiment, task, ingest, ...), found {type(raw).__name__}.")
+            f"{path}: cluster: the settings of the cluster have a file of their own. Move the section there, without "
+            "the key `cluster`, and name the file with --cluster FILE or CONCORD_CLUSTER. The default is "
+            "pipelines/clusters/default.yaml."
+        )
     try:
         raw |= {name: json.loads(content) for name, content in (sections or {}).items()}
     except json.JSONDecodeError as error:
         raise ConcordError(f"a section of the settings is not valid JSON: {error}: {error.doc[:80]!r}") from None
-    try:
-        return Settings.model_validate(raw)
-    except ValidationError as error:
-        faults = [f"{path}: {_describe(fault)}" for fault in error.errors()]
-        more = [f"and {len(faults) - SCREEN} more"] if len(faults) > SCREEN else []
-        raise ConcordError("\n".join(faults[:SCREEN] + more)) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML would let the last of two equal keys win without a word, and take 5e-05 for text.
-
-    DVC writes params.yaml for `dvc exp run -S` by YAML 1.2, where 5e-05 is a number.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} stands there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _describe(fault: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = _keys_at(fault["loc"][:-1])
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
-        return f"{key}: unknown key, {hint}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; every setting is written out, add it"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("float_type", "int_type") and _is_number(fault["input"]):
-        return f"{key}: {fault['input']!r} is text; write the number without quotes"
-    if fault["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location` may have."""
-    section: type[BaseModel] = Settings
-    for part in location:
-        if isinstance(part, int):  # a place in a list, whose items are of one kind
-            continue
-        annotation = next(f for name, f in section.model_fields.items() if part in (name, f.alias)).annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return [field.alias or name for name, field in section.model_fields.items()]
+    return validated(Settings, raw, path)

@@ -12,13 +12,11 @@ kfp is loaded by the command that needs it, so that `--help` answers at once.
 import argparse
 import sys
 
-from rich.console import Console
 from rich.text import Text
 
-from components.shared.errors import ConcordError
+from components.console import console
+from components.errors import ConcordError
 from pipelines import compile, graph, lock, run, submit
-
-console = Console(stderr=True, highlight=False)
 
 # Each has add_arguments(parser) and command(arguments) -> exit code.
 COMMANDS = {

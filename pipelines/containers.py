@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from components.shared.errors import ConcordError
+from components.console import console
+from components.errors import ConcordError
 from components.steps import STEPS, Step
 from pipelines.outputs import output_faults
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from kfp.local.status import Status
 
     from docker import DockerClient
-
-console = Console(stderr=True, highlight=False)
 
 LABEL = "concord.run"
 
@@ -78,7 +75,7 @@ class Machine:
 
 
 @contextmanager
-def judged(machine: Machine) -> Iterator[None]:
+def step_containers(machine: Machine) -> Iterator[None]:
     """Within, kfp's DockerRunner runs its tasks as this file does."""
     from kfp.local import docker_task_handler
 

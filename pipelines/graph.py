@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
+from components.console import console
 from components.settings import load_settings
+from pipelines.cluster_settings import load_cluster
 from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipeline
-
-console = Console(stderr=True, highlight=False)
 
 WIDTH, HEIGHT = 1.85, 0.62  # of a task's box, in the unit of the drawing
 STEP_X, STEP_Y = 2.4, 1.2
@@ -62,10 +61,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 def command(given: argparse.Namespace) -> int:
     """Draws; exit code 0."""
-    settings = load_settings(given.params)
+    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(settings, chosen_image(given.image, settings), "", package)
+        compile_pipeline(settings, cluster, chosen_image(given.image, cluster), "", package)
         tasks, edges = read_graph(next(yaml.safe_load_all(package.read_text(encoding="utf-8"))))
     draw(tasks, edges, given.out)
     console.print(f"{given.out}: {len(tasks)} tasks, {len(edges)} artifacts between them", markup=False)

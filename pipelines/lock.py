@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from components.console import console
+from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from components.shared.errors import ConcordError
-from components.shared.tracking.connection import connect, masked, told, tracking_uri
+from components.shared.io.secrets import masked
+from components.shared.tracking.connection import connect, mlflow_errors, tracking_uri
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, params_of
 from components.shared.tracking.remote import VARIABLE
-from components.shared.tracking.runs import KEY, OUTPUT, PARENT, PIPELINE_RUN, REMOTE, STEP, Record, flat, record_of
+from components.shared.tracking.step_run import KEY, OUTPUT, PARENT, PIPELINE_RUN, REMOTE, STEP, Record, flat, record_of
 from components.steps import STEPS, Step
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-console = Console(stderr=True, highlight=False)
 
 SHOWN = 8  # differences that are told
 MAKERS = 100  # runs with the same output that are looked at
@@ -114,7 +113,7 @@ def find_run(client: "MlflowClient", run: str) -> "Run":
     """
     from mlflow.exceptions import MlflowException
 
-    with told(f"look for run {run}"):
+    with mlflow_errors(f"look for run {run}"):
         try:
             found = client.get_run(run)
             return client.get_run(found.data.tags[PARENT]) if found.data.tags.get(STEP) else found
@@ -145,7 +144,7 @@ def finished_steps(
         differences: between the checkout and a step's record, of which there may be several that made the same.
         faults: gets a line for each step that has none.
     """
-    with told(f"read the steps of run {parent.info.run_id}"):
+    with mlflow_errors(f"read the steps of run {parent.info.run_id}"):
         below = client.search_runs(
             [parent.info.experiment_id],
             f"tags.`{PARENT}` = '{parent.info.run_id}'",
@@ -182,7 +181,7 @@ def _cached_by_kubeflow(
     given = {step.lineage.inputs[name].md5 for step in later.values() if name in step.lineage.inputs}
     if len(given) != 1:
         return None
-    with told(f"look for the run that made {name}"):
+    with mlflow_errors(f"look for the run that made {name}"):
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(
             experiments,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.shared.kubeflow.executor import METRICS
 from components.shared.kubeflow.names import PAGE
 from components.shared.tracking.hashes import dvc_hash

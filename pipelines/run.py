@@ -13,22 +13,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from components.cluster import Cluster, quantity_bytes
+from components.console import console
+from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from components.shared.data.atomic import write_json
-from components.shared.data.exclusive import exclusive
-from components.shared.errors import ConcordError
+from components.shared.io.atomic import write_json
+from components.shared.io.locks import output_lock
 from components.shared.kubeflow.names import RUN_ID, STATE
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
+from pipelines.cluster_settings import Cluster, load_cluster, quantity_bytes
 from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipeline
-from pipelines.containers import Machine, Try, engine, image_id, judged
+from pipelines.containers import Machine, Try, engine, image_id, step_containers
 from pipelines.outputs import stamped_hashes
-
-console = Console(stderr=True, highlight=False)
 
 RAW = "/raw"  # the raw input in every container, wherever it lies here
 # Given to the containers where they are set here, beside those that the settings name. Values are in no file.
@@ -73,9 +71,9 @@ def command(given: argparse.Namespace) -> int:
     Raises:
         ConcordError: something is missing before the start, or a step failed; it and its log are named.
     """
-    settings = load_settings(given.params)
-    image = chosen_image(given.image, settings)
-    environment = passed_on(settings.cluster, given.env)
+    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
+    image = chosen_image(given.image, cluster)
+    environment = passed_on(cluster, given.env)
     check_tracking(environment)
     if not given.data.is_dir():
         raise ConcordError(f"{given.data}: no such folder. Make it (make data) or name it with --data.")
@@ -88,17 +86,16 @@ def command(given: argparse.Namespace) -> int:
     console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash}", markup=False)
     arguments: dict[str, Any] = container_arguments(given.network, given.gpus)
     arguments["environment"] = {**environment, RUN_ID: run_id}
-    with exclusive(state / "run"), scratch(out / f".scratch-{run_id}") as temporary:
+    with output_lock(state / "run"), scratch(out / f".scratch-{run_id}") as temporary:
         volumes = {
             str(given.data.resolve()): {"bind": RAW, "mode": "ro"},
             str(state): {"bind": STATE, "mode": "rw"},
             str(temporary): {"bind": "/tmp", "mode": "rw"},
             **dict(volume(text) for text in given.volume),
         }
-        machine = Machine(run_id, volumes, shared_memory(settings.cluster))
-        local = with_retries(settings, given.retries)
+        machine = Machine(run_id, volumes, shared_memory(cluster))
         package = out / "pipeline.yaml"
-        compile_pipeline(local, image, data_hash, package, given.cache == "on")
+        compile_pipeline(settings, with_retries(cluster, given.retries), image, data_hash, package, given.cache == "on")
         run_pipeline(package, out, machine, arguments)
     return report(machine, settings, {"image": image, "image_id": identity, "data_hash": data_hash})
 
@@ -170,13 +167,13 @@ def shared_memory(cluster: Cluster) -> dict[str, int]:
     return {name: quantity_bytes(size) for name, size in sizes.items() if size}
 
 
-def with_retries(settings: Settings, retries: int) -> Settings:
-    """The settings for this machine: so many retries of each step, without a wait worth the name."""
-    tree = settings.model_dump(mode="json", by_alias=True)
-    for pod in tree["cluster"]["steps"].values():
+def with_retries(cluster: Cluster, retries: int) -> Cluster:
+    """The cluster's settings for this machine: so many retries of each step, a second apart."""
+    tree = cluster.tree()
+    for pod in tree["steps"].values():
         pod["retries"] = retries
-    tree["cluster"]["backoff"] = {"seconds": 1, "factor": 1}
-    return Settings.model_validate(tree)
+    tree["backoff"] = {"seconds": 1, "factor": 1}
+    return Cluster.model_validate(tree)
 
 
 @contextlib.contextmanager
@@ -201,7 +198,7 @@ def run_pipeline(package: Path, out: Path, machine: Machine, arguments: Mapping[
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are removed on any way out
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), judged(machine):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), step_containers(machine):
             warnings.simplefilter("ignore")  # of what only a cluster heeds
             local.init(local.DockerRunner(**arguments), pipeline_root=str(out), raise_on_error=False)
             components.load_component_from_file(str(package))(data_uri=RAW)
@@ -258,7 +255,7 @@ def record(machine: Machine, settings: Settings, what: Mapping[str, str], done: 
         "run_id": machine.label,
         "done": done,
         **what,
-        "params": settings.model_dump(mode="json", by_alias=True),
+        "params": settings.tree(),
         "tries": [
             {"step": this.step, "exit_code": this.exit_code, "faults": this.faults, "log": str(this.log)}
             for this in machine.tries

@@ -19,25 +19,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from components.console import console
+from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from components.shared.data.s3_address import parse_location
-from components.shared.errors import ConcordError
+from components.shared.io.secrets import masked
+from components.shared.s3.address import parse_location
 from components.steps import STEPS
+from pipelines.cluster_settings import load_cluster
 from pipelines.compile import POINTER, add_pipeline_arguments, chosen_image, compile_pipeline, pointer_hash
 
 if TYPE_CHECKING:
     from kfp import Client
-
-console = Console(stderr=True, highlight=False)
 
 HOST = "KF_PIPELINES_ENDPOINT"
 TOKEN = "KF_PIPELINES_TOKEN"
 COOKIE = "KF_PIPELINES_COOKIE"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-PATIENCE = 10  # requests in a row that may fail while a run is watched
+MAX_FAILED_POLLS = 10  # requests in a row that may fail while a run is watched
 SECOND_LIMIT = 20  # of one request; an integer, or the API's client takes no heed of it
 
 
@@ -70,24 +69,25 @@ def command(given: argparse.Namespace) -> int:
     Raises:
         ConcordError: the words contradict each other, or the host cannot be reached or refuses.
     """
-    settings = load_settings(given.params)
+    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
     data_hash = _checked(given)
     experiment = given.experiment or settings.experiment
     name = given.run_name or f"{experiment} {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(settings, chosen_image(given.image, settings), data_hash, package, given.cache == "on")
-        with told("reach it"):
+        image = chosen_image(given.image, cluster)
+        compile_pipeline(settings, cluster, image, data_hash, package, given.cache == "on")
+        with kubeflow_errors("reach it"):
             client = connect(given)
         common = {
             "job_name": name,
             "pipeline_package_path": str(package),
             "params": arguments(settings, experiment, given.data_uri, data_hash),
-            "pipeline_root": settings.cluster.pipeline_root,
+            "pipeline_root": cluster.pipeline_root,
             "enable_caching": None,  # as it is compiled: True would cache the step that must always run
-            "service_account": settings.cluster.service_account,
+            "service_account": cluster.service_account,
         }
-        with told("submit the pipeline"):
+        with kubeflow_errors("submit the pipeline"):
             owner = client.create_experiment(experiment, namespace=given.namespace).experiment_id
             if given.cron is not None:
                 made = client.create_recurring_run(
@@ -133,7 +133,7 @@ def _checked(given: argparse.Namespace) -> str:
 
 def arguments(settings: Settings, experiment: str, data_uri: str, data_hash: str) -> dict[str, str]:
     """The pipeline's inputs, each said, so that a run shows its settings whatever the defaults are."""
-    tree = settings.model_dump(mode="json", by_alias=True)
+    tree = settings.tree()
     sections = {section for step in STEPS.values() for section in step.sections}
     inputs = {"data_uri": data_uri, "data_hash": data_hash, "experiment": experiment}
     return inputs | {f"{section}_settings": json.dumps(tree[section]) for section in sorted(sections)}
@@ -208,7 +208,7 @@ def _answers(host: str, ca_cert: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def told(deed: str) -> Iterator[None]:
+def kubeflow_errors(action: str) -> Iterator[None]:
     """Turns kfp's and the network's errors into one sentence without a secret, and keeps kfp's own prints away."""
     import kfp_server_api
     import requests
@@ -220,10 +220,10 @@ def told(deed: str) -> Iterator[None]:
             yield
     except kfp_server_api.ApiException as error:
         reason = f"{error.status} {error.reason}: {_message(error.body)}" if error.status else str(error.reason)
-        raise ConcordError(f"Kubeflow Pipelines: could not {deed}: {masked(reason)}") from None
+        raise ConcordError(f"Kubeflow Pipelines: could not {action}: {masked(reason)}") from None
     except (requests.RequestException, urllib3.exceptions.HTTPError, TimeoutError, OSError, ValueError) as error:
         reason = masked(str(error).strip().partition("\n")[0])[:300]
-        raise ConcordError(f"Kubeflow Pipelines: could not {deed}: {reason}. Check --host or {HOST}.") from None
+        raise ConcordError(f"Kubeflow Pipelines: could not {action}: {reason}. Check --host or {HOST}.") from None
 
 
 @contextlib.contextmanager
@@ -243,14 +243,6 @@ def _message(body: Any) -> str:
         return str(content.get("message") or content.get("error") or "")[:500]
     except (TypeError, ValueError, AttributeError):
         return str(body or "")[:200]
-
-
-def masked(text: str) -> str:
-    """`text` without the token or the cookie."""
-    for name in (TOKEN, COOKIE):
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text
 
 
 def _link(given: argparse.Namespace, page: str, made: str) -> str:
@@ -275,12 +267,12 @@ def watch(client: "Client", run_id: str, poll: float, hours: float | None) -> in
     missed = 0
     while True:
         try:
-            with told(f"follow run {run_id}"):
+            with kubeflow_errors(f"follow run {run_id}"):
                 run = client.get_run(run_id)
             missed = 0
         except ConcordError as error:
             missed += 1
-            if missed >= PATIENCE or (end is not None and time.monotonic() > end):
+            if missed >= MAX_FAILED_POLLS or (end is not None and time.monotonic() > end):
                 raise ConcordError(f"{error} The run goes on without being watched.") from None
             time.sleep(poll)
             continue

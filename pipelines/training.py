@@ -12,13 +12,16 @@ from components.register.component import register
 from components.settings import Settings
 from components.sft.component import sft
 from components.shared.kubeflow.names import REUSE
-from components.shared.tracking.lineage import code_mark, code_of
+from components.shared.tracking.lineage import code_identity, code_mark
 from components.steps import STEPS
 from components.validate.component import validate
-from pipelines.cluster import pipeline_config, place
+from pipelines.cluster_settings import Cluster
+from pipelines.pods import pipeline_config, place
 
 
-def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: bool = True) -> BaseComponent:
+def training_pipeline(
+    settings: Settings, cluster: Cluster, image: str, data_hash: str, reuse: bool = True
+) -> BaseComponent:
     """The pipeline, with an experiment's settings as the defaults of its inputs.
 
     1. An importer records the raw input's URI and hash as an artifact. Nothing reads the artifact.
@@ -32,24 +35,23 @@ def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: boo
 
     Args:
         settings: the experiment. Each section is an input of the pipeline and goes to the steps that read it, so that
-            a change of grpo's settings leaves the results of ingest, validate and sft in the cache. `launcher` and
-            `cluster` are none, which decide no result: they are in the tasks' environment and platform.
+            a change of grpo's settings leaves the results of ingest, validate and sft in the cache. `launcher` is
+            none, since it decides no result: it is in the tasks' environment.
+        cluster: resources, volumes, secrets, retries and limits. No input either: it is in the platform spec.
         image: the container image of every step.
         data_hash: default of the input of that name: DVC's md5 of the raw input. Stamped on its artifact, too.
         reuse: whether a step takes outputs that were made before from the same inputs, code and settings.
 
     Raises:
-        ConcordError: settings of the cluster contradict others.
+        ConcordError: settings of the cluster contradict those of the experiment.
     """
-    tree = settings.model_dump(mode="json", by_alias=True)
+    tree = settings.tree()
     default = {section: json.dumps(content) for section, content in tree.items()}
-    code = {name: code_mark(code_of(name)) for name in STEPS}
+    code = {name: code_mark(code_identity(step)) for name, step in STEPS.items()}
     # Said here: a placeholder would reach Kubeflow's store as it stands.
     stamp = {"dvc_hash": data_hash} if data_hash else None
 
-    @dsl.pipeline(
-        name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(settings.cluster)
-    )
+    @dsl.pipeline(name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(cluster))
     def training(
         data_uri: str,
         data_hash: str = data_hash,
@@ -108,7 +110,7 @@ def training_pipeline(settings: Settings, image: str, data_hash: str, reuse: boo
             evaluate=judged.outputs["out"],
         )
         for task in (rows, checked, warm, trained, judged, registered):
-            place(task.set_display_name(STEPS[task.name].title), settings, image)
+            place(task.set_display_name(STEPS[task.name].title), settings, cluster, image)
             task.set_caching_options(reuse and not _must_run(task.name, settings))
             if not reuse:
                 task.set_env_variable(REUSE, "off")

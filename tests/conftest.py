@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
-    from tests.services import Services
+    from tests.support.services import Services
 
 # No deadline: a busy machine is no fault. In CI the same examples every time: a red run means that the change is red.
 settings.register_profile("concord", deadline=None, derandomize="CI" in os.environ, print_blob=True)
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
     """PostgreSQL, SeaweedFS and MLflow's server, once a process. What a test writes there, others see."""
-    from tests.services import services
+    from tests.support.services import services
 
     try:
         with services(tmp_path_factory.mktemp("services")) as running:
@@ -56,7 +56,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image(shared_folder: Path) -> str:
     """The tag of the project's cpu image, built once for all processes; needs a Docker engine."""
-    from tests import containers
+    from tests.support import containers
 
     if containers.engine() is None:
         without("no Docker engine answers: docker/engine installs and starts one")
@@ -66,7 +66,7 @@ def image(shared_folder: Path) -> str:
 @pytest.fixture(scope="session")
 def composition(image: str, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The services of docker/compose.yaml in containers, once a process; what docker/services is told of them."""
-    from tests.containers import composed
+    from tests.support.containers import composed
 
     with composed(tmp_path_factory.mktemp("composed"), shared_folder) as environment:
         yield environment
@@ -75,7 +75,7 @@ def composition(image: str, shared_folder: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def composed(composition: dict[str, str]) -> "Services":
     """The same, as tests use them."""
-    from tests.containers import services_of
+    from tests.support.containers import services_of
 
     return services_of(composition)
 

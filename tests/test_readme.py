@@ -23,6 +23,6 @@ def test_settings_in_the_readme_are_settings(block: str, tmp_path: Path) -> None
     for section, keys in shown.items():
         content[section] |= keys
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    settings = load_settings(tmp_path / "params.yaml").model_dump(mode="json", by_alias=True)
+    settings = load_settings(tmp_path / "params.yaml").tree()
     for section, keys in shown.items():
         assert {key: settings[section][key] for key in keys} == keys

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.services import Services, s3_client
+from tests.support.services import Services, s3_client
 
 pytestmark = pytest.mark.timeout(1800)  # the image may have to be built first
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.evaluate.results import Judged, Judgement
-from components.shared.data.distribution import stretches
-from components.shared.drawing import INK, save, style
-from components.shared.regression.metrics import Array
-from components.shared.regression.shots import SHOTS, ShotTable, label_bins
+from components.shared.reporting.figures import INK, save, style
+from components.shared.rows.histogram import stretches
+from components.shared.scoring.errors import Array
+from components.shared.scoring.shots import SHOTS, ShotTable, label_bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

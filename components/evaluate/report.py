@@ -13,10 +13,10 @@ import yaml
 from components.evaluate.plots import COLOURS, FIGURES
 from components.evaluate.results import Judged, Judgement
 from components.settings import Settings
-from components.shared.data.distribution import LabelBin, share_metrics
-from components.shared.data.rows import read_rows
-from components.shared.regression.answers import decimals
-from components.shared.regression.shots import GROUPS, SHOTS
+from components.shared.rows.histogram import LabelBin, share_metrics
+from components.shared.rows.rows import read_rows
+from components.shared.scoring.answers import decimals
+from components.shared.scoring.shots import GROUPS, SHOTS
 from components.steps import STEPS
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -201,7 +201,7 @@ def thumbnail(data: bytes) -> str:
     """An encoded image, made small, as a data URI."""
     from PIL import Image
 
-    from components.shared.data.images import decode_image
+    from components.shared.rows.images import decode_image
 
     image = decode_image(data)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -216,7 +216,7 @@ def _inline(png: bytes) -> str:
 
 def settings_text(settings: Settings) -> str:
     """The sections that evaluate goes by, as params.yaml has them. It is not told the others."""
-    tree: Mapping[str, Any] = settings.model_dump(mode="json", by_alias=True)
+    tree: Mapping[str, Any] = settings.tree()
     return yaml.safe_dump(
         {name: tree[name] for name in STEPS["evaluate"].sections}, sort_keys=False, allow_unicode=True
     )

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from components.settings import Evaluate, Model, Settings
-from components.shared.regression.metrics import Array, Predictions, paired_difference
-from components.shared.regression.rewards import RewardName
-from components.shared.regression.shots import GROUPS, ShotTable
+from components.settings import Evaluate, Model, RewardName, Settings
+from components.shared.reporting.metrics import paired_difference
+from components.shared.scoring.errors import Array, Predictions
+from components.shared.scoring.shots import GROUPS, ShotTable
 from components.steps import metrics_file
 
 MODELS = ("base", "sft", "grpo")
@@ -24,9 +24,9 @@ class Judged:
     Attributes:
         name: `base`, `sft` or `grpo`.
         title: what a person reads.
-        table: the predictions, see `components.shared.data.predictions.SCHEMA`.
+        table: the predictions, see `components.shared.reporting.predictions.SCHEMA`.
         predictions: the same as arrays.
-        figures: what `components.shared.regression.metrics.evaluate` gives.
+        figures: what `components.shared.reporting.metrics.evaluate` gives.
     """
 
     name: str

@@ -7,23 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from components.errors import ConcordError
 from components.evaluate.plots import plot_data, write_figures
 from components.evaluate.report import TAIL, write_report
 from components.evaluate.results import MODELS, Judged, Judgement, differences, titles
 from components.settings import Settings
-from components.shared.data.atomic import new_folder, write_json
-from components.shared.data.distribution import label_histogram
-from components.shared.data.predictions import judged, predictions_file, read_predictions, write_predictions
-from components.shared.data.progress import counted
-from components.shared.data.rows import SPLITS, read_rows, read_table
-from components.shared.data.tail import write_tail
-from components.shared.errors import ConcordError
-from components.shared.regression import metrics
-from components.shared.regression.shots import ShotTable
-from components.shared.tracking.runs import StepRun
-from components.shared.vlm.device import device
-from components.shared.vlm.generation import answers
-from components.shared.vlm.models import base_model, load
+from components.shared.io.atomic import new_folder, write_json
+from components.shared.io.progress import counted
+from components.shared.model.device import device
+from components.shared.model.generation import answers
+from components.shared.model.loading import base_model, load
+from components.shared.reporting import metrics
+from components.shared.reporting.predictions import (
+    predictions_file,
+    read_predictions,
+    to_predictions,
+    write_predictions,
+)
+from components.shared.reporting.tail import write_tail
+from components.shared.rows.histogram import label_histogram
+from components.shared.rows.rows import SPLITS, read_rows, read_table
+from components.shared.scoring.shots import ShotTable
+from components.shared.tracking.step_run import StepRun
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Path, out: Path, report: Path) -> None:
@@ -55,7 +60,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
             path = predictions_file(place, name)
             _predict(settings, called[name], loaders[name], ingest, shots, path)
             table = read_predictions(path)
-            found = judged(table, task)
+            found = to_predictions(table, task)
             figures = metrics.evaluate(found, settings.evaluate.bootstrap, settings.evaluate.seed)
             models.append(Judged(name, called[name], table, found, figures))
         judgement = Judgement(settings, train, shots, models, differences(models, settings.evaluate))

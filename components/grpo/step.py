@@ -2,24 +2,23 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from transformers import set_seed
 
+from components.console import console
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
-from components.shared.data.atomic import new_folder
-from components.shared.data.presentations import presentations, training_rows
-from components.shared.regression.shots import ShotTable
-from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import resume_point, state_folder
-from components.shared.vlm.curves import write_results
-from components.shared.vlm.lora import lora_config, merged, trainable, vision_tower
-from components.shared.vlm.models import load, save
-from components.shared.vlm.prompts import prompt
-from components.shared.vlm.ranks import node_cache, ranks, trained
+from components.shared.io.atomic import new_folder
+from components.shared.model.loading import load, save
+from components.shared.model.lora import lora_config, merged, trainable, vision_tower
+from components.shared.model.prompts import prompt
+from components.shared.scoring.shots import ShotTable
+from components.shared.tracking.lineage import code_identity, code_mark
+from components.shared.tracking.step_run import StepRun
+from components.shared.training.checkpoints import resume_point, state_folder
+from components.shared.training.curves import write_results
+from components.shared.training.presentations import presentations, training_rows
+from components.shared.training.ranks import node_cache, ranks, trained
 from components.steps import STEPS
-
-console = Console(stderr=True, highlight=False)
 
 
 def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
@@ -37,7 +36,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
     if settings.model.freeze_vision:
         vision_tower(model).requires_grad_(False)
     inputs, world_size = {"ingest": ingest, "sft": sft}, ranks().num_processes
-    folder = state_folder(state, settings, STEPS["grpo"].sections, inputs, Path(__file__).parent, world_size)
+    step = STEPS["grpo"]
+    code = code_mark(code_identity(step))
+    folder = state_folder(state, settings, step.sections, inputs, code, world_size)
     with node_cache() as cache:
         rows = training_rows(ingest, cache)
         shots = ShotTable.of(rows["target"][:], task.bin_width, task.resolution, task.many, task.few)

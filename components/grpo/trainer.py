@@ -5,7 +5,7 @@ What differs from TRL 1.16 (the version is pinned; the hooks are private):
   compares the whole minibatch does not depend on the world size;
 - advantages scale each reward on its own, in-group or over the batch;
 - micro-batches keep groups together;
-- sampling and log-probs share the prefix (components/shared/vlm/shared_prefix.py) where the model and the settings
+- sampling and log-probs share the prefix (components/grpo/shared_prefix.py) where the model and the settings
   allow it, and the processor does each input once (once.py).
 """
 
@@ -22,22 +22,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
-from components.grpo.once import OncePerInput
-from components.grpo.vllm import UNSHARED, forbid_placeholders, vllm_arguments
-from components.settings import Grpo, Settings
-from components.shared.data.atomic import write_json
-from components.shared.errors import ConcordError
-from components.shared.regression.advantages import group_advantages
-from components.shared.regression.answers import parse_answers
-from components.shared.regression.recent import RecentAnchors
-from components.shared.regression.rewards import format_reward, regression_reward
-from components.shared.regression.shots import SHOTS
-from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import SealedCheckpoints
-from components.shared.vlm.curves import Follow
-from components.shared.vlm.device import on_accelerator
-from components.shared.vlm.ranks import spread
-from components.shared.vlm.shared_prefix import (
+from components.errors import ConcordError
+from components.grpo.advantages import group_advantages
+from components.grpo.processor_cache import OncePerInput
+from components.grpo.recent_anchors import RecentAnchors
+from components.grpo.rewards import format_reward, regression_reward
+from components.grpo.shared_prefix import (
     IMAGE_FIELDS,
     PER_TOKEN,
     Prefix,
@@ -49,8 +39,18 @@ from components.shared.vlm.shared_prefix import (
     score_whole,
     select,
 )
-from components.shared.vlm.suppression import suppress_placeholders
-from components.shared.vlm.waiting import WaitsForData
+from components.grpo.vllm import UNSHARED, forbid_placeholders, vllm_arguments
+from components.settings import Grpo, Settings
+from components.shared.io.atomic import write_json
+from components.shared.model.device import on_accelerator
+from components.shared.model.suppression import suppress_placeholders
+from components.shared.scoring.answers import parse_answers
+from components.shared.scoring.shots import SHOTS
+from components.shared.tracking.step_run import StepRun
+from components.shared.training.checkpoints import SealedCheckpoints
+from components.shared.training.curves import Follow
+from components.shared.training.data_wait import WaitsForData
+from components.shared.training.ranks import spread
 
 RECENT = "recent_anchors.json"  # in a checkpoint
 

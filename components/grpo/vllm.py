@@ -6,9 +6,9 @@ from typing import Any
 from transformers import PreTrainedModel
 from trl import GRPOConfig
 
+from components.errors import ConcordError
 from components.settings import Vllm
-from components.shared.errors import ConcordError
-from components.shared.vlm.suppression import placeholder_ids
+from components.shared.model.suppression import placeholder_ids
 
 # The trainer says it where it says why a prefix is not shared.
 UNSHARED = "vLLM draws them, and is given each answer's prompt and picture anew"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from components.shared.data.distribution import LabelBin
+from components.shared.rows.histogram import LabelBin
 
 
 def balance(histogram: Sequence[LabelBin], max_per_label: int) -> dict[str, dict[str, int]]:

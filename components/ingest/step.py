@@ -4,23 +4,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-
+from components.console import console
 from components.ingest.balance import balance
+from components.ingest.quarantine import NAME, Quarantine
+from components.ingest.sources.benchmark import read_bone_age, read_faces, read_movies
+from components.ingest.sources.folder import read_folder
+from components.ingest.sources.gauges import read_gauges
+from components.ingest.sources.release import read_release
 from components.settings import Ingest, Settings
-from components.shared.data.atomic import new_folder, write_json, write_text
-from components.shared.data.benchmark import read_bone_age, read_faces, read_movies
-from components.shared.data.distribution import histogram_csv, label_histogram, share_metrics
-from components.shared.data.folder import read_folder
-from components.shared.data.gauges import read_gauges
-from components.shared.data.progress import counted
-from components.shared.data.quarantine import NAME, Quarantine
-from components.shared.data.release import read_release
-from components.shared.data.rows import SPLITS, Row, ShardWriter
-from components.shared.tracking.runs import StepRun
+from components.shared.io.atomic import new_folder, write_json, write_text
+from components.shared.io.progress import counted
+from components.shared.rows.histogram import histogram_csv, label_histogram, share_metrics
+from components.shared.rows.rows import SPLITS, Row, ShardWriter
+from components.shared.tracking.step_run import StepRun
 from components.steps import metrics_file
 
-console = Console(stderr=True, highlight=False)
 SOURCES = {
     "gauges": read_gauges,
     "folder": read_folder,

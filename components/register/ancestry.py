@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from components.shared.errors import ConcordError
-from components.shared.tracking.runs import PIPELINE_RUN, Record, StepRun, record_of, run_that_gave
+from components.errors import ConcordError
+from components.shared.tracking.step_run import PIPELINE_RUN, Record, StepRun, record_of, run_that_gave
 from components.steps import STEPS
 
 ANCESTOR = "concord.step."  # tag of a version; the step's name follows

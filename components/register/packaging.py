@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.settings import Settings
-from components.shared.tracking.connection import quiet, told, tracking_uri
-from components.shared.tracking.runs import StepRun
+from components.shared.tracking.connection import mlflow_errors, quiet, tracking_uri
+from components.shared.tracking.step_run import StepRun
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -58,7 +58,7 @@ def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
 
     mlflow.set_tracking_uri(tracking_uri())
     mlflow.set_experiment(experiment_id=track.experiment_id)  # else the model goes to another than its run
-    with tempfile.TemporaryDirectory() as folder, told("store the model"), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, mlflow_errors("store the model"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*input example")  # the signature is given, and checked by the step
         info = Model.log(
             artifact_path=None,

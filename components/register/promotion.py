@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from components.settings import Register
-from components.shared.regression.metrics import Predictions, paired_difference
+from components.shared.reporting.metrics import paired_difference
+from components.shared.scoring.errors import Predictions
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.shared.tracking.champion import CHAMPION
-from components.shared.tracking.connection import told
+from components.shared.tracking.connection import mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ class Registry:
         """Makes the registered model where there is none."""
         from mlflow.exceptions import MlflowException
 
-        with told(f"create the registered model {self.name}"):
+        with mlflow_errors(f"create the registered model {self.name}"):
             try:
                 self.client.create_registered_model(self.name)
             except MlflowException as error:
@@ -50,7 +50,7 @@ class Registry:
 
     def versions(self) -> list["ModelVersion"]:
         """Every version, the newest first; none where the model does not exist."""
-        with told(f"list the versions of {self.name}"):
+        with mlflow_errors(f"list the versions of {self.name}"):
             found = self.client.search_model_versions(f"name = '{self.name}'")
         return sorted(found, key=lambda version: int(version.version), reverse=True)
 
@@ -63,7 +63,7 @@ class Registry:
         found = next((version for version in self.versions() if str(version.version) == number), None)
         if found is None:
             raise ConcordError(
-                f"{self.name}: no version {number} in the registry. See: python -m components register show"
+                f"{self.name}: no version {number} in the registry. See: python -m components registry show"
             )
         return found
 
@@ -73,7 +73,7 @@ class Registry:
 
     def aliases(self) -> dict[str, str]:
         """Alias -> version number."""
-        with told(f"read the aliases of {self.name}"):
+        with mlflow_errors(f"read the aliases of {self.name}"):
             found = self.client.get_registered_model(self.name).aliases
         return {alias: str(number) for alias, number in found.items()}
 
@@ -83,14 +83,14 @@ class Registry:
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:
         """Sets tags of a version."""
-        with told(f"tag version {number} of {self.name}"):
+        with mlflow_errors(f"tag version {number} of {self.name}"):
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.name, number, key, value)
 
     def describe(self, number: str, reason: str) -> None:
         """The reason as tag and as description, which the UI shows."""
         self.tag(number, {REASON: reason})
-        with told(f"describe version {number} of {self.name}"):
+        with mlflow_errors(f"describe version {number} of {self.name}"):
             self.client.update_model_version(self.name, number, description=reason[:LONGEST_DESCRIPTION])
 
     def challenge(self, number: str) -> None:
@@ -108,7 +108,7 @@ class Registry:
             return self.version(number).tags.get(f"{PROMOTED}previous") or None
         self.tag(number, _stamp(PROMOTED, why) | {f"{PROMOTED}previous": previous or ""})
         for key in ("by", "at", "why", "to"):
-            with told(f"tag version {number} of {self.name}"), contextlib.suppress(KeyError):
+            with mlflow_errors(f"tag version {number} of {self.name}"), contextlib.suppress(KeyError):
                 self.client.delete_model_version_tag(self.name, number, f"{ROLLED_BACK}{key}")
         self._set_history([*history, number])
         self._alias(CHAMPION, number)
@@ -130,7 +130,7 @@ class Registry:
         if not earlier:
             raise ConcordError(
                 f"{self.name}: version {number} is the first champion, there is none to go back to. "
-                "Promote another by hand: python -m components register promote --version N --reason ..."
+                "Promote another by hand: python -m components registry promote --version N --reason ..."
             )
         back = earlier[-1]
         self.tag(number, _stamp(ROLLED_BACK, why) | {f"{ROLLED_BACK}to": back})
@@ -143,7 +143,7 @@ class Registry:
 
         The alias is what counts: where a kill or a hand in MLflow's UI made the two differ, the history follows it.
         """
-        with told(f"read {self.name}"):
+        with mlflow_errors(f"read {self.name}"):
             kept = self.client.get_registered_model(self.name).tags.get(HISTORY, "")
         history = [number for number in kept.split(",") if number]
         number = self.champion()
@@ -156,12 +156,12 @@ class Registry:
         return history
 
     def _set_history(self, numbers: list[str]) -> None:
-        with told(f"tag {self.name}"):
+        with mlflow_errors(f"tag {self.name}"):
             kept = ",".join(numbers[-LONGEST_HISTORY:])
             self.client.set_registered_model_tag(self.name, HISTORY, kept)
 
     def _alias(self, alias: str, number: str) -> None:
-        with told(f"make version {number} of {self.name} {alias}"):
+        with mlflow_errors(f"make version {number} of {self.name} {alias}"):
             self.client.set_registered_model_alias(self.name, alias, number)
 
 

@@ -17,8 +17,8 @@ class ImageRegressor(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Loads weights and processor, onto the accelerator where there is one."""
         from components.settings import Model
-        from components.shared.vlm.device import device
-        from components.shared.vlm.models import load
+        from components.shared.model.device import device
+        from components.shared.model.loading import load
 
         chosen, folder = context.model_config, context.artifacts["model"]
         loading = Model(
@@ -50,8 +50,8 @@ class ImageRegressor(PythonModel):
         """
         import pyarrow as pa
 
-        from components.shared.regression.answers import parse_answers
-        from components.shared.vlm.generation import answer
+        from components.shared.model.generation import answer
+        from components.shared.scoring.answers import parse_answers
 
         chosen = context.model_config
         asked = (

@@ -5,20 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.errors import ConcordError
 from components.register.ancestry import ancestry_tags, params_of_all, trace
-from components.register.asking import as_answers, ask
 from components.register.packaging import log_model, served_settings
 from components.register.promotion import decide
 from components.register.registry import FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
+from components.register.served_predictions import as_answers, ask
 from components.settings import Settings
-from components.shared.data.atomic import new_folder, write_json
-from components.shared.data.predictions import judged, predictions_file, read_predictions
-from components.shared.errors import ConcordError
-from components.shared.regression import metrics
-from components.shared.regression.metrics import Predictions
-from components.shared.regression.shots import GROUPS
-from components.shared.tracking.connection import masked_leaves, told
-from components.shared.tracking.runs import StepRun, fingerprint, run_that_gave, settings_tree
+from components.shared.io.atomic import new_folder, write_json
+from components.shared.io.secrets import masked_leaves
+from components.shared.reporting import metrics
+from components.shared.reporting.predictions import predictions_file, read_predictions, to_predictions
+from components.shared.scoring.errors import Predictions
+from components.shared.scoring.shots import GROUPS
+from components.shared.tracking.connection import mlflow_errors
+from components.shared.tracking.step_run import StepRun, fingerprint, run_that_gave
 
 DECISION = "concord.decision"
 VERIFIED = "concord.verified"
@@ -40,7 +41,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluat
     """
     registry = Registry(track.client, settings.registry.model)
     registry.create()
-    ours = judged(read_predictions(predictions_file(evaluate, "grpo")), settings.task)
+    ours = to_predictions(read_predictions(predictions_file(evaluate, "grpo")), settings.task)
     runs = _runs(track)
     number = _register(registry, settings, track, grpo)
     _link(registry, number, settings, track, evaluate, runs)
@@ -73,7 +74,7 @@ def _register(registry: Registry, settings: Settings, track: StepRun, grpo: Path
     found = registry.with_fingerprint(mark)
     if found is None:
         stored = log_model(track, grpo, settings)
-        with told(f"register a version of {registry.name}"):
+        with mlflow_errors(f"register a version of {registry.name}"):
             found = track.client.create_model_version(
                 registry.name, f"models:/{stored}", track.run_id, {FINGERPRINT: mark}, model_id=stored
             )
@@ -98,7 +99,7 @@ def _link(
     tags |= {
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": json.dumps(masked_leaves({**settings_tree(settings), **params_of_all(ancestors)})),
+        "concord.settings": json.dumps(masked_leaves({**settings.tree(), **params_of_all(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)
@@ -131,7 +132,7 @@ def _decide(
     before: dict[str, Any] | None = None
     if champion is None:
         against = "the SFT warm start (there is no champion yet)"
-        bar = judged(read_predictions(predictions_file(evaluate, "sft")), settings.task)
+        bar = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
     else:
         against = f"the champion (version {champion})"
         before = {"version": champion, "metrics": None}

@@ -10,13 +10,14 @@ from transformers import set_seed
 
 from components.settings import Settings
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
-from components.shared.data.atomic import new_folder
-from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import resume_point, state_folder
-from components.shared.vlm.curves import write_results
-from components.shared.vlm.lora import merged, trainable
-from components.shared.vlm.models import base_model, save
-from components.shared.vlm.ranks import node_cache, ranks, trained
+from components.shared.io.atomic import new_folder
+from components.shared.model.loading import base_model, save
+from components.shared.model.lora import merged, trainable
+from components.shared.tracking.lineage import code_identity, code_mark
+from components.shared.tracking.step_run import StepRun
+from components.shared.training.checkpoints import resume_point, state_folder
+from components.shared.training.curves import write_results
+from components.shared.training.ranks import node_cache, ranks, trained
 from components.steps import STEPS
 
 
@@ -33,7 +34,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     base, processor = base_model(settings, ingest)
     set_seed(settings.sft.seed)  # of the adapters' first weights; the trainer sets it too late for them
     world_size = ranks().num_processes
-    folder = state_folder(state, settings, STEPS["sft"].sections, {"ingest": ingest}, Path(__file__).parent, world_size)
+    step = STEPS["sft"]
+    code = code_mark(code_identity(step))
+    folder = state_folder(state, settings, step.sections, {"ingest": ingest}, code, world_size)
     with node_cache() as cache:
         arguments = training_arguments(
             settings.sft, settings.model, folder, world_size, settings.launcher.loader_workers

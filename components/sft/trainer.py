@@ -14,18 +14,18 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import apply_chat_template
 
+from components.errors import ConcordError
 from components.settings import Model, Settings, Sft
-from components.shared.data.presentations import presentations, training_rows
-from components.shared.data.rows import read_rows, read_table, stretch
-from components.shared.errors import ConcordError
-from components.shared.regression.metrics import Predictions
-from components.shared.tracking.runs import StepRun
-from components.shared.vlm.checkpoints import SealedCheckpoints
-from components.shared.vlm.curves import Follow
-from components.shared.vlm.device import on_accelerator
-from components.shared.vlm.generation import answers
-from components.shared.vlm.prompts import answer_tokens, completion, prompt_with_image
-from components.shared.vlm.waiting import WaitsForData
+from components.shared.model.device import on_accelerator
+from components.shared.model.generation import answers
+from components.shared.model.prompts import answer_tokens, completion, prompt_with_image
+from components.shared.rows.rows import read_rows, read_table, stretch
+from components.shared.scoring.errors import Predictions
+from components.shared.tracking.step_run import StepRun
+from components.shared.training.checkpoints import SealedCheckpoints
+from components.shared.training.curves import Follow
+from components.shared.training.data_wait import WaitsForData
+from components.shared.training.presentations import presentations, training_rows
 
 IGNORED = -100  # the label of a token that is not learned
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from components.settings import Severities, Severity, Task, Validate
-from components.shared.regression.shots import SHOTS
-from components.validate.images import PLAIN_MODES
+from components.shared.scoring.shots import SHOTS
+from components.validate.image_probe import PLAIN_MODES
 
 
 @dataclass(frozen=True)

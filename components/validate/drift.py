@@ -21,13 +21,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from components.errors import ConcordError
 from components.settings import Settings, Task
-from components.shared.data.rows import SPLITS
-from components.shared.errors import ConcordError
-from components.shared.regression.shots import ShotTable, label_bins
+from components.shared.io.secrets import masked
+from components.shared.rows.rows import SPLITS
+from components.shared.scoring.shots import ShotTable, label_bins
 from components.shared.tracking.champion import champion
-from components.shared.tracking.connection import masked, told
-from components.shared.tracking.runs import INPUT, StepRun, run_that_read
+from components.shared.tracking.connection import mlflow_errors
+from components.shared.tracking.step_run import INPUT, StepRun, run_that_read
 from components.validate.profile import VERSION
 
 ARTIFACT = "validate/profile.json"  # of the validate run
@@ -139,7 +140,7 @@ def _champion_s_data(track: StepRun, name: str) -> tuple[str, dict[str, Any] | N
         return f"not compared with {called}: its tags do not say which they are", None
     if digest == track.inputs.get("ingest"):
         return f"the same as {called}", None
-    with told(f"find the run that validated {called}"):
+    with mlflow_errors(f"find the run that validated {called}"):
         run_id = run_that_read(track.client, "validate", "ingest", digest)
         if run_id is None:
             raise ConcordError(f"no finished validate run has seen them (ingest {digest[:8]})")

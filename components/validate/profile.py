@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from components.settings import Task
-from components.shared.data.distribution import LabelBin
-from components.shared.data.rows import SPLITS
+from components.shared.rows.histogram import LabelBin
+from components.shared.rows.rows import SPLITS
 
 VERSION = 1
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.text import Text
 
+from components.console import console
+from components.errors import ConcordError
 from components.settings import Settings, Task
-from components.shared.data.atomic import new_folder, write_json
-from components.shared.data.distribution import LabelBin, label_histogram
-from components.shared.data.rows import SPLITS
-from components.shared.data.tail import tail_figures, write_tail
-from components.shared.errors import ConcordError
-from components.shared.tracking.runs import StepRun
+from components.shared.io.atomic import new_folder, write_json
+from components.shared.reporting.tail import tail_figures, write_tail
+from components.shared.rows.histogram import LabelBin, label_histogram
+from components.shared.rows.rows import SPLITS
+from components.shared.tracking.step_run import StepRun
 from components.steps import metrics_file
 from components.validate.checks import (
     balance_checks,
@@ -33,12 +33,11 @@ from components.validate.profile import profile
 from components.validate.suite import EXAMPLES, Outcome, Suite, load
 from components.validate.tables import Summary, field_table, row_table, summarise, valid_targets
 
-console = Console(stderr=True, highlight=False)
 FAILURES_TOLD = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitReport:
     """What came of the splits' expectations.
 
     Attributes:
@@ -94,7 +93,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, out: Path) -> None:
     console.print(f"{len(outcomes) - len(warned)} expectations met by {len(found.rows)} rows{warnings}")
 
 
-def _splits(settings: Settings, ingest: Path) -> tuple[Suite, Found]:
+def _splits(settings: Settings, ingest: Path) -> tuple[Suite, SplitReport]:
     """The shards, held against what is expected of fields, rows and splits."""
     task, limits = settings.task, settings.validation
     fields = field_table(ingest)
@@ -108,17 +107,19 @@ def _splits(settings: Settings, ingest: Path) -> tuple[Suite, Found]:
     suite = Suite()
     outcomes = suite.run("fields", fields, field_checks())
     if not readable:
-        return suite, Found(outcomes, rows, summary, [], {})
+        return suite, SplitReport(outcomes, rows, summary, [], {})
     outcomes += suite.run("rows", rows.drop(columns="hash"), weighed(row_checks(task, limits), limits.severity))
     checks = [*leak_checks(limits), *balance_checks(task, limits)]
     if "subjects_in_two_splits" in summary.figures:  # else nobody knows
         checks += subject_checks()
     outcomes += suite.run("summary", summary.table, weighed(checks, limits.severity))
     histogram = label_histogram(valid_targets(rows, task), task)
-    return suite, Found(outcomes, rows, summary, histogram, profile(rows, histogram, task))
+    return suite, SplitReport(outcomes, rows, summary, histogram, profile(rows, histogram, task))
 
 
-def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Found) -> tuple[Drift, list[Outcome]]:
+def _since_champion(
+    suite: Suite, settings: Settings, track: StepRun, found: SplitReport
+) -> tuple[Drift, list[Outcome]]:
     """How the data differ from those of the champion, and what came of the expectations about it."""
     if found.rows.empty:
         return Drift("not compared with a champion's data: the rows cannot be read"), []
@@ -128,7 +129,7 @@ def _since_champion(suite: Suite, settings: Settings, track: StepRun, found: Fou
     return since, suite.run("drift", since.table, weighed(checks, limits.severity)) if checks else []
 
 
-def _write_report(folder: Path, found: Found, since: Drift, drifted: Sequence[Outcome], task: Task) -> None:
+def _write_report(folder: Path, found: SplitReport, since: Drift, drifted: Sequence[Outcome], task: Task) -> None:
     """What a person looks at, beside the Data Docs."""
     with new_folder(folder) as place:
         write_json(place / "result.json", as_json([*found.outcomes, *drifted]))
@@ -205,7 +206,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def _metrics(found: Found) -> dict[str, Any]:
+def _metrics(found: SplitReport) -> dict[str, Any]:
     sides = found.rows[["width", "height"]]
     met = sum(outcome.success for outcome in found.outcomes)
     return {

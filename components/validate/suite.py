@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.shared.data.atomic import new_folder
+from components.shared.io.atomic import new_folder
 from components.validate.checks import Check
 
 EXAMPLES = 3

@@ -8,15 +8,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.errors import ConcordError
 from components.settings import Task
-from components.shared.data.progress import counted
-from components.shared.data.quarantine import shown
-from components.shared.data.rows import SPLITS, schema, shards
-from components.shared.errors import ConcordError
-from components.shared.regression.shots import SHOTS, ShotTable, label_bins
-from components.validate.looks import looks, parts
-from components.validate.near import nearest_in_earlier_split
-from components.validate.sameness import settle
+from components.shared.io.progress import counted
+from components.shared.io.text import shown
+from components.shared.rows.rows import SPLITS, schema, shards
+from components.shared.scoring.shots import SHOTS, ShotTable, label_bins
+from components.validate.duplicates import settle
+from components.validate.image_scan import looks, parts
+from components.validate.perceptual_hash import nearest_in_earlier_split
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from components.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from tests.components.gray_world import GrayWorld
-    from tests.components.shared.data.s3_server import Gateway, S3Server
+    from tests.support.gray_world import GrayWorld
+    from tests.support.s3_server import Gateway, S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def settings() -> Settings:
 @pytest.fixture(scope="session")
 def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
     """Row shards and two trained models, made once; do not write there."""
-    from tests.components import gray_world  # torch takes seconds, and most tests need none
+    from tests.support import gray_world  # torch takes seconds, and most tests need none
 
     return gray_world.make(tmp_path_factory.mktemp("gray"))
 
@@ -59,7 +59,7 @@ def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
     """A real S3 server, started once; use keys of your own."""
-    from tests.components.shared.data.s3_server import S3Server
+    from tests.support.s3_server import S3Server
 
     server = S3Server(tmp_path_factory.mktemp("weed"))
     yield server
@@ -69,7 +69,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
 @pytest.fixture
 def gateway(s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Gateway]":
     """A way to the server that the test can spoil, named by the environment; the working directory is the test's."""
-    from tests.components.shared.data.s3_server import Gateway, environment
+    from tests.support.s3_server import Gateway, environment
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3", "CONCORD_CACHE"):
         monkeypatch.delenv(name, raising=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import main
+from components.errors import ConcordError
 from components.launcher import SECTION, launch, to_launch
 from components.settings import Launcher
-from components.shared.errors import ConcordError
 from components.steps import STEPS
 
 ROOT = Path(__file__).parents[2]

@@ -135,8 +135,8 @@ def test_raw_input_of_another_hash_is_refused(store: Path, capsys: pytest.Captur
 def test_a_step_waits_for_another_that_makes_the_same(tmp_path: Path) -> None:
     """A step may outlive the `make run` that started it, and the next run must not write beside it."""
     code = (
-        "import sys; from pathlib import Path; from components.shared.data.exclusive import exclusive\n"
-        "with exclusive(Path(sys.argv[1])): print('in', flush=True)"
+        "import sys; from pathlib import Path; from components.shared.io.locks import output_lock\n"
+        "with output_lock(Path(sys.argv[1])): print('in', flush=True)"
     )
     lock = tmp_path / "artifacts" / ".sft.lock"
     lock.parent.mkdir()

@@ -3,137 +3,40 @@
 import copy
 import json
 import re
-import types
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from components.errors import ConcordError
 from components.settings import UNDECISIVE, Settings, load_settings
-from components.shared.errors import ConcordError
 from components.steps import STEPS
+from tests.support.settings_files import HUB, LORA, PARAMS, RAW, RELEASE, VLLM, full_params, section
 
 ROOT = Path(__file__).parents[2]
-RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-VLLM = {"mode": "colocate", "memory": 0.3, "host": "127.0.0.1", "port": 8000}
-RELEASE = {"subset": "agedb", "train": "train.jsonl", "val": "val.json", "test": "test.json", "hub": None}
-HUB = {"id": "owner/release", "revision": "0" * 40}
-TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "value": None, "effect": "NoSchedule"}
-SECRET = {"name": "concord-hub", "optional": True, "env": {"HF_TOKEN": "token"}}
-LORA = {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}
-
-
-def keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key of the settings, sections' keys included, with its annotation. Of sections side by side that are alike
-    (a pod for each step) the keys of the first are given; those of lists' items are tested by themselves."""
-    seen: set[type[BaseModel]] = set()
-    for name, field in model.model_fields.items():
-        path = (*prefix, field.alias or name)
-        yield path, field.annotation
-        parts = () if typing.get_origin(field.annotation) is list else typing.get_args(field.annotation)
-        for part in (field.annotation, *parts):
-            if isinstance(part, type) and issubclass(part, BaseModel) and part not in seen:
-                seen.add(part)
-                yield from keys(part, path)
-
-
-KEYS = dict(keys(Settings))
-EACH = pytest.mark.parametrize("path", KEYS, ids=".".join)
-
-
-def full() -> dict[str, Any]:
-    """params.yaml with the optional sections filled in."""
-    raw = copy.deepcopy(RAW)
-    raw["ingest"] |= {"source": "release", "release": RELEASE | {"hub": dict(HUB)}}
-    raw["model"]["lora"] = dict(LORA)
-    raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
-    raw["grpo"]["vllm"] = dict(VLLM)
-    for pod in raw["cluster"]["steps"].values():
-        pod |= {"accelerator": {"type": "nvidia.com/gpu", "count": 1}, "node_selector": {"pool": "gpu"}}
-        pod["tolerations"] = [dict(TAINT)]
-    return raw
-
-
-def section(raw: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the key at `path`."""
-    for part in path[:-1]:
-        raw = raw[part]
-    return raw
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[[Any], str]:
-    """Loads settings that have a fault, and gives the message."""
-
-    def load(content: Any) -> str:
-        file = tmp_path / "params.yaml"
-        file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-        with pytest.raises(ConcordError) as error:
-            load_settings(file)
-        return str(error.value).replace(str(file), "params.yaml")
-
-    return load
+    """Loads wrong settings and returns the message."""
+    return lambda content: PARAMS.message(content, tmp_path)
 
 
 def test_the_repository_s_experiment_loads_and_says_what_the_file_says(tmp_path: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
-    assert settings.model_dump(mode="json", by_alias=True) == RAW
+    assert settings.tree() == RAW
     file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(full()), encoding="utf-8")
-    assert load_settings(file).model_dump(mode="json", by_alias=True) == full()
+    file.write_text(yaml.safe_dump(full_params()), encoding="utf-8")
+    assert load_settings(file).tree() == full_params()
 
 
 def test_every_section_of_a_step_is_there() -> None:
     for step in STEPS.values():
         assert set(step.sections) <= RAW.keys()
     assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", *UNDECISIVE}
-
-
-@EACH
-def test_a_missing_key_is_named(path: tuple[str, ...], told: Callable[[Any], str]) -> None:
-    raw = full()
-    del section(raw, path)[path[-1]]
-    assert f"params.yaml: {'.'.join(path)}: missing; every setting is written out, add it" in told(raw).splitlines()
-
-
-@EACH
-def test_a_mistyped_key_is_named_with_the_right_one(path: tuple[str, ...], told: Callable[[Any], str]) -> None:
-    raw = full()
-    holder = section(raw, path)
-    wrong = f"{path[-1]}x"
-    holder[wrong] = holder.pop(path[-1])
-    expected = f"params.yaml: {'.'.join((*path[:-1], wrong))}: unknown key, did you mean {path[-1]}?"
-    assert expected in told(raw).splitlines()
-
-
-def is_of(value: Any, annotation: Any) -> bool:
-    """Whether the value has the type that the annotation names (a whole number has a float's)."""
-    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
-    parts = typing.get_args(annotation) if union else (annotation,)
-    for part in parts:
-        kind = typing.get_origin(part) or part
-        if kind is typing.Literal or (kind is typing.Annotated and is_of(value, typing.get_args(part)[0])):
-            return isinstance(value, str) if kind is typing.Literal else True
-        if kind is float and type(value) is int:
-            return True
-        if isinstance(kind, type) and (type(value) is kind or (issubclass(kind, BaseModel) and type(value) is dict)):
-            return True
-    return False
-
-
-@EACH
-def test_a_wrong_type_is_named_with_its_value(path: tuple[str, ...], told: Callable[[Any], str]) -> None:
-    key, wrong = ".".join(path), [v for v in ("red", True, [1], {"a": 1}, None, 1.5, 3) if not is_of(v, KEYS[path])]
-    assert len(wrong) >= 3
-    for value in wrong:
-        raw = full()
-        section(raw, path)[path[-1]] = value
-        lines = [line for line in told(raw).splitlines() if line.startswith(f"params.yaml: {key}")]
-        assert any(repr(value) in line for line in lines), f"{key} with {value!r} is told as {lines}"
 
 
 @pytest.mark.parametrize("text", ["'0.5'", '"3"', '"1e-4"'])
@@ -197,26 +100,6 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("grpo.vllm", VLLM | {"mode": "both"}, "grpo.vllm.mode: input should be 'colocate' or 'server', found 'both'"),
         ("grpo.vllm", VLLM | {"port": 70000}, "grpo.vllm.port: input should be less than or equal to 65535"),
         ("register.max_unparseable", 2, "register.max_unparseable: input should be less than or equal to 1, found 2"),
-        ("cluster.steps.sft.memory", "8 GB", "cluster.steps.sft.memory: string should match pattern"),
-        ("cluster.steps.validate.cpu", 0, "cluster.steps.validate.cpu: input should be greater than 0, found 0"),
-        ("cluster.steps.sft.tolerations", [TAINT | {"operator": "Equal"}], "operator: Equal and a value go together"),
-        ("cluster.steps.sft.tolerations", [TAINT | {"value": "yes"}], "operator: Equal and a value go together"),
-        (
-            "cluster.steps.sft.tolerations",
-            [TAINT | {"key": None, "operator": "Equal", "value": "yes"}],
-            "cluster.steps.sft.tolerations.0: key: null needs operator: Exists",
-        ),
-        (
-            "cluster.steps.register.tolerations",
-            [TAINT, {"keys": "x", "operator": "Exists", "value": None, "effect": None}],
-            "cluster.steps.register.tolerations.1.keys: unknown key, did you mean key?",
-        ),
-        ("cluster.secrets", [SECRET | {"env": {"HF-TOKEN": "token"}}], "cluster.secrets.0.env.HF-TOKEN"),
-        ("cluster.secrets", [SECRET | {"env": {}}], "cluster.secrets.0.env: "),
-        ("cluster.secrets", [SECRET, SECRET], "cluster: HF_TOKEN is set twice, by secrets or environment"),
-        ("cluster.environment", {"HF_TOKEN": "hf_1"}, "cluster.environment: HF_TOKEN looks like a secret"),
-        ("cluster.environment", {"MLFLOW_TRACKING_URI": "http://m"}, "cluster: MLFLOW_TRACKING_URI is set twice"),
-        ("cluster.checkpoints", "Big Disk", "cluster.checkpoints: string should match pattern"),
     ],
 )
 def test_values_that_make_no_sense(path: str, value: Any, message: str, told: Callable[[Any], str]) -> None:
@@ -313,21 +196,6 @@ def test_sections_take_the_place_of_the_file_s() -> None:
         load_settings(params, {"grpo": "{reward: mae}"})
 
 
-def attribute(holder: BaseModel, key: str) -> str:
-    """The name of the attribute that has this key in params.yaml."""
-    return next(name for name, field in type(holder).model_fields.items() if key in (name, field.alias))
-
-
-@EACH
-def test_nothing_can_be_changed_after_loading(path: tuple[str, ...]) -> None:
-    holder: Any = Settings.model_validate(full())
-    for part in path[:-1]:
-        holder = getattr(holder, attribute(holder, part))
-    name = attribute(holder, path[-1])
-    with pytest.raises(ValidationError, match="frozen"):
-        setattr(holder, name, getattr(holder, name))
-
-
 def test_whole_numbers_will_do_for_floats_and_nothing_else_is_converted() -> None:
     raw = copy.deepcopy(RAW)
     raw["task"]["low"] = 0
@@ -336,3 +204,10 @@ def test_whole_numbers_will_do_for_floats_and_nothing_else_is_converted() -> Non
         raw["task"]["low"] = wrong
         with pytest.raises(ValidationError):
             Settings.model_validate(raw)
+
+
+def test_a_section_cluster_says_where_it_went(told: Callable[[Any], str]) -> None:
+    message = told(RAW | {"cluster": {"image": "concord:cpu"}})
+    assert message.startswith("params.yaml: cluster: the settings of the cluster have a file of their own")
+    assert "--cluster FILE or CONCORD_CLUSTER" in message
+    assert "pipelines/clusters/default.yaml" in message

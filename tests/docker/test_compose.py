@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.containers import ROOT, composed, container, run, services_of
-from tests.services import s3_client
+from tests.support.containers import ROOT, composed, container, run, services_of
+from tests.support.services import s3_client
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 SERVICES = ("postgres", "s3", "mlflow")

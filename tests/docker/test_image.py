@@ -14,10 +14,11 @@ from kfp.local import placeholder_utils
 from components.__main__ import main
 from components.settings import load_settings
 from components.shared.tracking.hashes import dvc_hash
+from pipelines.cluster_settings import Cluster, load_cluster
 from pipelines.compile import compile_pipeline
-from tests.components.raw_folder import RawFolder, content, write_params
-from tests.components.shared.data.s3_server import READER, S3Server, environment
-from tests.containers import BASE, ROOT, run
+from tests.support.containers import BASE, ROOT, run
+from tests.support.raw_folder import RawFolder, content, write_params
+from tests.support.s3_server import READER, S3Server, environment
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -155,9 +156,11 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.end()
 
 
-def ingest_on_kubeflow(image: str, params: Path, data: str, data_hash: str, out: Path, url: str) -> tuple[int, str]:
+def ingest_on_kubeflow(
+    image: str, cluster: Cluster, params: Path, data: str, data_hash: str, out: Path, url: str
+) -> tuple[int, str]:
     """Exit code and output of ingest's container, with the compiled pipeline's words, environment and user."""
-    compile_pipeline(load_settings(params), image, data_hash, out / "pipeline.yaml")
+    compile_pipeline(load_settings(params), cluster, image, data_hash, out / "pipeline.yaml")
     spec = next(yaml.safe_load_all((out / "pipeline.yaml").read_text(encoding="utf-8")))
     container = spec["deploymentSpec"]["executors"]["exec-ingest"]["container"]
     inputs = spec["root"]["inputDefinitions"]["parameters"]
@@ -187,9 +190,10 @@ def test_ingest_on_kubeflow_fetches_its_data_from_a_bucket_of_its_own(
         bucket.put(f"plant/1/{name}", body)
     params, out, digest = tmp_path / "params.yaml", tmp_path / "out", dvc_hash(raw.folder)
     write_params(params)
+    cluster = load_cluster()
     out.mkdir()
     out.chmod(0o777)
-    code, said = ingest_on_kubeflow(image, params, "minio://open/plant/1", digest, out, bucket.url)
+    code, said = ingest_on_kubeflow(image, cluster, params, "minio://open/plant/1", digest, out, bucket.url)
     assert code == 0, said
     assert "s3://open/plant/1: 70 objects" in said
     assert json.loads((out / "output.json").read_text())["artifacts"]["out"]["artifacts"][0]["metadata"][
@@ -197,18 +201,16 @@ def test_ingest_on_kubeflow_fetches_its_data_from_a_bucket_of_its_own(
     ] == dvc_hash(out / "out")
     assert content(out / "out").keys() >= {"metrics.json", "histogram.csv"}
 
-    code, said = ingest_on_kubeflow(image, params, "s3://open/plant/2", digest, out, bucket.url)
+    code, said = ingest_on_kubeflow(image, cluster, params, "s3://open/plant/2", digest, out, bucket.url)
     assert code == 1
     assert "s3://open/plant/2: nothing there: no object of bucket open" in said
     assert "make data" not in said
-    code, said = ingest_on_kubeflow(image, params, "s3://closed/plant", digest, out, bucket.url)
+    code, said = ingest_on_kubeflow(image, cluster, params, "s3://closed/plant", digest, out, bucket.url)
     assert code == 1
     assert "refuses it (403 AccessDenied)" in said
 
-    raw_yaml = yaml.safe_load(params.read_text(encoding="utf-8"))
-    raw_yaml["cluster"]["scratch"] = "32K"
-    params.write_text(yaml.safe_dump(raw_yaml), encoding="utf-8")
-    code, said = ingest_on_kubeflow(image, params, "s3://open/plant/1", digest, out, bucket.url)
+    cluster = cluster.model_copy(update={"scratch": "32K"})
+    code, said = ingest_on_kubeflow(image, cluster, params, "s3://open/plant/1", digest, out, bucket.url)
     assert code == 1
     assert "are to be fetched, and the cache /tmp/concord-cache has" in said
-    assert "on Kubeflow it follows from cluster.scratch" in said
+    assert "on Kubeflow it follows from `scratch` in the cluster file" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import ROOT, run
+from tests.support.containers import ROOT, run
 
 NEED_AN_ENGINE = pytest.mark.parametrize(
     "words", [("docker/build", "cpu"), ("docker/base",), ("docker/services", "up")]

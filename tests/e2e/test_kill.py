@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from components.shared.vlm.checkpoints import WHOLE
-from tests.components.gauge_world import ingested, write_params
-from tests.components.raw_folder import content
+from components.shared.training.checkpoints import WHOLE
+from tests.support.gauge_world import ingested, write_params
+from tests.support.raw_folder import content
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

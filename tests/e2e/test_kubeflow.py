@@ -18,13 +18,13 @@ import pytest
 from mlflow import MlflowClient
 
 from components.shared.tracking.hashes import dvc_hash
-from components.shared.vlm.checkpoints import WHOLE
+from components.shared.training.checkpoints import WHOLE
 from components.steps import STEPS
-from tests.components.gauge_world import write_params
-from tests.containers import run as docker
-from tests.containers import services_of
-from tests.e2e.repository import Repository, environment, write_repository
-from tests.services import Services, s3_client
+from tests.support.containers import run as docker
+from tests.support.containers import services_of
+from tests.support.gauge_world import write_params
+from tests.support.repository import Repository, environment, write_repository
+from tests.support.services import Services, s3_client
 
 STEPS_OF_GRPO = 40  # the last three quarters take seconds, in which the kill finds its place
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -207,7 +207,7 @@ def test_every_step_stands_in_mlflow_and_its_outputs_in_the_remote(world: World,
 
 def test_the_registry_has_the_version_with_its_ancestry(world: World, killed: tuple[Run, int]) -> None:
     run, _ = killed
-    words = ["-m", "components", "register", "show", "--version", "1"]
+    words = ["-m", "components", "registry", "show", "--version", "1"]
     shown = " ".join(world.repository.call(sys.executable, *words, cwd=world.repository.path).split())
     assert f"Kubeflow run {run.id}" in shown
     assert f"raw data {run.told['data_hash']}" in shown

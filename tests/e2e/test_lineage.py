@@ -18,17 +18,17 @@ import yaml
 from dvc.repo import Repo
 from kfp.local import executor_output_utils
 
-from components.register import command
-from components.shared.errors import ConcordError
+from components.commands.registry import command
+from components.errors import ConcordError
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.shared.tracking.lineage import code_mark, code_of
 from components.steps import STEPS
 from pipelines.lock import raw_hash, write_lock
-from tests.components.gauge_world import write_params
-from tests.components.shared.data.s3_server import OWNER, S3Server, client
-from tests.components.shared.data.s3_server import environment as s3_environment
-from tests.e2e.repository import Repository, environment, write_code, write_repository
+from tests.support.gauge_world import write_params
+from tests.support.repository import Repository, environment, write_code, write_repository
+from tests.support.s3_server import OWNER, S3Server, client
+from tests.support.s3_server import environment as s3_environment
 
 REMOTE = "s3://open/lineage"
 RUN, AGAIN = "6b1c2f1e-0d5b-4a57-9d0e-000000000001", "6b1c2f1e-0d5b-4a57-9d0e-000000000002"

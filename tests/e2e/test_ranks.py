@@ -21,14 +21,14 @@ import yaml
 from safetensors.torch import load_file
 
 from components.sft.step import run as sft_run
-from components.shared.data.rows import read_rows, stretch
-from components.shared.vlm.generation import answers
-from components.shared.vlm.models import base_model, load
-from components.shared.vlm.prompts import answer_tokens
-from tests.components.gauge_world import Curves, curve, ingested, write_params
-from tests.components.raw_folder import content
-from tests.e2e.looks import COUNTS
+from components.shared.model.generation import answers
+from components.shared.model.loading import base_model, load
+from components.shared.model.prompts import answer_tokens
+from components.shared.rows.rows import read_rows, stretch
 from tests.e2e.test_kill import Place
+from tests.support.gauge_world import Curves, curve, ingested, write_params
+from tests.support.looks import COUNTS
+from tests.support.raw_folder import content
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -199,7 +199,7 @@ def test_a_look_that_does_not_divide_is_whole_on_every_rank(ingest: Path, warm: 
     params = tmp_path / "params.yaml"
     settings = write_params(params, sft={"batch_size": 6})
     place = Place(tmp_path, params, ingest, tmp_path / "mlflow.db")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "tests.e2e.looks"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "tests.support.looks"]
     place.finish(place.start(*words, *map(str, (params, ingest, warm, tmp_path))))
     model, processor = load(warm, settings.model)
     length = answer_tokens(processor, settings.task)

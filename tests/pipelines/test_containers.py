@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.steps import STEPS
-from pipelines.containers import LABEL, Machine, engine, image_id, judged, may_be_labelled
-from tests.pipelines.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
+from pipelines.containers import LABEL, Machine, engine, image_id, may_be_labelled, step_containers
+from tests.support.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -42,7 +42,7 @@ def ingest(machine: Machine, root: Path, script: str, **arguments: Any) -> str:
     told = json.dumps({"outputs": {"outputFile": str(place / "executor_output.json")}})
     words = [*STEPS["ingest"].command(paths={"out": str(place / "out")}), "--executor-input", told]
     runner = local.DockerRunner(**arguments)
-    with judged(machine):
+    with step_containers(machine):
         handler = docker_task_handler.DockerTaskHandler(
             image=IMAGE, full_command=words, pipeline_root=str(root), runner=runner,
             env_vars={"GREETING": "hello"},

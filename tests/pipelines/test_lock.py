@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import Content, dvc_content
-from components.shared.tracking.lineage import Lineage, code_of, params_of
-from components.shared.tracking.runs import REMOTE, step_run
+from components.shared.tracking.lineage import Lineage, code_identity, params_of
+from components.shared.tracking.step_run import REMOTE, step_run
 from components.steps import STEPS
 from pipelines.lock import write_lock
-from tests.components.gauge_world import write_params
-from tests.e2e.repository import write_code
+from tests.support.gauge_world import write_params
+from tests.support.repository import write_code
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Checkout:
             made[name] = dvc_content(outputs["out"])
             if name in cached:
                 continue
-            lineage = Lineage(name, inputs, code_of(name, self.path), params_of(step, settings))
+            lineage = Lineage(name, inputs, code_identity(step, self.path), params_of(step, settings))
             with step_run(step, settings, dict.fromkeys(step.inputs, self.path), lineage, run) as tracked:
                 tracked.finish({}, outputs)
                 if remote:

@@ -11,7 +11,7 @@ from components.__main__ import main
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
 from pipelines.outputs import output_faults, stamped_hashes
-from tests.components.gauge_world import write_data, write_params
+from tests.support.gauge_world import write_data, write_params
 
 INGEST = STEPS["ingest"]
 

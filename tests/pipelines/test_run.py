@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.cluster import Cluster
-from components.settings import load_settings
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.steps import STEPS
 from pipelines.__main__ import main
+from pipelines.cluster_settings import Cluster, load_cluster
 from pipelines.run import PASSED, check_tracking, container_arguments, passed_on, shared_memory, volume, with_retries
-from tests.pipelines.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
+from tests.support.docker_engine import IMAGE, SYSTEM, WHOLE, empty_image, write_python
 
 ROOT = Path(__file__).parents[2]
 SECRET = "not-to-be-written-anywhere"
@@ -28,12 +27,12 @@ SECRET = "not-to-be-written-anywhere"
 
 @pytest.fixture
 def cluster() -> Cluster:
-    return load_settings(ROOT / "params.yaml").cluster
+    return load_cluster()
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*PASSED, "CONCORD_IMAGE"):
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PASSED, "CONCORD_IMAGE", "CONCORD_CLUSTER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -161,7 +160,7 @@ def test_variables_are_passed_by_name(cluster: Cluster, monkeypatch: pytest.Monk
 def test_secrets_of_the_cluster_are_passed_where_they_are_set(
     monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
-    tree = cluster.model_dump(mode="json", by_alias=True)
+    tree = cluster.tree()
     tree["secrets"].append({"name": "more", "optional": False, "env": {"CORPORATE_LOGIN": "key"}})
     monkeypatch.setenv("CORPORATE_LOGIN", "me")
     assert passed_on(Cluster.model_validate(tree), [])["CORPORATE_LOGIN"] == "me"
@@ -194,7 +193,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 
 def test_shared_memory_is_that_of_the_settings(cluster: Cluster) -> None:
-    tree = cluster.model_dump(mode="json", by_alias=True)
+    tree = cluster.tree()
     sizes = {"ingest": None, "validate": "64M", "sft": "2Gi", "grpo": "512Mi", "evaluate": "1G", "register": "4Ki"}
     for name, size in sizes.items():
         tree["steps"][name]["shared_memory"] = size
@@ -207,17 +206,19 @@ def test_shared_memory_is_that_of_the_settings(cluster: Cluster) -> None:
     }
 
 
-def test_retries_here_are_those_of_the_command_line() -> None:
-    settings = load_settings(ROOT / "params.yaml")
-    found = with_retries(settings, 3)
-    assert {found.cluster.pod(name).retries for name in STEPS} == {3}
-    assert found.cluster.backoff.seconds == 1
-    tree, before = (each.model_dump(mode="json", by_alias=True) for each in (found, settings))
-    del tree["cluster"], before["cluster"]
+def test_retries_here_are_those_of_the_command_line(cluster: Cluster) -> None:
+    found = with_retries(cluster, 3)
+    assert {found.pod(name).retries for name in STEPS} == {3}
+    assert found.backoff.seconds == 1
+    tree, before = found.tree(), cluster.tree()
+    for each in (tree, before):
+        del each["backoff"]
+        for pod in each["steps"].values():
+            del pod["retries"]
     assert tree == before
 
 
-def test_the_image_is_chosen_by_word_then_surroundings_then_settings(
+def test_the_image_is_chosen_by_flag_then_environment_then_cluster_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(*words: str) -> str:
@@ -228,6 +229,6 @@ def test_the_image_is_chosen_by_word_then_surroundings_then_settings(
         return str(spec["deploymentSpec"]["executors"]["exec-sft"]["container"]["image"])
 
     assert compiled() == "concord:cpu"
-    monkeypatch.setenv("CONCORD_IMAGE", "concord:surroundings")
-    assert compiled() == "concord:surroundings"
+    monkeypatch.setenv("CONCORD_IMAGE", "concord:environment")
+    assert compiled() == "concord:environment"
     assert compiled("--image", "concord:word") == "concord:word"

@@ -15,7 +15,8 @@ from components.settings import UNDECISIVE
 from components.steps import STEPS
 from pipelines.__main__ import main
 from pipelines.submit import COOKIE, HOST, TOKEN, TOKEN_FILE
-from tests.pipelines.kubeflow_peer import API, EXPERIMENT, PROXY, RUN, SCHEDULE, SILENCE, Peer, serving
+from tests.support.kubeflow_peer import API, EXPERIMENT, PROXY, RUN, SCHEDULE, SILENCE, Peer, serving
+from tests.support.settings_files import RAW_CLUSTER
 
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -107,10 +108,10 @@ def test_without_a_cache_every_step_computes(peer: Peer) -> None:
 
 
 def test_the_cluster_s_account_and_root_are_said(peer: Peer, tmp_path: Path) -> None:
-    cluster = RAW["cluster"] | {"service_account": "trainer", "pipeline_root": "s3://artifacts/concord"}
-    params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump(RAW | {"cluster": cluster}), encoding="utf-8")
-    assert submit(peer, "--params", str(params)) == 0
+    cluster = RAW_CLUSTER | {"service_account": "trainer", "pipeline_root": "s3://artifacts/concord"}
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    assert submit(peer, "--cluster", str(file)) == 0
     sent = peer.one("POST", "/runs").body
     assert sent["service_account"] == "trainer"
     assert sent["runtime_config"]["pipeline_root"] == "s3://artifacts/concord"

@@ -13,7 +13,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.__main__ import parser
 from components.settings import UNDECISIVE, load_settings
-from components.shared.tracking.lineage import code_mark, code_of
+from components.shared.tracking.lineage import code_identity, code_mark
 from components.steps import STEPS, Step
 from pipelines.__main__ import main
 
@@ -94,7 +94,7 @@ def test_task_has_the_title_and_is_fed_by_the_steps_it_reads(step: Step, compile
         assert (source["producerTask"], source["outputArtifactKey"]) == (port, "out")
     assert set(found.get("dependentTasks", ())) == {source["producerTask"] for source in fed.values()}
     parameters = dict(found["inputs"]["parameters"])
-    mark = code_mark(code_of(step.name))
+    mark = code_mark(code_identity(step))
     assert re.fullmatch(r"[0-9a-f]{16}", mark)
     assert parameters.pop("code") == {"runtimeValue": {"constant": mark}}  # Kubeflow's cache cannot see into an image
     for name, given in parameters.items():

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.shared.data.atomic import write_json
-from components.shared.errors import ConcordError
-from components.shared.tracking.connection import masked
-from components.shared.tracking.runs import flat
+from components.errors import ConcordError
+from components.shared.io.atomic import write_json
+from components.shared.io.secrets import masked
+from components.shared.tracking.step_run import flat
 from components.steps import STEPS, Step, metrics_file
 
 METRICS = "metrics"
 
 
 @dataclass(frozen=True)
-class Told:
+class ExpectedOutputs:
     """What Kubeflow's executor input says of the outputs.
 
     Attributes:
@@ -28,7 +28,7 @@ class Told:
     artifacts: Mapping[str, tuple[str, str]]
 
     @classmethod
-    def of(cls, executor_input: str) -> "Told":
+    def of(cls, executor_input: str) -> "ExpectedOutputs":
         """Reads the JSON that Kubeflow puts on the command line.
 
         Raises:
@@ -67,11 +67,13 @@ def missing_input(step: Step, port: str, path: Path, executor_input: str) -> Con
     )
 
 
-def write_executor_output(told: Told, outputs: Mapping[str, Path], known: Mapping[str, Mapping[str, object]]) -> None:
+def write_executor_output(
+    expected: ExpectedOutputs, outputs: Mapping[str, Path], known: Mapping[str, Mapping[str, object]]
+) -> None:
     """Writes Kubeflow's executor output file; the image needs no kfp for it.
 
     Args:
-        told: where to, and the artifacts' names.
+        expected: where to write it, and the artifacts' names.
         outputs: port name -> path. The metrics.json in `out` becomes the metadata of the artifact `metrics`.
         known: port name -> metadata of its artifact, texts and numbers.
     """
@@ -79,6 +81,6 @@ def write_executor_output(told: Told, outputs: Mapping[str, Path], known: Mappin
     metadata = {**known, METRICS: {k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}}
     artifacts = {
         name: {"artifacts": [{"name": full, "uri": uri, "metadata": metadata.get(name, {})}]}
-        for name, (full, uri) in told.artifacts.items()
+        for name, (full, uri) in expected.artifacts.items()
     }
-    write_json(told.file, {"artifacts": artifacts})
+    write_json(expected.file, {"artifacts": artifacts})

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from components.shared.tracking.connection import told
+from components.shared.tracking.connection import mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,7 +19,7 @@ def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """
     from mlflow.exceptions import MlflowException
 
-    with told(f"ask for the champion of {name}"):
+    with mlflow_errors(f"ask for the champion of {name}"):
         try:
             number = client.get_registered_model(name).aliases.get(CHAMPION)
         except MlflowException as error:

@@ -1,23 +1,19 @@
-"""The way to MLflow: which store, quietly, and with no secret in anything that is printed or written."""
+"""The connection to MLflow: which store, without its log output, and with errors that hold no secret."""
 
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
+from components.shared.io.secrets import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):[^/\s]*@")
-_TOKEN = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token|key|signature)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def tracking_uri() -> str:
@@ -32,32 +28,6 @@ def absolute_tracking_uri() -> str:
     if marker and scheme.startswith("sqlite") and path and not path.startswith("/"):
         return f"{scheme}:///{Path(path).resolve()}"
     return uri
-
-
-def masked(text: str) -> str:
-    """`text` with every password in a URI, and every secret of the environment, as `***`."""
-    text = _masked_uris(text)
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text
-
-
-def masked_leaves(content: Any) -> Any:
-    """JSON content with every password and token in a URI as `***`, wherever a text is a value.
-
-    Keys stay, and so does what the environment calls a secret: the same content gives the same on every machine, and a
-    password of `test` is no reason to write `max_test_rows` otherwise. To be compared, not to be printed: see `masked`.
-    """
-    if isinstance(content, Mapping):
-        return {key: masked_leaves(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [masked_leaves(value) for value in content]
-    return _masked_uris(content) if isinstance(content, str) else content
-
-
-def _masked_uris(text: str) -> str:
-    return _TOKEN.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def quiet() -> None:
@@ -93,15 +63,15 @@ def connect() -> "MlflowClient":
     quiet()
     from mlflow import MlflowClient
 
-    with told("open the store"):
+    with mlflow_errors("open the store"):
         client = MlflowClient(tracking_uri=tracking_uri())
         client.search_experiments(max_results=1)
     return client
 
 
 @contextmanager
-def told(deed: str) -> Iterator[None]:
-    """Turns MLflow's and its store's errors into one sentence for a person; `deed` completes "could not ..."."""
+def mlflow_errors(action: str) -> Iterator[None]:
+    """Turns MLflow's and its store's errors into one sentence for a person; `action` completes "could not ..."."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -111,6 +81,6 @@ def told(deed: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = masked(str(error).strip().partition("\n")[0])[:300]
         raise ConcordError(
-            f"MLflow at {masked(tracking_uri())}: could not {deed}: {reason}. "
+            f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. "
             "Check MLFLOW_TRACKING_URI and that its server runs; without it the runs go to mlflow.db here."
         ) from None

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from components.shared.data.ahead import THREADS, ahead
-from components.shared.errors import ConcordError
-from components.shared.orphans import processes
+from components.errors import ConcordError
+from components.shared.io.prefetch import THREADS, prefetch
+from components.shared.io.process_pool import process_pool
 
 _NEVER_HASHED = {".git", ".hg", ".dvc"}  # what DVC ignores without a .dvcignore
 _SMALL = 2**20  # bytes
@@ -73,9 +73,9 @@ def dvc_hash(path: Path) -> str:
 def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
     """Hash and bytes of each file, in threads; of very many in processes, which do not wait for each other."""
     if len(paths) <= _MANY:
-        yield from ahead(_md5, paths, batch=min(max(len(paths) // 64, 1), 64))  # few files are large ones
+        yield from prefetch(_md5, paths, batch=min(max(len(paths) // 64, 1), 64))  # few files are large ones
         return
-    with processes(THREADS) as pool:
+    with process_pool(THREADS) as pool:
         yield from pool.map(_md5, paths, chunksize=1000)
 
 

@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.errors import ConcordError
-from components.shared.tracking.connection import masked_leaves
+from components.shared.io.secrets import masked_leaves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.steps import STEPS, Step
 
-# Where the running code, dvc.yaml and .dvcignore are: in an image as in a checkout. Not the working directory.
+# Where the running code, dvc.lock and .dvcignore are: in an image as in a checkout. Not the working directory.
 ROOT = Path(__file__).resolve().parents[3]
 UNKNOWN = "none"  # the mark of code that nothing is known of
-CODE = "components/"  # deps of a stage that begin so are code
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,7 @@ class Lineage:
     Attributes:
         step: its name.
         inputs: port name -> content.
-        code: path in the repository -> content, for the code that dvc.yaml says the stage depends on. Empty where the
-            code has no dvc.yaml and .dvcignore beside it; nothing can be said about equal runs then.
+        code: folder -> content, see `code_identity`. Empty where it is not known; then no run counts as equal.
         params: section -> settings, those that decide what comes out.
     """
 
@@ -94,26 +90,25 @@ def lineage_of(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Li
         ConcordError: an input is missing.
     """
     contents = {port: dvc_content(path) for port, path in inputs.items()}
-    return Lineage(step.name, contents, code_of(step.name), params_of(step, settings))
+    return Lineage(step.name, contents, code_identity(step), params_of(step, settings))
 
 
 def params_of(step: Step, settings: Settings) -> dict[str, Any]:
     """The sections that decide what the step makes, without the passwords and tokens of addresses."""
-    tree = settings_tree(settings)
+    tree = settings.tree()
     return {name: masked_leaves(tree[name]) for name in step.sections}
 
 
-def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
-    """The code that the stage depends on: path -> content, hashed by DVC itself, which heeds .dvcignore.
+def code_identity(step: Step, root: Path = ROOT) -> dict[str, Content]:
+    """The code that decides the step's outputs: folder -> content, hashed by DVC, which respects .dvcignore.
+
+    dvc.lock, the lineage in MLflow and the folders of training state all identify code by it. Empty where the code has
+    no .dvcignore beside it, without which bytecode would count.
 
     Raises:
-        ConcordError: dvc.yaml names code that is not there.
+        ConcordError: a folder of the step is missing.
     """
-    try:
-        stage = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
-    except (OSError, KeyError, TypeError):
-        return {}
-    if not (root / ".dvcignore").exists():  # bytecode would count as code
+    if not (root / ".dvcignore").exists():
         return {}
     from dvc.fs import LocalFileSystem
     from dvc.ignore import DvcIgnoreFilter
@@ -124,15 +119,13 @@ def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
     ignored = DvcIgnoreFilter(files, str(root))
     nowhere = HashFileDB(files, str(root / ".dvc" / "nowhere"), hash_name="md5")
     found = {}
-    for path in stage["deps"]:
-        if not path.startswith(CODE):
-            continue
+    for path in step.code:
         try:
             _, meta, obj = build(nowhere, str(root / path), files, "md5", dry_run=True, ignore=ignored)
         except FileNotFoundError:
             raise ConcordError(
-                f"{root / path}: missing, and dvc.yaml says that {name} depends on it. An image or a checkout holds "
-                "components/ whole, with dvc.yaml and .dvcignore beside it."
+                f"{root / path}: missing, and {step.name} depends on it. An image or a checkout needs the whole of "
+                "components/, with .dvcignore beside it."
             ) from None
         found[path] = Content(str(obj.hash_info.value), meta.size or 0, meta.nfiles)
     return found
@@ -141,11 +134,6 @@ def code_of(name: str, root: Path = ROOT) -> dict[str, Content]:
 def code_mark(code: Mapping[str, Content]) -> str:
     """Short name of some code: 16 hex digits, or `UNKNOWN` where there is none."""
     return fingerprint({path: content.md5 for path, content in code.items()}) if code else UNKNOWN
-
-
-def settings_tree(settings: Settings) -> dict[str, Any]:
-    """The settings as params.yaml has them."""
-    return settings.model_dump(mode="json", by_alias=True)
 
 
 def fingerprint(content: Any) -> str:

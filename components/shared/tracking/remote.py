@@ -15,25 +15,23 @@ from pathlib import Path, PurePosixPath
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
 from rich.text import Text
 
-from components.shared.data.atomic import new_folder
-from components.shared.errors import ConcordError
-from components.shared.tracking.connection import masked
+from components.console import console
+from components.errors import ConcordError
+from components.shared.io.atomic import new_folder
+from components.shared.io.secrets import masked
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import ROOT
 
 if TYPE_CHECKING:
     from dvc_data.hashfile.db import HashFileDB
 
-console = Console(stderr=True, highlight=False)
-
 VARIABLE = "CONCORD_DVC_REMOTE"
 FILES = ("files", "md5")  # where a remote of DVC 3 has its objects
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between tries, each of which has the library's own five
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Remote:
@@ -152,7 +150,7 @@ class Remote:
             "object and run the step again (or `dvc push` from where the output is whole)."
         )
 
-    def _tried(self, deed: str, attempt: "Callable[[HashFileDB], Found]") -> Found:
+    def _tried(self, deed: str, attempt: "Callable[[HashFileDB], Result]") -> Result:
         """`attempt`, and again after a fault that may pass."""
         for wait in (*WAITS, None):
             try:

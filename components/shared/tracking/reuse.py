@@ -10,24 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from components.shared.tracking.connection import connect, told
+from components.console import console
+from components.shared.tracking.connection import connect, mlflow_errors
 from components.shared.tracking.lineage import ROOT, Lineage
 from components.shared.tracking.remote import Remote
-from components.shared.tracking.runs import KEY, OUTPUT, REUSED
+from components.shared.tracking.step_run import KEY, OUTPUT, REUSED
 from components.steps import STEPS, Step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-console = Console(stderr=True, highlight=False)
-
 NEWEST = 20  # MLflow runs that are looked at
 
 
 @dataclass(frozen=True)
-class Made:
+class CachedOutputs:
     """Outputs that exist already.
 
     Attributes:
@@ -39,7 +36,7 @@ class Made:
     outputs: Mapping[str, str]
 
 
-def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, Path]) -> Made | None:
+def restore(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, Path]) -> CachedOutputs | None:
     """Fetches the step's outputs if somebody has made them and the remote has them whole; None if not.
 
     Args:
@@ -64,13 +61,13 @@ def fetched(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
     return None
 
 
-def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[Made]:
-    if locked := made_by_lock(lineage, ROOT / "dvc.lock"):
+def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[CachedOutputs]:
+    if locked := cached_by_lock(lineage, ROOT / "dvc.lock"):
         yield locked
-    yield from made_by_runs(step, str(lineage.key), client)
+    yield from cached_by_runs(step, str(lineage.key), client)
 
 
-def made_by_lock(lineage: Lineage, lock: Path) -> Made | None:
+def cached_by_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
     """What dvc.lock says the stage makes, if it is about the same inputs, code and params.
 
     It is read as DVC reads it. DVC writes YAML 1.2, where 1e-05 is a number and `on` a word; PyYAML reads 1.1, where it
@@ -91,16 +88,16 @@ def made_by_lock(lineage: Lineage, lock: Path) -> Made | None:
     code = {path: content.md5 for path, content in lineage.code.items()}
     if deps != {**inputs, **code} or params != lineage.params or outs.keys() != set(step.outputs.values()):
         return None
-    return Made("dvc.lock", {port: outs[path] for port, path in step.outputs.items()})
+    return CachedOutputs("dvc.lock", {port: outs[path] for port, path in step.outputs.items()})
 
 
-def made_by_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[Made]:
+def cached_by_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[CachedOutputs]:
     """What MLflow's finished runs with this key made, the newest first; of every experiment."""
-    with told("look for an equal run"):
+    with mlflow_errors("look for an equal run"):
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         query = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
         found = client.search_runs(experiments, query, max_results=NEWEST, order_by=["attributes.start_time DESC"])
     for run in found:
         tags = run.data.tags
         outputs = {port: tags[f"{OUTPUT}{port}"] for port in step.outputs if f"{OUTPUT}{port}" in tags}
-        yield Made(tags.get(REUSED) or f"run {run.info.run_id}", outputs)
+        yield CachedOutputs(tags.get(REUSED) or f"run {run.info.run_id}", outputs)

@@ -13,11 +13,11 @@ from components.evaluate.plots import binned_mean, edges, mae_per_bin, plot_data
 from components.evaluate.report import difference_rows, table, verdict, worst_rows
 from components.evaluate.results import Judgement
 from components.settings import Settings
-from components.shared.data.distribution import label_histogram
-from components.shared.data.rows import Row, ShardWriter
-from components.shared.data.tail import write_tail
-from tests.components.evaluate.judgements import judgement
-from tests.components.gray_world import gray as gray_image
+from components.shared.reporting.tail import write_tail
+from components.shared.rows.histogram import label_histogram
+from components.shared.rows.rows import Row, ShardWriter
+from tests.support.gray_world import gray as gray_image
+from tests.support.judgements import judgement
 
 NAN = float("nan")
 TRAIN = [50.0] * 120 + [70.0] * 30 + [90.0] * 5

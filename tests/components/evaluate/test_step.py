@@ -11,13 +11,13 @@ from mlflow import MlflowClient
 from components.evaluate.results import titles
 from components.evaluate.step import run
 from components.settings import Settings
-from components.shared.data.predictions import SCHEMA
-from components.shared.data.rows import read_table
+from components.shared.reporting.predictions import SCHEMA
+from components.shared.rows.rows import read_table
 from components.shared.tracking.connection import connect
-from components.shared.tracking.runs import step_run
+from components.shared.tracking.step_run import step_run
 from components.steps import STEPS
-from tests.components.gray_world import TEST_OF_EACH, GrayWorld
-from tests.components.raw_folder import content
+from tests.support.gray_world import TEST_OF_EACH, GrayWorld
+from tests.support.raw_folder import content
 
 
 def evaluate(world: GrayWorld, place: Path) -> str:

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from components.errors import ConcordError
 from components.grpo.step import run
 from components.settings import load_settings
 from components.sft.step import run as sft_run
-from components.shared.errors import ConcordError
-from components.shared.vlm.checkpoints import last_whole
-from components.shared.vlm.models import save
-from components.shared.vlm.tiny import build_model, build_processor
-from tests.components.gauge_world import Curves, ingested, write_params
+from components.shared.model.loading import save
+from components.shared.model.tiny import build_model, build_processor
+from components.shared.training.checkpoints import last_whole
 from tests.components.grpo.test_trainer import QUESTIONS, make_trainer, small_settings
-from tests.components.raw_folder import content
+from tests.support.gauge_world import Curves, ingested, write_params
+from tests.support.raw_folder import content
 
 STEPS, EVERY = 36, 3
 

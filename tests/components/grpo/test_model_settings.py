@@ -13,11 +13,11 @@ from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Lora, Settings
 from components.sft.step import run as sft_run
 from components.sft.trainer import training_arguments as sft_arguments
-from components.shared.vlm.lora import lora_config, vision_tower
-from components.shared.vlm.models import base_model, load, save
-from components.shared.vlm.tiny import build_model, build_processor
-from tests.components.gauge_world import LORA, Curves, ingested, write_params
+from components.shared.model.loading import base_model, load, save
+from components.shared.model.lora import lora_config, vision_tower
+from components.shared.model.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS, loss_and_gradients, make_trainer, small_settings, step_batch
+from tests.support.gauge_world import LORA, Curves, ingested, write_params
 
 ADAPTED: dict[str, Any] = {"lora": Lora.model_validate(LORA), "freeze_vision": True}
 

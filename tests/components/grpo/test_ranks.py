@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from components.shared.vlm.models import save
-from components.shared.vlm.tiny import build_model, build_processor
-from tests.components.grpo.ranks import GENERATIONS, PROMPTS, settings
+from components.shared.model.loading import save
+from components.shared.model.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS
+from tests.support.rank_training import GENERATIONS, PROMPTS, settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,7 +30,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
         out = tmp_path_factory.mktemp(f"ranks-{ranks}")
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         done = subprocess.run(
-            [*launch, "-m", "tests.components.grpo.ranks", str(warm), str(out)],
+            [*launch, "-m", "tests.support.rank_training", str(warm), str(out)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,

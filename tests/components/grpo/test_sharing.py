@@ -23,13 +23,13 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from components.grpo.shared_prefix import Slots, encode, sample, select
 from components.grpo.trainer import BatchRewardTrainer
 from components.settings import Settings
-from components.shared.vlm.models import save
-from components.shared.vlm.prompts import prompt
-from components.shared.vlm.shared_prefix import Slots, encode, sample, select
-from components.shared.vlm.suppression import placeholder_ids
-from components.shared.vlm.tiny import build_model, build_processor
+from components.shared.model.loading import save
+from components.shared.model.prompts import prompt
+from components.shared.model.suppression import placeholder_ids
+from components.shared.model.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS, make_trainer, small_settings
 
 TEXT = {

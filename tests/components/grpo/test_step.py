@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.errors import ConcordError
 from components.grpo.step import run
 from components.sft.step import run as sft_run
-from components.shared.errors import ConcordError
-from components.shared.vlm.models import base_model, save
-from tests.components.gauge_world import LORA, Curves, curve, ingested, write_params
-from tests.components.raw_folder import content
+from components.shared.model.loading import base_model, save
+from tests.support.gauge_world import LORA, Curves, curve, ingested, write_params
+from tests.support.raw_folder import content
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from components.grpo.concordance import slot_concordance
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings, load_settings
-from components.shared.regression.concordance import slot_concordance
-from components.shared.vlm.models import load, save
-from components.shared.vlm.prompts import prompt
-from components.shared.vlm.suppression import placeholder_ids, suppress_placeholders
-from components.shared.vlm.tiny import build_model, build_processor
+from components.shared.model.loading import load, save
+from components.shared.model.prompts import prompt
+from components.shared.model.suppression import placeholder_ids, suppress_placeholders
+from components.shared.model.tiny import build_model, build_processor
 
 QUESTIONS = ["What does the gauge read?", "How many strokes does this character have, all told?", "Age?"]
 

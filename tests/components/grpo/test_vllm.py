@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from components.errors import ConcordError
 from components.grpo.trainer import training_arguments
 from components.settings import Settings, Vllm
-from components.shared.errors import ConcordError
-from components.shared.vlm.models import save
-from components.shared.vlm.tiny import build_model, build_processor
+from components.shared.model.loading import save
+from components.shared.model.tiny import build_model, build_processor
 from tests.components.grpo.test_trainer import QUESTIONS, loss_and_gradients, make_trainer, small_settings, step_batch
 
 VLLM = Vllm(mode="server", memory=0.4, host="rollouts.example", port=8123)

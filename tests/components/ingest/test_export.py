@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from components.__main__ import main
-from components.shared.data.rows import SPLITS, Row, ShardWriter, read_table
-from tests.components.raw_folder import RawFolder, content, encoded, write_params
+from components.shared.rows.rows import SPLITS, Row, ShardWriter, read_table
+from tests.support.raw_folder import RawFolder, content, encoded, write_params
 
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out"]
 EXPORT = ["data", "export", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "export"]

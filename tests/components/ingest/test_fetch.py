@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from components.ingest.data_ensure import ensure
-from components.ingest.fetch_command import fetch
+from components.commands.data.ensure import ensure
+from components.commands.data.fetch import fetch
+from components.errors import ConcordError
+from components.ingest.sources.release import read_release
 from components.settings import Release
-from components.shared.data.release import read_release
-from components.shared.errors import ConcordError
-from tests.components.packed import pack, sample
-from tests.components.raw_folder import ROOT, content, encoded, write_params
+from tests.support.packed import pack, sample
+from tests.support.raw_folder import ROOT, content, encoded, write_params
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 ID = "owner/release"

@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from components.__main__ import main
-from components.ingest.data_ensure import ensure
+from components.commands.data.ensure import ensure
+from components.errors import ConcordError
 from components.settings import load_settings
-from components.shared.data.rows import SPLITS, read_table
-from components.shared.errors import ConcordError
+from components.shared.rows.rows import SPLITS, read_table
 from components.shared.tracking.hashes import dvc_hash
-from tests.components.packed import pack, sample
-from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
-from tests.components.shared.data.s3_server import READER, Gateway, S3Server
+from tests.support.packed import pack, sample
+from tests.support.raw_folder import ROOT, RawFolder, content, encoded, write_params
+from tests.support.s3_server import READER, Gateway, S3Server
 
 ADDRESS = "s3://open/plant/photos"
 WORDS = ["ingest", "--params", "params.yaml", "--out"]

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.__main__ import main
-from components.shared.data.gauges import draw_scenes, label_counts, write_scenes
-from components.shared.data.rows import SCHEMA, SPLITS, read_table, schema
-from tests.components.raw_folder import ROOT, RawFolder, content, encoded, write_params
+from components.ingest.sources.gauges import draw_scenes, label_counts, write_scenes
+from components.shared.rows.rows import SCHEMA, SPLITS, read_table, schema
+from tests.support.raw_folder import ROOT, RawFolder, content, encoded, write_params
 
 WORDS = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 OUT = Path("artifacts/ingest")  # in the working directory of the test

@@ -9,7 +9,7 @@ from components.register.ancestry import trace
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
 from components.shared.tracking.lineage import Lineage
-from components.shared.tracking.runs import StepRun, step_run
+from components.shared.tracking.step_run import StepRun, step_run
 from components.steps import STEPS
 
 ROWS, MODEL = Content("a" * 32 + ".dir", 10, 2), Content("b" * 32 + ".dir", 20, 3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from components.register.promotion import Decision, decide
 from components.settings import Register
-from components.shared.regression.metrics import Predictions
+from components.shared.scoring.errors import Predictions
 
 RULE = Register(
     model="m",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from components.register import command
+from components.commands.registry import command
+from components.errors import ConcordError
 from components.register.registry import Registry
-from components.shared.errors import ConcordError
 from components.shared.tracking.connection import connect
 
 WORDS = ["--model", "reader"]

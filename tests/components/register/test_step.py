@@ -13,17 +13,17 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from components.commands.registry import command
+from components.errors import ConcordError
 from components.evaluate.step import run as evaluate_run
-from components.register import command
 from components.register import step as register
 from components.register.registry import Registry
-from components.shared.data.rows import read_rows
-from components.shared.errors import ConcordError
+from components.shared.rows.rows import read_rows
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
-from components.shared.tracking.runs import step_run
+from components.shared.tracking.step_run import step_run
 from components.steps import STEPS
-from tests.components.gray_world import QUESTION, GrayWorld
+from tests.support.gray_world import QUESTION, GrayWorld
 
 MODEL = "gauge-reader"
 
@@ -86,7 +86,7 @@ def _break_off(*_: object) -> None:
 @pytest.fixture(scope="module")
 def refused(place: Place, broken_off: None) -> str:
     """What was said to the next one: meanwhile the code in the registry had been changed to answer 1 more."""
-    (code,) = place.root.glob("mlruns/**/code/components/shared/regression/answers.py")
+    (code,) = place.root.glob("mlruns/**/code/components/shared/scoring/answers.py")
     text = code.read_text()
     code.write_text(text.replace("return value if", "return value + 1 if"))
     with pytest.raises(ConcordError) as caught:
@@ -138,7 +138,7 @@ def test_what_is_registered_is_plain_and_pinned(place: Place, first: dict[str, A
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
     assert [name for name in names if name.endswith(".safetensors")]
     code = {name for name in names if name.startswith("code/components/")}
-    assert "code/components/shared/vlm/generation.py" in code
+    assert "code/components/shared/model/generation.py" in code
     assert not [name for name in code if "/grpo/" in name or "/ingest/" in name or "/tracking/" in name]
     pinned = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in pinned)

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from components.settings import Settings
 from components.sft.step import run
-from components.shared.data.rows import read_rows
-from components.shared.regression.answers import parse_answers
-from components.shared.regression.metrics import Predictions
-from components.shared.vlm.generation import answer
-from components.shared.vlm.models import base_model, load
-from tests.components.gauge_world import LORA, Curves, curve, ingested, write_params
-from tests.components.raw_folder import content
+from components.shared.model.generation import answer
+from components.shared.model.loading import base_model, load
+from components.shared.rows.rows import read_rows
+from components.shared.scoring.answers import parse_answers
+from components.shared.scoring.errors import Predictions
+from tests.support.gauge_world import LORA, Curves, curve, ingested, write_params
+from tests.support.raw_folder import content
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from PIL import Image
 
 from components.__main__ import main
 from components.settings import Settings
-from components.shared.data.distribution import label_histogram
+from components.shared.rows.histogram import label_histogram
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
-from components.shared.tracking.runs import step_run
+from components.shared.tracking.step_run import step_run
 from components.steps import STEPS
 from components.validate.drift import compare, drift, stability_index
 from components.validate.profile import profile, size_classes
 from components.validate.tables import valid_targets
-from tests.components.raw_folder import RawFolder, content, write_params
+from tests.support.raw_folder import RawFolder, content, write_params
 
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]

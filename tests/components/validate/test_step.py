@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from components.__main__ import main
-from components.shared.data.rows import SCHEMA, read_table
-from tests.components.raw_folder import ROOT, SHARED_DATA, RawFolder, content, encoded, write_params
+from components.shared.rows.rows import SCHEMA, read_table
+from tests.support.raw_folder import ROOT, SHARED_DATA, RawFolder, content, encoded, write_params
 
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
 WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.shared.data.rows import SPLITS, Row, ShardWriter
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
+from components.shared.rows.rows import SPLITS, Row, ShardWriter
 from components.validate.tables import field_table, row_table, summarise
-from tests.components.raw_folder import encoded, write_params
+from tests.support.raw_folder import encoded, write_params
 
 
 @pytest.fixture

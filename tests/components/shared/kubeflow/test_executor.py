@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from kfp.local import executor_output_utils
 
-from components.shared.errors import ConcordError
-from components.shared.kubeflow.executor import Told, write_executor_output
+from components.errors import ConcordError
+from components.shared.kubeflow.executor import ExpectedOutputs, write_executor_output
 from components.shared.tracking.hashes import dvc_hash
 
 
@@ -34,7 +34,7 @@ def executor_input(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
-    told_where = Told.of(json.dumps(executor_input(tmp_path)))
+    told_where = ExpectedOutputs.of(json.dumps(executor_input(tmp_path)))
     write_executor_output(told_where, {"out": out}, {"out": {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}})
     told = executor_output_utils.load_executor_output(str(tmp_path / "told" / "output.json"))
     assert set(told.artifacts) == {"out", "metrics"}
@@ -55,4 +55,4 @@ def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
 )
 def test_what_is_not_kubeflow_s_is_refused(text: str) -> None:
     with pytest.raises(ConcordError, match="--executor-input"):
-        Told.of(text)
+        ExpectedOutputs.of(text)

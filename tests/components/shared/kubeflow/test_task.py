@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from components.__main__ import parser
+from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.errors import ConcordError
 from components.shared.kubeflow import task
-from components.shared.kubeflow.task import Task
+from components.shared.kubeflow.arguments import KubeflowArguments
+from components.shared.kubeflow.task import KubeflowTask
 from components.shared.tracking.hashes import dvc_content
-from components.shared.tracking.lineage import code_mark, code_of
+from components.shared.tracking.lineage import code_identity, code_mark
 from components.shared.tracking.remote import remote_of_environment
-from components.shared.tracking.runs import step_run
+from components.shared.tracking.step_run import step_run
 from components.steps import STEPS
 
 
@@ -39,13 +40,11 @@ def test_without_a_remote_nothing_is_pushed_and_one_line_says_so(
     place: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step, inputs, outputs = STEPS["validate"], {"ingest": place / "ingest"}, {"out": place / "out"}
-    ours = Task.of(step, settings, inputs, executor_input(place), "run-1")
-    ours.look_for(outputs)
-    assert ours.made is None
+    ours = KubeflowTask.of(step, settings, inputs, KubeflowArguments(executor_input(place), "run-1"))
+    assert ours.restore(outputs) is None
     with step_run(step, settings, inputs, ours.lineage, ours.pipeline_run) as run:
         run.finish({"rows": 3}, outputs)
-        ours.push(run, outputs)
-    ours.report(run, outputs)
+        ours.publish(run, outputs, None)
     said = capsys.readouterr().err
     assert said.count("no DVC remote: CONCORD_DVC_REMOTE is not set") == 1
     assert said.count("\n") == 1
@@ -62,10 +61,12 @@ def test_the_page_of_the_report_has_its_own_hash(place: Path, settings: Settings
     (place / "report").mkdir()
     (place / "report" / "report.html").write_text("<p>")
     inputs = dict.fromkeys(step.inputs, place / "ingest")
-    ours = Task.of(step, settings, inputs, executor_input(place, "page", "report"), None)
+    arguments = KubeflowArguments(executor_input(place, "page", "report"), page=place / "shown" / "page.html")
+    ours = KubeflowTask.of(step, settings, inputs, arguments)
     with step_run(step, settings, inputs, ours.lineage) as run:
         run.finish({}, outputs)
-    ours.report(run, outputs)
+        ours.publish(run, outputs, None)
+    assert (place / "shown" / "page.html").read_text() == "<p>"
     told = json.loads((place / "told.json").read_text())["artifacts"]
     page = told["page"]["artifacts"][0]["metadata"]
     assert (page["dvc_hash"], page["dvc_size"]) == (dvc_content(place / "report" / "report.html").md5, 3)
@@ -82,29 +83,34 @@ def test_what_looks_at_today_s_champion_is_done_again_and_the_rest_is_fetched(
     monkeypatch.setenv("CONCORD_DVC_REMOTE", str(place / "remote"))
     step, outputs = STEPS[name], {"out": place / "out"}
     inputs = dict.fromkeys(step.inputs, place / "ingest")
-    first = Task.of(step, settings, inputs, executor_input(place), "run-1")
+    first = KubeflowTask.of(step, settings, inputs, KubeflowArguments(executor_input(place), "run-1"))
     with step_run(step, settings, inputs, first.lineage, first.pipeline_run) as run:
         run.finish({}, outputs)
-        first.push(run, outputs)
-    second = Task.of(step, settings, inputs, executor_input(place), "run-2")
-    second.look_for({"out": place / "fetched"})
-    assert (second.made is None) == again
+        first.publish(run, outputs, None)
+    second = KubeflowTask.of(step, settings, inputs, KubeflowArguments(executor_input(place), "run-2"))
+    assert (second.restore({"out": place / "fetched"}) is None) == again
     assert (place / "fetched").exists() != again
 
 
 def test_what_is_no_id_of_a_run_is_refused(place: Path, settings: Settings) -> None:
-    with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is no id"):
-        Task.of(STEPS["validate"], settings, {"ingest": place / "ingest"}, executor_input(place), "x' or 1")
+    with pytest.raises(ConcordError, match=r"--pipeline-run: \"x' or 1\" is not the id"):
+        KubeflowTask.of(
+            STEPS["validate"],
+            settings,
+            {"ingest": place / "ingest"},
+            KubeflowArguments(executor_input(place), "x' or 1"),
+        )
 
 
 def test_an_image_of_other_code_than_the_pipeline_s_is_refused(place: Path, settings: Settings) -> None:
     """A node may hold an older image of the same name, and Kubeflow's cache knows an image by its name alone."""
     step, inputs, told = STEPS["validate"], {"ingest": place / "ingest"}, executor_input(place)
-    mark = code_mark(code_of("validate"))
+    mark = code_mark(code_identity(step))
     for code in (None, "none", mark):
-        assert Task.of(step, settings, inputs, told, "run-1", code).lineage.code_mark == mark
+        ours = KubeflowTask.of(step, settings, inputs, KubeflowArguments(told, "run-1", code))
+        assert ours.lineage.code_mark == mark
     with pytest.raises(ConcordError, match=f"validate: the code of this image is {mark}, and .* compiled with 0123"):
-        Task.of(step, settings, inputs, told, "run-1", "0123456789abcdef")
+        KubeflowTask.of(step, settings, inputs, KubeflowArguments(told, "run-1", "0123456789abcdef"))
 
 
 def test_the_run_is_known_by_a_variable_of_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.errors import ConcordError
-from components.shared.tracking.connection import connect, masked, masked_leaves
+from components.errors import ConcordError
+from components.shared.io.secrets import masked, masked_leaves
+from components.shared.tracking.connection import connect
 
 
 @pytest.mark.parametrize(

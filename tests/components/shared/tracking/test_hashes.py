@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.shared.tracking.hashes import dvc_content, dvc_hash
 
 

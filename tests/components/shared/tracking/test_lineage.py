@@ -12,10 +12,11 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from dvc.utils.serialize import dump_yaml
 
+from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
-from components.shared.tracking.lineage import Lineage, code_of, lineage_of, params_of
-from components.shared.tracking.reuse import made_by_lock
+from components.shared.tracking.lineage import Lineage, code_identity, lineage_of, params_of
+from components.shared.tracking.reuse import cached_by_lock
 from components.steps import STEPS
 
 ROOT = Path(__file__).parents[4]
@@ -34,14 +35,16 @@ def test_code_is_what_dvc_itself_would_write_of_it(name: str, stages: dict[str, 
         if dep.def_path.startswith("components/"):
             dep.save()
             wanted[dep.def_path] = Content(dep.hash_info.value, dep.meta.size, dep.meta.nfiles)
-    assert code_of(name) == wanted
+    assert code_identity(STEPS[name]) == wanted
     assert f"components/{name}" in wanted
 
 
-def test_code_without_what_tells_its_extent_is_not_known(tmp_path: Path) -> None:
-    assert code_of("ingest", tmp_path) == {}
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    assert code_of("ingest", tmp_path) == {}, "without .dvcignore bytecode would count"
+def test_without_dvcignore_the_code_is_not_known(tmp_path: Path) -> None:
+    """Bytecode would count."""
+    assert code_identity(STEPS["ingest"], tmp_path) == {}
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    with pytest.raises(ConcordError, match="components/ingest: missing, and ingest depends on it"):
+        code_identity(STEPS["ingest"], tmp_path)
     lineage = Lineage("ingest", {}, {}, {})
     assert (lineage.key, lineage.code_mark) == (None, "none")
 
@@ -114,9 +117,9 @@ def raw_lock(lineage: Lineage) -> dict[str, Any]:
 
 def test_the_lock_of_the_same_tells_what_it_makes(tmp_path: Path) -> None:
     lock = tmp_path / "dvc.lock"
-    assert made_by_lock(made(), lock) is None
+    assert cached_by_lock(made(), lock) is None
     lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"validate": raw_lock(made())}}))
-    found = made_by_lock(made(), lock)
+    found = cached_by_lock(made(), lock)
     assert found is not None
     assert (found.where, found.outputs) == ("dvc.lock", {"out": "e" * 32 + ".dir"})
 
@@ -127,11 +130,11 @@ def test_the_lock_is_read_as_dvc_writes_it(tmp_path: Path) -> None:
     lock = tmp_path / "dvc.lock"
     dump_yaml(lock, {"schema": "2.0", "stages": {"validate": raw_lock(lineage)}})
     assert {"lr: 1e-05", "unit: on"} <= {line.strip() for line in lock.read_text(encoding="utf-8").splitlines()}
-    found = made_by_lock(lineage, lock)
+    found = cached_by_lock(lineage, lock)
     assert found is not None
     assert found.outputs == {"out": "e" * 32 + ".dir"}
     lock.write_text("stages: [", encoding="utf-8")
-    assert made_by_lock(lineage, lock) is None, "a damaged file tells nothing"
+    assert cached_by_lock(lineage, lock) is None, "a damaged file tells nothing"
 
 
 def _input(entry: dict[str, Any]) -> None:
@@ -155,7 +158,7 @@ def test_the_lock_of_another_tells_nothing(change: Callable[[dict[str, Any]], No
     entry = raw_lock(made())
     change(entry)
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"validate": entry}}))
-    assert made_by_lock(made(), tmp_path / "dvc.lock") is None
+    assert cached_by_lock(made(), tmp_path / "dvc.lock") is None
 
 
 def test_this_repository_s_lock_is_read(settings: Settings) -> None:
@@ -164,7 +167,7 @@ def test_this_repository_s_lock_is_read(settings: Settings) -> None:
     contents = {dep["path"]: Content(dep["md5"], dep["size"], dep.get("nfiles")) for dep in entry["deps"]}
     inputs = {"ingest": contents.pop("artifacts/ingest")}
     lineage = Lineage("validate", inputs, contents, entry["params"]["params.yaml"])
-    found = made_by_lock(lineage, ROOT / "dvc.lock")
+    found = cached_by_lock(lineage, ROOT / "dvc.lock")
     assert found is not None
     assert found.outputs == {"out": entry["outs"][0]["md5"]}
     assert params_of(STEPS["validate"], settings).keys() == entry["params"]["params.yaml"].keys()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.errors import ConcordError
+from components.errors import ConcordError
 from components.shared.tracking import remote as remote_module
 from components.shared.tracking.hashes import dvc_content
 from components.shared.tracking.remote import Remote, remote_of_environment
-from tests.components.shared.data.s3_server import OWNER, S3Server, environment, free_ports
+from tests.support.s3_server import OWNER, S3Server, environment, free_ports
 
 ADDRESS = "s3://open/dvc/remote"
 EMPTY = Path("/nonexistent")

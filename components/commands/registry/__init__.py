@@ -1,0 +1,1 @@
+"""`python -m components registry`: show, promote and roll back registered versions."""

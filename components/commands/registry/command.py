@@ -1,0 +1,115 @@
+"""`python -m components registry show|promote|rollback`: the model registry by hand."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from components.commands.registry.details import details
+from components.errors import ConcordError
+from components.register.registry import PROMOTED, REASON, ROLLED_BACK, Registry
+from components.settings import load_settings
+from components.shared.io.secrets import masked
+from components.shared.scoring.shots import GROUPS
+from components.shared.tracking.connection import connect, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def main(words: Sequence[str]) -> None:
+    """Promotes a version, goes back to the champion before, or shows what there is.
+
+    Raises:
+        ConcordError: no such version, no champion to go back to, no model of that name.
+    """
+    given = parser().parse_args(words)
+    name = given.model or load_settings(given.params).registry.model
+    registry = Registry(connect(), name)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    versions = registry.versions()
+    if not versions:
+        raise ConcordError(
+            f"{name}: no version in the registry at {masked(tracking_uri())}. Register one (make run), or name another "
+            "model with --model."
+        )
+    if given.command == "promote":
+        number = str(registry.version(given.version).version)
+        registry.describe(number, f"promoted by hand: {given.reason}")
+        previous = registry.promote(number, given.reason)
+        console.print(f"{name}: version {number} is champion" + (f", after version {previous}" if previous else ""))
+    elif given.command == "rollback":
+        left, back = registry.rollback(given.reason)
+        console.print(f"{name}: version {back} is champion again, version {left} is not")
+    elif given.version:
+        details(console, registry.version(given.version), _aliases(registry, given.version))
+    else:
+        _overview(console, registry, versions)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that it takes."""
+    top = argparse.ArgumentParser(prog="python -m components registry", description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="names the model (default: %(default)s)"
+    )
+    common.add_argument("--model", help="registered model (default: register.model in the params)")
+    commands = top.add_subparsers(dest="command", required=True)
+    promote = commands.add_parser("promote", parents=[common], help="make a version champion")
+    promote.add_argument("--version", required=True, metavar="N")
+    promote.add_argument("--reason", required=True, help="kept with the version, with your name and the time")
+    rollback = commands.add_parser("rollback", parents=[common], help="make the champion before champion again")
+    rollback.add_argument("--reason", default="rolled back by hand", help="(default: %(default)s)")
+    show = commands.add_parser("show", parents=[common], help="versions, aliases, metrics, reasons, hashes")
+    show.add_argument("--version", metavar="N", help="one: its ancestry, and the decision")
+    return top
+
+
+def _aliases(registry: Registry, number: str) -> list[str]:
+    return [alias for alias, holder in sorted(registry.aliases().items()) if holder == number]
+
+
+def _overview(console: Console, registry: Registry, versions: Sequence["ModelVersion"]) -> None:
+    table = Table(title=registry.name, title_justify="left", expand=False)
+    for head in ("version", "alias"):
+        table.add_column(head, no_wrap=True)
+    for group in GROUPS:
+        table.add_column(f"MAE\n{group}", justify="right", no_wrap=True)
+    for head in ("weights\ndata", "commit"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("why", ratio=1, min_width=40)
+    for version in versions:
+        tags = version.tags
+        table.add_row(
+            str(version.version),
+            "\n".join(_aliases(registry, str(version.version))),
+            *(_figure(tags.get(f"concord.mae.{group}")) for group in GROUPS),
+            f"{tags.get('concord.in.grpo', '–')[:8]}\n{tags.get('concord.in.ingest', '–')[:8]}",
+            tags.get("concord.git.commit", "–")[:8],
+            Text(_history(tags) or tags.get(REASON, "–")),
+        )
+    console.print(table)
+
+
+def _history(tags: dict[str, str]) -> str:
+    """Reason of the decision, and what people did since."""
+    lines = [tags[REASON]] if REASON in tags else []
+    if f"{ROLLED_BACK}at" in tags:
+        lines.append(
+            f"rolled back to {tags[f'{ROLLED_BACK}to']} by {tags[f'{ROLLED_BACK}by']}, "
+            f"{tags[f'{ROLLED_BACK}at']}: {tags[f'{ROLLED_BACK}why']}"
+        )
+    elif f"{PROMOTED}at" in tags:
+        lines.append(f"champion since {tags[f'{PROMOTED}at']}, by {tags[f'{PROMOTED}by']}")
+    return "\n".join(lines)
+
+
+def _figure(text: str | None) -> str:
+    return "–" if text in (None, "None") else f"{float(text):.2f}"

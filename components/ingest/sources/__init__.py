@@ -1,0 +1,1 @@
+"""The forms in which raw input comes: a reader for each."""

@@ -1,0 +1,202 @@
+"""Runs one step from start to end: inputs, locks, cached outputs, ranks, the MLflow run, publication."""
+
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from components.console import console
+from components.errors import ConcordError
+from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
+from components.settings import Settings
+from components.shared.io.locks import output_lock, timed_lock
+from components.shared.s3.address import parse_location
+from components.steps import STEPS, Step, metrics_file
+
+if TYPE_CHECKING:
+    from components.shared.kubeflow.arguments import KubeflowArguments
+    from components.shared.tracking.lineage import Lineage
+    from components.shared.tracking.reuse import CachedOutputs
+    from components.shared.tracking.step_run import StepRun
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """One call of a step.
+
+    Attributes:
+        step, settings: what to run, and the whole experiment.
+        inputs, outputs: port name -> path; `inputs` without the raw input.
+        state: folder for training state that survives a kill; only steps that resume use it.
+        words: the command line, with which ranks are started.
+        data: folder or address of the raw input; None for `ingest.path`.
+        data_hash: DVC hash that the raw input must have; None for any.
+        kubeflow: what Kubeflow passes to the step's container; None on a machine.
+    """
+
+    step: Step
+    settings: Settings
+    inputs: Mapping[str, Path]
+    outputs: Mapping[str, Path]
+    state: Path
+    words: tuple[str, ...]
+    data: str | None = None
+    data_hash: str | None = None
+    kubeflow: "KubeflowArguments | None" = None
+
+
+class Host(Protocol):
+    """Where a step runs: on a machine, or in a Kubeflow pod."""
+
+    @property
+    def lineage(self) -> "Lineage":
+        """What the outputs are made from."""
+
+    @property
+    def pipeline_run(self) -> str | None:
+        """Kubeflow's id of the run, if it belongs to one."""
+
+    def restore(self, outputs: Mapping[str, Path]) -> "CachedOutputs | None":
+        """Fetches equal outputs that exist already; None if there are none."""
+
+    def publish(self, run: "StepRun", outputs: Mapping[str, Path], cached: "CachedOutputs | None") -> None:
+        """Hands on the finished outputs; `cached` says where they came from if the step did not compute them."""
+
+
+@dataclass(frozen=True)
+class LocalHost:
+    """A machine: outputs stay where dvc.yaml says, and `dvc repro` knows what is cached."""
+
+    lineage: "Lineage"
+    pipeline_run: str | None = None
+
+    def restore(self, outputs: Mapping[str, Path]) -> None:
+        """Nothing: a person who runs a step wants it to run."""
+
+    def publish(self, run: "StepRun", outputs: Mapping[str, Path], cached: "CachedOutputs | None") -> None:
+        """Nothing: `dvc push` is for the user to call."""
+
+
+def run(call: StepCall) -> int:
+    """Runs a step, on as many ranks as the settings ask for. Rank 0 holds the locks and talks to MLflow and the host.
+
+    Returns:
+        The exit code: 0, or that of the first rank that failed.
+
+    Raises:
+        ConcordError: an input is missing, or the step reports an error; earlier outputs are unchanged.
+    """
+    step = call.step
+    if world_size() > 1 and not step.parallel:
+        raise ConcordError(
+            f"{step.name}: runs as one process, and {world_size()} were started. Call it without a launcher."
+        )
+    with local_inputs(call) as inputs:
+        check_inputs(call, inputs)
+        if rank() > 0:
+            compute(call, inputs, None)
+            return 0
+        host = _host(call, inputs)
+        if started_by_launcher():  # the launching process holds the locks and has looked for cached outputs
+            _run_tracked(call, inputs, host, None)
+            return 0
+        with output_lock(call.outputs["out"]):
+            # Ranks that another launcher started must all do the same, so none of them takes cached outputs.
+            cached = None if "WORLD_SIZE" in os.environ else host.restore(call.outputs)
+            with nullcontext() if cached else _training_lock(call, host.lineage):
+                if step.parallel and to_launch(call.settings.launcher) and not cached:
+                    return launch(call.settings.launcher, list(call.words))
+                _run_tracked(call, inputs, host, cached)
+    return 0
+
+
+@contextmanager
+def local_inputs(call: StepCall) -> Iterator[dict[str, Path]]:
+    """Port name -> path. Raw input in a bucket is fetched, and stays unchanged while the block lasts.
+
+    Raises:
+        ConcordError: the address of the raw input is malformed or cannot be read.
+    """
+    if "data" not in call.step.inputs:
+        yield dict(call.inputs)
+        return
+    try:
+        location = parse_location(call.data or call.settings.ingest.path)
+    except ValueError as error:
+        raise ConcordError(f"--data: {error}.") from None
+    if isinstance(location, Path):
+        yield {"data": location, **call.inputs}
+        return
+    from components.shared.s3.local_copy import local_copy
+
+    with local_copy(location) as folder:
+        yield {"data": folder, **call.inputs}
+
+
+def check_inputs(call: StepCall, inputs: Mapping[str, Path]) -> None:
+    """Raises ConcordError if an input is missing. The remedy fits where the step runs: a pod has no `make`."""
+    for port, path in inputs.items():
+        if path.exists():
+            continue
+        if call.kubeflow:
+            from components.shared.kubeflow.executor import missing_input
+
+            raise missing_input(call.step, port, path, call.kubeflow.executor_input)
+        maker = f"python -m components {port}" if port in STEPS else f"make data, or put the raw input in {path}/"
+        raise ConcordError(f"{path}: missing, and {call.step.name} reads it. Make it first: {maker}")
+
+
+def compute(call: StepCall, inputs: Mapping[str, Path], tracked: "StepRun | None") -> None:
+    """Calls the step's `run` function."""
+    work: Callable[..., None] = importlib.import_module(f"components.{call.step.name}.step").run
+    state = {"state": call.state / call.step.name} if call.step.resumes else {}
+    work(call.settings, tracked, **inputs, **call.outputs, **state)
+
+
+def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
+    """The host, once the raw input is known to have the hash that the call expects."""
+    host: Host
+    if call.kubeflow:
+        from components.shared.kubeflow.task import KubeflowTask
+
+        host = KubeflowTask.of(call.step, call.settings, inputs, call.kubeflow)
+    else:
+        from components.shared.tracking.lineage import lineage_of
+
+        host = LocalHost(lineage_of(call.step, call.settings, inputs))
+    if call.data_hash is not None and (found := host.lineage.inputs["data"].md5) != call.data_hash:
+        raise ConcordError(
+            f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {call.data_hash!r}. Give the "
+            "hash of the data that data_uri names; otherwise Kubeflow's cache could serve results of other data."
+        )
+    return host
+
+
+def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[None]:
+    """Keeps a second run of the same training off its training state, which may lie on a volume that machines share.
+
+    Different trainings have separate folders. Without a known identity of the code nothing is locked.
+    """
+    if not call.step.resumes or lineage.key is None:
+        return nullcontext()
+    return timed_lock(call.state / f".{call.step.name}-{lineage.key[:16]}.lock", f"the same {call.step.name}")
+
+
+def _run_tracked(call: StepCall, inputs: Mapping[str, Path], host: Host, cached: "CachedOutputs | None") -> None:
+    from components.shared.tracking.step_run import step_run
+
+    step, outputs = call.step, call.outputs
+    console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
+    start = time.monotonic()
+    with step_run(step, call.settings, inputs, host.lineage, host.pipeline_run) as tracked:
+        if not cached:
+            compute(call, inputs, tracked)
+        tracked.finish(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")), outputs)
+        host.publish(tracked, outputs, cached)
+    paths = ", ".join(str(path) for path in outputs.values())
+    console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {paths}")

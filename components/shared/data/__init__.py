@@ -1,1 +1,0 @@
-"""Rows, shards, sources and splits."""

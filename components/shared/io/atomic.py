@@ -1,0 +1,67 @@
+"""Outputs that are whole or not there: written beside their place, renamed at the end."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.shared.io.disk_full import disk_full_errors
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder to write into, which becomes `path` when the block ends well.
+
+    Whatever stood at `path` stays whole until then. After an error the half-written folder is removed; after a kill it
+    is left as `.NAME.partial` and removed by the next call.
+
+    Raises:
+        ConcordError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial"
+    old = path.parent / f".{path.name}.old"
+    _remove(partial)
+    partial.mkdir()
+    try:
+        with disk_full_errors(path):
+            yield partial
+    except BaseException:
+        _remove(partial)
+        raise
+    _remove(old)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(partial, path)
+    _remove(old)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial"
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_text(path: Path, content: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As `write_text`, keys sorted, so that the same content is the same bytes."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""Greedy answers to a stream of rows, in batches."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from components.settings import Task
+from components.shared.model.prompts import prompt_with_image
+from components.shared.rows.images import decode_image
+from components.shared.scoring.answers import parse_answers
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str], max_new_tokens: int
+) -> list[str]:
+    """The greedy completion of each image and question, as text without special tokens."""
+    texts = [
+        processor.apply_chat_template(prompt_with_image(question), add_generation_prompt=True, tokenize=False)
+        for question in questions
+    ]
+    batch = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
+    batch = batch.to(model.device)
+    for key, value in batch.items():
+        if torch.is_floating_point(value):
+            batch[key] = value.to(model.dtype)
+    generate: Any = model.generate
+    whole = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    return processor.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def answer(
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Iterable[pa.RecordBatch],
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Ids and raw completions, batch by batch.
+
+    Args:
+        rows: record batches with the columns id, image and question.
+    """
+    training = model.training
+    model.eval()
+    try:
+        for chunk in rows:
+            for start in range(0, chunk.num_rows, batch_size):
+                part = chunk.slice(start, batch_size)
+                images = [decode_image(value["bytes"]) for value in part.column("image").to_pylist()]
+                questions = part.column("question").to_pylist()
+                yield part.column("id").to_pylist(), greedy(model, processor, images, questions, max_new_tokens)
+    finally:
+        model.train(training)
+
+
+def answers(
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Iterable[pa.RecordBatch],
+    batch_size: int,
+    max_new_tokens: int,
+    task: Task,
+) -> tuple[list[str], list[str], np.ndarray]:
+    """Ids, raw completions and the numbers in them, `(N,)` with NaN for no valid answer, of all rows; see `answer`."""
+    ids: list[str] = []
+    texts: list[str] = []
+    for batch_ids, batch_texts in answer(model, processor, rows, batch_size, max_new_tokens):
+        ids += batch_ids
+        texts += batch_texts
+    return ids, texts, parse_answers(texts, task.low, task.high)

@@ -1,0 +1,1 @@
+"""Metrics with intervals, prediction tables and figures. Training imports none of it."""

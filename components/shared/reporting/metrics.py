@@ -1,0 +1,147 @@
+"""Metrics by shot group, with bootstrap intervals over the test images."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from components.shared.scoring.errors import Array, Predictions
+from components.shared.scoring.shots import GROUPS
+
+RESAMPLES_AT_ONCE = 250
+
+
+def resamples(n: int, times: int, seed: int) -> Iterator[Array]:
+    """Bootstrap weights: how often each of `n` images is drawn, in blocks `(<=250, n)`, `times` rows in all."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, times, RESAMPLES_AT_ONCE):
+        rows = min(RESAMPLES_AT_ONCE, times - start)
+        yield rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(np.float64)
+
+
+def interval(samples: ArrayLike) -> list[float] | None:
+    """The central 95 % of bootstrap samples, or None where none is defined."""
+    finite = np.asarray(samples, np.float64)
+    finite = finite[np.isfinite(finite)]
+    return [float(q) for q in np.quantile(finite, [0.025, 0.975])] if len(finite) else None
+
+
+Statistic = Callable[[Array], Array]
+
+
+def mean_over(values: Array, mask: NDArray[np.bool_]) -> Statistic:
+    """Weights `(R, N)` -> weighted mean of `values` over the masked images `(R,)`; NaN where none was drawn."""
+
+    def statistic(weights: Array) -> Array:
+        drawn = weights[:, mask]
+        total = drawn.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (drawn @ values[mask]) / total
+
+    return statistic
+
+
+def moments(predictions: Array, targets: Array) -> Callable[[Array], dict[str, Array]]:
+    """Weights `(R, N)` -> rmse, pearson, ccc and sd_ratio, each `(R,)`; NaN where undefined."""
+    centre = targets.mean()
+    p, t = predictions - centre, targets - centre
+    columns = np.stack([p, t, p * p, t * t, p * t], axis=1)
+
+    def statistic(weights: Array) -> dict[str, Array]:
+        mp, mt, pp, tt, pt = ((weights @ columns) / weights.sum(axis=1, keepdims=True)).T
+        vp, vt = np.maximum(pp - mp**2, 0.0), np.maximum(tt - mt**2, 0.0)
+        # A constant vector leaves rounding noise of about 1e-16 of its mean square where the variance is 0.
+        vp, vt = np.where(vp < 1e-12 * pp, 0.0, vp), np.where(vt < 1e-12 * tt, 0.0, vt)
+        cov, gap = pt - mp * mt, mp - mt
+        lin = vp + vt + gap**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "rmse": np.sqrt(np.maximum(pp + tt - 2 * pt, 0.0)),
+                "pearson": np.where(vp * vt > 0, cov / np.sqrt(vp * vt), np.nan),
+                "ccc": np.where(lin > 0, 2 * cov / lin, 0.0),
+                "sd_ratio": np.where(vt > 0, np.sqrt(vp) / np.sqrt(vt), np.nan),
+            }
+
+    return statistic
+
+
+def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict[str, object]:
+    """Every metric of one model, each with its 95 % bootstrap interval over images.
+
+    Returns:
+        `{"groups": {group: {"n", "mae", "mae_ci", "gm", "gm_ci"}}, "rmse", "rmse_ci", "pearson", ..., "unparseable",
+        "unparseable_ci", "gm_floor", "n"}`. An empty shot group has `n` 0 and None for every figure. A figure that is
+        not defined (Pearson of a constant) is None.
+    """
+    if not len(predictions.targets):
+        raise ValueError("no predictions to evaluate")
+    errors = predictions.errors
+    logs = np.log(np.maximum(errors, predictions.floor))
+    statistics: dict[str, Statistic] = {
+        "unparseable": mean_over(predictions.unparseable.astype(np.float64), predictions.members("all"))
+    }
+    for group in GROUPS:
+        mask = predictions.members(group)
+        if mask.any():
+            statistics[f"mae.{group}"] = mean_over(errors, mask)
+            statistics[f"gm.{group}"] = mean_over(logs, mask)
+    shape = moments(predictions.scored, predictions.targets)
+
+    def figures(weights: Array) -> dict[str, Array]:
+        found = {name: statistic(weights) for name, statistic in statistics.items()} | shape(weights)
+        return {name: np.exp(v) if name.startswith("gm.") else v for name, v in found.items()}
+
+    n = len(predictions.targets)
+    point = {name: float(v[0]) for name, v in figures(np.ones((1, n))).items()}
+    blocks = [figures(weights) for weights in resamples(n, times, seed)]
+    spread = {name: interval(np.concatenate([b[name] for b in blocks])) for name in point}
+    groups = {}
+    for group in GROUPS:
+        size = int(predictions.members(group).sum())
+        groups[group] = {"n": size} | {
+            key: value
+            for metric in ("mae", "gm")
+            for key, value in (
+                (metric, point.get(f"{metric}.{group}")),
+                (f"{metric}_ci", spread.get(f"{metric}.{group}")),
+            )
+        }
+    result: dict[str, object] = {"n": n, "gm_floor": predictions.floor, "groups": groups}
+    for name in ("rmse", "pearson", "ccc", "sd_ratio", "unparseable"):
+        result[name] = point[name] if np.isfinite(point[name]) else None
+        result[f"{name}_ci"] = spread[name]
+    return result
+
+
+def paired_difference(
+    ours: list[Array], theirs: list[Array], mask: NDArray[np.bool_], times: int = 2000, seed: int = 0
+) -> dict[str, object]:
+    """Mean of `ours - theirs` over the masked images, paired image by image and seed by seed.
+
+    Args:
+        ours, theirs: one `(N,)` array of absolute errors per seed, the same seeds in the same order, the same images.
+        mask: `(N,)` the images that count.
+
+    Returns:
+        `{"n", "seeds", "difference", "ci", "per_seed"}`: below 0 means that ours is better. The interval resamples
+        seeds and images (two levels); with one seed, images alone. Empty mask: n 0 and None.
+    """
+    n = int(mask.sum())
+    if n == 0:
+        return {"n": 0, "seeds": len(ours), "difference": None, "ci": None, "per_seed": None}
+    gaps = np.stack([a[mask] - b[mask] for a, b in zip(ours, theirs, strict=True)])
+    rng = np.random.default_rng(seed)
+    seeds = len(gaps)
+    samples = np.empty(times)
+    for start in range(0, times, RESAMPLES_AT_ONCE):
+        rows = min(RESAMPLES_AT_ONCE, times - start)
+        images = rng.multinomial(n, np.full(n, 1 / n), size=rows) / n
+        picks = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=rows) / seeds
+        samples[start : start + rows] = np.einsum("rs,sn,rn->r", picks, gaps, images, optimize=True)
+    return {
+        "n": n,
+        "seeds": seeds,
+        "difference": float(gaps.mean()),
+        "ci": interval(samples),
+        "per_seed": [float(g.mean()) for g in gaps],
+    }

@@ -1,0 +1,1 @@
+"""The rows between steps: Parquet shards, images, label histograms."""

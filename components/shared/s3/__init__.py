@@ -1,0 +1,1 @@
+"""Reading folders of S3 buckets through a cache."""

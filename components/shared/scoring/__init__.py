@@ -1,0 +1,1 @@
+"""Pure numbers: answers, shot groups, errors. Imports numpy and nothing of ours."""

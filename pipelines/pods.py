@@ -1,0 +1,99 @@
+"""What a step's task gets on Kubernetes, from the settings of the cluster."""
+
+import json
+
+from kfp import dsl, kubernetes
+
+from components.errors import ConcordError
+from components.launcher import SECTION
+from components.settings import Launcher, Settings
+from components.shared.kubeflow.names import RUN_ID, STATE
+from components.shared.s3.cache import LIMIT
+from components.steps import STEPS
+from pipelines.cluster_settings import Cluster, quantity_bytes
+
+# The API server's. A placeholder on the command line would stay as it is, and would be an input of the step.
+RUN_LABEL = "metadata.labels['pipeline/runid']"
+SCRATCH = "/tmp"  # the root file system may be read-only
+SHARED_MEMORY = "/dev/shm"
+CACHE_SHARE = 0.9  # of SCRATCH that fetched data may take up
+
+
+def place(task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: str) -> None:
+    """Puts image, resources, volumes, secrets, retries and limits on the task of a step.
+
+    Raises:
+        ConcordError: the launcher is to start more ranks than the step has accelerators.
+    """
+    task.set_container_image(image)
+    _resources(task, settings.launcher, cluster)
+    _volumes(task, cluster)
+    _environment(task, cluster)
+    pod, wait = cluster.pod(task.name), cluster.backoff
+    task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{cluster.window(task.name)}s")
+    kubernetes.set_timeout(task, pod.timeout_minutes * 60)
+    for label, value in pod.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for taint in pod.tolerations:
+        kubernetes.add_toleration(task, taint.key, taint.operator, taint.value, taint.effect)
+    kubernetes.set_image_pull_policy(task, cluster.pull_policy)
+    if cluster.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, cluster.pull_secrets)
+    if cluster.user is not None or cluster.group is not None:
+        kubernetes.set_security_context(task, cluster.user, cluster.group)
+
+
+def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
+    """Limits of the whole run."""
+    return dsl.PipelineConfig(
+        ttl_seconds_after_finished=_seconds(cluster.ttl_hours),
+        active_deadline_seconds=_seconds(cluster.deadline_hours),
+    )
+
+
+def _seconds(hours: int | None) -> int | None:
+    return None if hours is None else hours * 3600
+
+
+def _resources(task: dsl.PipelineTask, launcher: Launcher, cluster: Cluster) -> None:
+    step, pod = STEPS[task.name], cluster.pod(task.name)
+    ranks = launcher.num_processes if step.parallel else 1
+    if pod.accelerator is not None:
+        if ranks > pod.accelerator.count:
+            raise ConcordError(
+                f"steps.{step.name}.accelerator.count in the cluster file is {pod.accelerator.count}, and "
+                f"launcher.num_processes starts {ranks} ranks, one for each accelerator. Set both to the same number."
+            )
+        task.set_accelerator_type(pod.accelerator.type).set_accelerator_limit(pod.accelerator.count)
+    cpu = f"{pod.cpu:g}"
+    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
+    # Libraries count the cores of the node, not those of the pod's limit.
+    task.set_env_variable("OMP_NUM_THREADS", str(max(int(pod.cpu / ranks), 1)))
+    if step.parallel:
+        task.set_env_variable(SECTION, json.dumps(launcher.model_dump(mode="json")))
+
+
+def _volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=cluster.scratch)
+    shared_memory = cluster.pod(task.name).shared_memory
+    if shared_memory is not None:
+        kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory", size_limit=shared_memory)
+    if not STEPS[task.name].resumes:
+        return
+    if cluster.checkpoints is not None:
+        kubernetes.mount_pvc(task, cluster.checkpoints, STATE)
+    else:
+        kubernetes.empty_dir_mount(task, "checkpoints", STATE)
+
+
+def _environment(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    """Secrets by reference: names alone are in the pipeline."""
+    kubernetes.use_field_path_as_env(task, RUN_ID, RUN_LABEL)
+    if "data" in STEPS[task.name].inputs and "CONCORD_CACHE" not in cluster.environment:
+        # The image keeps its cache in SCRATCH, and a pod that outgrows its size limit is evicted.
+        task.set_env_variable(LIMIT, str(int(CACHE_SHARE * quantity_bytes(cluster.scratch))))
+    for name, value in cluster.environment.items():
+        task.set_env_variable(name, value)
+    for secret in cluster.secrets:
+        for name, key in secret.env.items():  # one at a time: kfp maps key -> variable, and two may be of one key
+            kubernetes.use_secret_as_env(task, secret.name, {key: name}, secret.optional)

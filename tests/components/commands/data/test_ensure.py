@@ -1,0 +1,161 @@
+"""data/ and data.dvc, with a real DVC repository and a real remote."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.commands.data.command import main as data_command
+from components.commands.data.ensure import ensure
+from components.errors import ConcordError
+from components.shared.tracking.hashes import dvc_hash
+
+ROOT = Path(__file__).parents[4]
+
+
+def dvc(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository without git: params.yaml, data/ as the default experiment makes it, data.dvc. Made once."""
+    folder = tmp_path_factory.mktemp("template")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        dvc("init", "--no-scm")
+        dvc("config", "core.analytics", "false")
+        data_command(["make"])
+        dvc("add", "data")
+    return folder
+
+
+@pytest.fixture
+def versioned(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    folder = tmp_path / "repository"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def place(versioned: Path) -> Path:
+    """The same with neither data nor pointer."""
+    shutil.rmtree("data")
+    Path("data.dvc").unlink()
+    return versioned
+
+
+def test_data_that_is_right_is_left_alone(versioned: Path) -> None:
+    before = (versioned / "data.dvc").read_bytes()
+    when = (versioned / "data" / "scenes.csv").stat().st_mtime_ns
+    ensure()
+    assert (versioned / "data" / "scenes.csv").stat().st_mtime_ns == when
+    assert (versioned / "data.dvc").read_bytes() == before
+
+
+def test_missing_data_is_made_anew_to_the_same_hash(versioned: Path) -> None:
+    shutil.rmtree(versioned / "data")
+    ensure()
+    out = yaml.safe_load((versioned / "data.dvc").read_text(encoding="utf-8"))["outs"][0]
+    assert dvc_hash(versioned / "data") == out["md5"]
+
+
+def test_changed_data_is_an_error_and_no_new_version(versioned: Path) -> None:
+    before = (versioned / "data.dvc").read_bytes()
+    table = versioned / "data" / "scenes.csv"
+    text = table.read_text(encoding="utf-8")
+    table.unlink()
+    table.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(
+        ConcordError, match=r"data: its hash is .*, but data\.dvc says .* move data away and run make data"
+    ):
+        ensure()
+    assert (versioned / "data.dvc").read_bytes() == before
+    assert table.read_text(encoding="utf-8") == text + "\n"
+
+
+def test_a_file_too_many_is_an_error(versioned: Path) -> None:
+    (versioned / "data" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConcordError, match="its hash is"):
+        ensure()
+
+
+def test_data_that_comes_out_otherwise_when_made_anew_is_an_error(versioned: Path) -> None:
+    pointer = versioned / "data.dvc"
+    pointer.write_text(pointer.read_text(encoding="utf-8").replace("md5: ", "md5: 00", 1), encoding="utf-8")
+    shutil.rmtree(versioned / "data")
+    with pytest.raises(ConcordError, match="made anew just now, so the code that draws it has changed"):
+        ensure()
+
+
+def test_missing_data_comes_from_the_remote(versioned: Path) -> None:
+    (versioned / "data" / "extra.txt").write_text("not what make would make", encoding="utf-8")
+    dvc("add", "data")
+    dvc("remote", "add", "--default", "store", str(versioned / "store"))
+    dvc("push")
+    shutil.rmtree(versioned / ".dvc" / "cache")
+    shutil.rmtree(versioned / "data")
+    ensure()
+    assert (versioned / "data" / "extra.txt").read_text(encoding="utf-8") == "not what make would make"
+
+
+def test_a_pull_that_was_killed_is_pulled_again(versioned: Path) -> None:
+    dvc("remote", "add", "--default", "store", str(versioned / "store"))
+    dvc("push")
+    (versioned / "data" / "scenes.csv").unlink()
+    (versioned / ".dvc" / "tmp" / "pull-unfinished").touch()
+    ensure()
+    assert (versioned / "data" / "scenes.csv").exists()
+    assert not (versioned / ".dvc" / "tmp" / "pull-unfinished").exists()
+
+
+def test_a_remote_that_gives_nothing_is_no_obstacle(versioned: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    dvc("remote", "add", "--default", "store", str(versioned / "empty"))
+    shutil.rmtree(versioned / ".dvc" / "cache")
+    shutil.rmtree(versioned / "data")
+    ensure()
+    assert "making it anew" in capfd.readouterr().err
+    assert (versioned / "data" / "scenes.csv").exists()
+
+
+def test_files_of_one_s_own_cannot_be_made(versioned: Path) -> None:
+    params = versioned / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("source: gauges", "source: folder"), encoding="utf-8")
+    shutil.rmtree(versioned / "data")
+    with pytest.raises(ConcordError, match=r"data: missing, and no DVC remote gave it.*dvc remote add"):
+        ensure()
+    assert not (versioned / "data").exists()
+
+
+def test_other_raw_input_is_none_of_its_business(place: Path) -> None:
+    params = place / "params.yaml"
+    params.write_text(
+        params.read_text(encoding="utf-8").replace("  path: data ", "  path: ../photos "), encoding="utf-8"
+    )
+    (place / "data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
+    ensure()
+    assert not (place / "data").exists()
+
+
+@pytest.mark.parametrize("text", ["", "outs: []\n", "outs: [{path: data}]\n", "a: [\n", "- 1\n"])
+def test_a_broken_pointer_is_named(text: str, place: Path) -> None:
+    (place / "data.dvc").write_text(text, encoding="utf-8")
+    with pytest.raises(ConcordError, match=r"data\.dvc: not a \.dvc file of one output"):
+        ensure()
+
+
+def test_a_missing_pointer_is_named(place: Path) -> None:
+    with pytest.raises(ConcordError, match=r"data\.dvc: missing"):
+        ensure()
+
+
+def test_the_repository_s_data_can_be_made_anew_on_any_machine(tmp_path: Path) -> None:
+    data_command(["make", "--out", str(tmp_path / "data")])
+    out = yaml.safe_load((ROOT / "data.dvc").read_text(encoding="utf-8"))["outs"][0]
+    assert dvc_hash(tmp_path / "data") == out["md5"]

@@ -1,0 +1,147 @@
+"""The source `folder`: rows, their order, their splits."""
+
+import hashlib
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from components.errors import ConcordError
+from components.ingest.sources.folder import read_folder
+from components.shared.rows.rows import SPLITS
+from tests.support.raw_folder import SHARED_DATA, RawFolder, write_params
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> RawFolder:
+    return RawFolder(tmp_path / "data")
+
+
+def given_splits(raw: RawFolder) -> dict:
+    """Adds a split column to the table, and gives the settings for it."""
+    raw.rows = [[*row, SPLITS[k % 3]] for k, row in enumerate(raw.rows)]
+    raw.write(header=["image", "reading", "part"])
+    return {"split": "given", "split_column": "part"}
+
+
+def test_rows_hold_the_files_as_they_are(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml", task={"question": "How much?"})
+    rows = {row.id: row for _, row in read_folder(raw.folder, settings)}
+    assert len(rows) == len(raw.rows)
+    row = rows["images/041.png"]
+    assert row.image == (raw.folder / "images" / "041.png").read_bytes()
+    assert (row.target, row.question, row.origin) == (50.0, "How much?", "labels.csv:43 images/041.png")
+
+
+def test_the_balanced_rule_counts_label_bins(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml", task={"bin_width": 50})
+    counts = Counter((split, row.target >= 50) for split, row in read_folder(raw.folder, settings))
+    # 40 rows below 50 and 29 from there on, at most 4 of each to val and to test.
+    assert counts == {
+        ("train", False): 32, ("val", False): 4, ("test", False): 4,
+        ("train", True): 21, ("val", True): 4, ("test", True): 4,
+    }  # fmt: skip
+
+
+def test_given_splits_are_kept_and_mixed(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml", ingest=given_splits(raw))
+    rows = list(read_folder(raw.folder, settings))
+    assert {row.id: split for split, row in rows} == {image: split for image, _, split in raw.rows}
+    assert [split for split, _ in rows] == sorted((split for split, _ in rows), key=SPLITS.index)
+    train = [row.target for split, row in rows if split == "train"]
+    assert train not in (sorted(train), sorted(train, reverse=True))
+
+
+@pytest.mark.parametrize("split", ["balanced", "given"])
+def test_nothing_depends_on_the_order_of_the_table(raw: RawFolder, split: str) -> None:
+    ingest = given_splits(raw) if split == "given" else {}
+    settings = write_params(raw.folder / "params.yaml", ingest=ingest)
+    before = [(split, row.id) for split, row in read_folder(raw.folder, settings)]
+    random.Random(1).shuffle(raw.rows)
+    raw.write(header=["image", "reading", "part"][: len(raw.rows[0])])
+    assert [(split, row.id) for split, row in read_folder(raw.folder, settings)] == before
+
+
+def test_an_empty_split_is_an_error(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml", ingest=given_splits(raw))
+    raw.rows = [[*row[:2], "train" if row[2] == "val" else row[2]] for row in raw.rows]
+    raw.write(header=["image", "reading", "part"])
+    with pytest.raises(ConcordError, match=r"labels\.csv: 69 rows, none of them in val\. .*ingest\.split: balanced"):
+        next(read_folder(raw.folder, settings))
+
+
+def test_balanced_without_three_rows_of_any_label_is_an_error(raw: RawFolder) -> None:
+    raw.rows = [[row[0], str(k)] for k, row in enumerate(raw.rows)]
+    raw.write()
+    with pytest.raises(ConcordError, match=r"none of them in val or test\. .*widen task\.bin_width"):
+        next(read_folder(raw.folder, write_params(raw.folder / "params.yaml")))
+
+
+@pytest.mark.parametrize("csv", ["../labels.csv", "/etc/passwd", "a/../../labels.csv"])
+def test_the_table_lies_in_the_folder(raw: RawFolder, csv: str) -> None:
+    settings = write_params(raw.folder / "params.yaml", ingest={"csv": csv})
+    with pytest.raises(ConcordError, match=r"ingest\.csv: .* lies outside"):
+        next(read_folder(raw.folder, settings))
+
+
+def test_images_lie_beside_a_table_in_a_folder_below(raw: RawFolder) -> None:
+    os.rename(raw.folder, raw.folder.parent / "moved")
+    (raw.folder).mkdir()
+    os.rename(raw.folder.parent / "moved", raw.folder / "version 2")
+    settings = write_params(raw.folder / "params.yaml", ingest={"csv": "version 2/labels.csv"})
+    assert len(list(read_folder(raw.folder, settings))) == len(raw.rows)
+
+
+def test_a_missing_table_names_those_that_are_there(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml", ingest={"csv": "lables.csv"})
+    with pytest.raises(ConcordError, match=r"lables\.csv: no such file\. CSV files there: labels\.csv\."):
+        next(read_folder(raw.folder, settings))
+
+
+def test_a_file_that_goes_while_it_is_read_names_its_row(raw: RawFolder) -> None:
+    settings = write_params(raw.folder / "params.yaml")
+    rows = read_folder(raw.folder, settings)  # the table has been checked; images are read as rows are asked for
+    for image in (raw.folder / "images").iterdir():
+        image.unlink()
+    with pytest.raises(ConcordError, match=r"labels\.csv:\d+: images/\d+\.png: cannot be read \(No such file"):
+        list(rows)  # some are read already
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "task", "ingest"),
+    [
+        ("meter-digits", 7467, {"high": 10, "resolution": 0.1, "bin_width": 0.1}, {"target_column": "reading"}),
+        ("han-strokes", 20902, {"low": 1}, {"image_column": "path", "target_column": "strokes"}),
+    ],
+)
+def test_real_folders_are_read_whole(tmp_path: Path, name: str, count: int, task: dict, ingest: dict) -> None:
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    settings = write_params(tmp_path / "params.yaml", task=task, ingest={**ingest, "max_per_label": 30})
+    targets: dict[str, Counter[float]] = {split: Counter() for split in SPLITS}
+    contents = set()
+    for split, row in read_folder(folder, settings):
+        targets[split][row.target] += 1
+        contents.add(hashlib.sha256(row.image).digest())
+    assert sum(targets["train"].values()) + 2 * sum(targets["test"].values()) == count == len(contents)
+    assert targets["val"] == targets["test"]
+    for target, train in targets["train"].items():
+        test = targets["test"][target]
+        assert test == min((train + 2 * test) // 3, 30)
+
+
+def test_a_table_whose_images_are_all_missing_is_told_on_one_screen(tmp_path: Path) -> None:
+    folder = SHARED_DATA / "agedb"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    columns = {"csv": "agedb.csv", "image_column": "path", "target_column": "age"}
+    settings = write_params(tmp_path / "params.yaml", ingest=columns)
+    with pytest.raises(ConcordError) as caught:
+        next(read_folder(folder, settings))
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("agedb.csv: 16488 faults")
+    assert lines[-1] == "  and 16478 more (missing file: 16478)"
+    assert len(lines) == 12

@@ -1,0 +1,104 @@
+"""The device is the accelerator that the machine has, not the one that torch was built for."""
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from components.commands.ablation.continued_sft import effort
+from components.commands.bench import measure
+from components.commands.dry_run.command import dry_run
+from components.evaluate.step import run as evaluate
+from components.grpo.trainer import training_arguments as grpo_arguments
+from components.register.served_model import ImageRegressor
+from components.settings import Settings
+from components.sft.trainer import training_arguments as sft_arguments
+from components.shared.model.device import device, on_accelerator
+from components.shared.training.ranks import ranks
+from tests.support.gauge_world import ingested, write_params
+from tests.support.gray_world import GrayWorld
+
+ROOT = Path(__file__).parents[4]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch as its CUDA build is on a machine without a GPU, where anything that is moved to CUDA fails."""
+
+    def current_accelerator(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def test_no_other_code_asks_torch_what_it_runs_on() -> None:
+    """Every place that chooses a device goes through `device`, so that the tests below cover them all."""
+    asking = []
+    for path in (*(ROOT / "components").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            by_name = isinstance(node, ast.Attribute) and node.attr in ("current_accelerator", "is_available", "cuda")
+            by_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cuda")
+            if by_name or by_text:
+                asking.append(str(path.relative_to(ROOT)))
+    assert asking == ["components/shared/model/device.py"]
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_without_an_accelerator_it_is_the_cpu() -> None:
+    assert device() == CPU
+    assert not on_accelerator()
+    assert ranks().device == CPU
+
+
+def test_an_accelerator_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    assert device() == torch.device("cuda")
+    assert on_accelerator()
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_evaluate_and_the_registered_model_answer(gray: GrayWorld, tmp_path: Path) -> None:
+    track = SimpleNamespace(attach=lambda *_: None)
+    inputs = {"ingest": gray.ingest, "sft": gray.sft, "grpo": gray.grpo}
+    evaluate(gray.settings, track, **inputs, out=tmp_path / "out", report=tmp_path / "report")  # type: ignore[arg-type]
+    assert (tmp_path / "out" / "predictions-grpo.parquet").exists()
+    served = ImageRegressor()
+    chosen = {"dtype": "float32", "attention": "sdpa"}
+    served.load_context(SimpleNamespace(model_config=chosen, artifacts={"model": str(gray.grpo)}))  # type: ignore[arg-type]
+    assert served._model.device == CPU
+
+
+@pytest.mark.usefixtures("cuda_build")
+@pytest.mark.parametrize("step", ["sft", "grpo"])
+def test_the_dry_run_measures_nothing(step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(step, write_params(tmp_path / "params.yaml"), ingested(tmp_path / "rows"))
+    shown = capsys.readouterr().out
+    assert "parameters" in shown
+    assert "measured on" not in shown
+
+
+@pytest.mark.usefixtures("cuda_build")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda settings, folder: sft_arguments(settings.sft, settings.model, folder),
+        lambda settings, folder: grpo_arguments(settings.grpo, settings, folder, 1),
+    ],
+    ids=["sft", "grpo"],
+)
+def test_training_is_on_the_cpu(
+    arguments: Callable[[Settings, Path], object], settings: Settings, tmp_path: Path
+) -> None:
+    assert arguments(settings, tmp_path).device == CPU  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_commands_time_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.process_time", lambda: 7.0)
+    assert effort() == 7.0
+    measure._settle()  # no accelerator to wait for

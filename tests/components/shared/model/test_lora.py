@@ -1,0 +1,116 @@
+"""Which weights are trained, and that adapters merged into the weights change nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from components.errors import ConcordError
+from components.settings import Lora, Model, Settings
+from components.shared.model.loading import load, save
+from components.shared.model.lora import merged, trainable, vision_tower
+from tests.support.gauge_world import LORA, asked, tiny, write_params
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return write_params(tmp_path_factory.mktemp("params") / "params.yaml")
+
+
+def chosen(settings: Settings, *, freeze: bool, targets: Any = None, dropout: float = 0.0) -> Model:
+    lora = Lora.model_validate({**LORA, "targets": targets, "dropout": dropout}) if targets else None
+    return settings.model.model_copy(update={"freeze_vision": freeze, "lora": lora})
+
+
+def gradients(model: nn.Module, processor: Any) -> dict[str, float]:
+    """Parameters that a step would change, with the size of their gradient."""
+    batch = asked(processor, 3)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    return {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_everything_is_trained_without_settings(settings: Settings) -> None:
+    model, processor = tiny(settings)
+    trained = trainable(model, chosen(settings, freeze=False))
+    assert trained is model
+    assert {name for name, _ in model.named_parameters()} == gradients(trained, processor).keys()
+
+
+def test_a_frozen_vision_tower_gets_no_gradient(settings: Settings) -> None:
+    model, processor = tiny(settings)
+    trained = trainable(model, chosen(settings, freeze=True))
+    found = gradients(trained, processor)
+    frozen = {name for name, _ in model.named_parameters() if name.startswith("model.vision_model.")}
+    assert len(frozen) > 10
+    assert found.keys() == {name for name, _ in model.named_parameters()} - frozen
+    assert all(size > 0 for name, size in found.items() if "connector" in name)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_adapters_alone_are_trained(freeze: bool, settings: Settings) -> None:
+    model, processor = tiny(settings)
+    plain = {name for name, _ in model.named_parameters()}
+    trained = trainable(model, chosen(settings, freeze=freeze, targets="all-linear"))
+    found = gradients(trained, processor)
+    assert found
+    assert all("lora_" in name for name in found)
+    assert any(".text_model." in name for name in found)
+    assert any(".vision_model." in name for name in found) is not freeze
+    assert not any("lm_head" in name for name in found)
+    count = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    assert count < 0.3 * sum(p.numel() for p in trained.parameters())
+    assert plain  # peft renames the weights, it does not replace them
+
+
+def test_modules_can_be_named(settings: Settings) -> None:
+    model, processor = tiny(settings)
+    found = gradients(trainable(model, chosen(settings, freeze=True, targets=["q_proj", "v_proj"])), processor)
+    assert len(found) == 2 * 2 * 2  # layers, modules, two matrices each
+    assert all(".q_proj." in name or ".v_proj." in name for name in found)
+
+
+def test_merged_is_the_adapted_model(settings: Settings, tmp_path: Path) -> None:
+    model, processor = tiny(settings)
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = trainable(model, chosen(settings, freeze=False, targets="all-linear", dropout=0.3))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:  # zero at the start, so that adapters begin without effect
+            nn.init.normal_(weight, std=0.2)
+    batch = asked(processor, 3)
+    adapted.eval()  # dropout belongs to training
+    with torch.no_grad():
+        expected = adapted(**batch).logits
+        whole = merged(adapted)
+        torch.testing.assert_close(whole(**batch).logits, expected, rtol=0, atol=1e-5)
+    assert whole.state_dict().keys() == plain.keys(), "the names of a plain model"
+    changed = [name for name, value in whole.state_dict().items() if not torch.equal(value, plain[name])]
+    assert any("text_model" in name for name in changed)
+    assert not any("lm_head" in name or "embed" in name for name in changed)
+    save(whole, processor, tmp_path / "model")
+    loaded, _ = load(tmp_path / "model", settings.model)
+    with torch.no_grad():
+        logits = loaded(**batch).logits
+    allowed = (logits > -1000).all(dim=0).all(dim=0)
+    torch.testing.assert_close(logits[..., allowed], expected[..., allowed], rtol=0, atol=1e-5)
+
+
+def test_new_adapters_change_nothing(settings: Settings) -> None:
+    model, processor = tiny(settings)
+    batch = asked(processor, 2)
+    with torch.no_grad():
+        before = model(**batch).logits
+        after = trainable(model, chosen(settings, freeze=False, targets="all-linear")).eval()(**batch).logits
+    assert torch.equal(before, after)
+
+
+def test_a_plain_model_is_merged_already(settings: Settings) -> None:
+    model, _ = tiny(settings)
+    assert merged(model) is model
+
+
+def test_a_model_without_a_vision_tower_is_named() -> None:
+    with pytest.raises(ConcordError, match=r"model\.freeze_vision: Linear has no vision tower"):
+        vision_tower(nn.Linear(2, 2))  # type: ignore[arg-type]

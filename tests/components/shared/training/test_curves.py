@@ -1,0 +1,67 @@
+"""Curves: to the tracker while training runs, and to files that hold nothing that differs from run to run."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from components.shared.training.curves import Follow, write_results
+from tests.support.gauge_world import Curves
+
+HISTORY = [
+    {"loss": 2.0, "learning_rate": 0.1, "epoch": 0.1, "step": 5, "step_time": 0.3},
+    {"val_mae": 20.0, "epoch": 0.1, "step": 5},
+    {"loss": 1.0, "learning_rate": 0.05, "epoch": 0.2, "step": 10, "num_tokens": 900.0, "kl": None},
+    {"train_runtime": 3.0, "train_samples_per_second": 9.0, "total_flos": 1e9, "train_loss": 1.5, "step": 10},
+    {"loss": float("nan"), "epoch": 0.3, "step": 15},
+    {"train_runtime": 4.0, "train_loss": 0.0, "step": 20},
+]
+
+
+def test_a_line_a_step_a_column_a_metric(tmp_path: Path) -> None:
+    write_results(tmp_path, HISTORY, {"steps": 15, "val_mae": 19.5, "nothing": None})
+    with open(tmp_path / "curve.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines == [
+        ["step", "kl", "learning_rate", "loss", "val_mae"],
+        ["5", "", "0.1", "2.0", "20.0"],
+        ["10", "", "0.05", "1.0", ""],
+        ["15", "", "", "nan", ""],
+    ]
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == {"learning_rate": 0.05, "nothing": None, "steps": 15, "val_mae": 19.5}
+
+
+def test_no_history_at_all(tmp_path: Path) -> None:
+    write_results(tmp_path, [], {"steps": 0})
+    assert (tmp_path / "curve.csv").read_text(encoding="utf-8") == "step\n"
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == {"steps": 0}
+
+
+def test_the_tracker_gets_finite_numbers_with_their_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    track = Curves()
+    follow = Follow(track, ("loss",))  # type: ignore[arg-type]
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state, control = TrainerState(max_steps=20, is_world_process_zero=True), TrainerControl()
+    follow.on_train_begin(arguments, state, control)
+    state.global_step = 5
+    follow.on_step_end(arguments, state, control)
+    logs = {"loss": 2.0, "step_time": 0.1, "kl": float("nan"), "note": "text"}
+    follow.on_log(arguments, state, control, logs=logs)  # type: ignore[arg-type]
+    follow.on_log(arguments, state, control)
+    follow.on_train_end(arguments, state, control)
+    assert track.points == [(5, {"loss": 2.0, "step_time": 0.1}), (5, {})]
+    assert "training" in capsys.readouterr().out
+
+
+def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    follow = Follow(None, ("loss",))
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state, control = TrainerState(is_world_process_zero=False), TrainerControl()
+    follow.on_train_begin(arguments, state, control)
+    follow.on_step_end(arguments, state, control)
+    follow.on_log(arguments, state, control, logs={"loss": 1.0})
+    follow.on_train_end(arguments, state, control)
+    assert capsys.readouterr() == ("", "")

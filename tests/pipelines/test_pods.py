@@ -1,0 +1,242 @@
+"""Every setting of `cluster` is in the compiled pipeline, read from platform spec and tasks as a server reads them."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2 as pb
+
+from components.errors import ConcordError
+from components.settings import Settings
+from components.steps import STEPS
+from pipelines.cluster_settings import Cluster
+from pipelines.compile import compile_pipeline
+from tests.support.settings_files import RAW, RAW_CLUSTER
+
+ROOT = Path(__file__).parents[2]
+EACH = pytest.mark.parametrize("step", STEPS)
+TAINTS = [
+    {"key": "nvidia.com/gpu", "operator": "Exists", "value": None, "effect": "NoSchedule"},
+    {"key": "team", "operator": "Equal", "value": "vision", "effect": None},
+]
+CLUSTER: dict[str, Any] = {
+    "image": "registry.example/concord:9",
+    "pull_policy": "Always",
+    "pull_secrets": ["registry"],
+    "user": 10001,
+    "group": 0,
+    "scratch": "20Gi",
+    "checkpoints": "big-disk",
+    "secrets": [
+        {"name": "bucket", "optional": False, "env": {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}},
+        {"name": "mlflow", "optional": True, "env": {"MLFLOW_TRACKING_URI": "uri", "MLFLOW_REGISTRY_URI": "uri"}},
+    ],
+    "environment": {"AWS_DEFAULT_REGION": "eu-central-1"},
+    "backoff": {"seconds": 15, "factor": 3},
+    "deadline_hours": 30,
+    "ttl_hours": 2,
+}
+
+
+def compiled(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pipeline spec and platform spec of params.yaml and the default cluster file (under `cluster`) with a change."""
+    raw = copy.deepcopy(RAW | {"cluster": RAW_CLUSTER})
+    change(raw)
+    cluster = Cluster.model_validate(raw.pop("cluster"))
+    settings = Settings.model_validate(raw)
+    compile_pipeline(settings, cluster, cluster.image, "0" * 32, folder / "pipeline.yaml")
+    pipeline, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text(encoding="utf-8"))
+    return pipeline, platform["platforms"]["kubernetes"]
+
+
+def full(raw: dict[str, Any]) -> None:
+    """Each step asks for something else, so that none gets another's."""
+    raw["cluster"] |= CLUSTER
+    raw["launcher"]["num_processes"] = 2
+    for number, (name, pod) in enumerate(raw["cluster"]["steps"].items(), 2):
+        pod |= {
+            "cpu": number + 0.5,
+            "memory": f"{number}Gi",
+            "accelerator": {"type": "nvidia.com/gpu", "count": number},
+            "shared_memory": f"{number}00Mi",
+            "node_selector": {"pool": name},
+            "tolerations": TAINTS[: number % 3],
+            "retries": number,
+            "timeout_minutes": 10 * number,
+        }
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    return compiled(tmp_path_factory.mktemp("full"), full)
+
+
+@pytest.fixture
+def pod(specs: tuple[dict[str, Any], dict[str, Any]], step: str) -> pb.KubernetesExecutorConfig:
+    return json_format.ParseDict(specs[1]["deploymentSpec"]["executors"][f"exec-{step}"], pb.KubernetesExecutorConfig())
+
+
+@pytest.fixture
+def container(specs: tuple[dict[str, Any], dict[str, Any]], step: str) -> dict[str, Any]:
+    found: dict[str, Any] = specs[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return found
+
+
+@pytest.fixture
+def number(step: str) -> int:
+    return list(STEPS).index(step) + 2
+
+
+@EACH
+def test_image_and_resources(container: dict[str, Any], number: int) -> None:
+    assert container["image"] == "registry.example/concord:9"
+    found = container["resources"]
+    assert (found["resourceCpuRequest"], found["resourceCpuLimit"]) == (f"{number}.5", f"{number}.5")
+    assert (found["resourceMemoryRequest"], found["resourceMemoryLimit"]) == (f"{number}Gi", f"{number}Gi")
+    accelerator = found["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", str(number))
+
+
+@EACH
+def test_pulling(pod: pb.KubernetesExecutorConfig) -> None:
+    assert pod.image_pull_policy == "Always"
+    assert [secret.secret_name for secret in pod.image_pull_secret] == ["registry"]
+
+
+@EACH
+def test_user(pod: pb.KubernetesExecutorConfig) -> None:
+    assert (pod.security_context.run_as_user, pod.security_context.run_as_group) == (10001, 0)
+    assert pod.security_context.HasField("run_as_group")
+
+
+@EACH
+def test_nodes(pod: pb.KubernetesExecutorConfig, step: str, number: int) -> None:
+    assert dict(pod.node_selector.labels) == {"pool": step}
+    found = [(t.key, t.operator, t.value, t.effect) for t in pod.tolerations]
+    assert found == [tuple(taint[key] or "" for key in taint) for taint in TAINTS[: number % 3]]
+
+
+@EACH
+def test_volumes(pod: pb.KubernetesExecutorConfig, step: str, number: int) -> None:
+    mounts = {mount.mount_path: (mount.medium, mount.size_limit) for mount in pod.empty_dir_mounts}
+    assert mounts == {"/tmp": ("", "20Gi"), "/dev/shm": ("Memory", f"{number}00Mi")}
+    claims = [
+        (mount.mount_path, mount.pvc_name_parameter.runtime_value.constant.string_value) for mount in pod.pvc_mount
+    ]
+    assert claims == ([("/checkpoints", "big-disk")] if STEPS[step].resumes else [])
+
+
+@EACH
+def test_a_step_s_state_is_on_the_claim(pod: pb.KubernetesExecutorConfig, container: dict[str, Any], step: str) -> None:
+    """A retried container finds what the first left only if --state is where the volume is."""
+    words = container["args"]
+    said = [words[place + 1] for place, word in enumerate(words) if word == "--state"]
+    assert said == [mount.mount_path for mount in pod.pvc_mount]
+    assert bool(said) == STEPS[step].resumes
+
+
+@EACH
+def test_secrets_are_named_and_not_told(pod: pb.KubernetesExecutorConfig) -> None:
+    found = {
+        (secret.secret_name, pair.env_var, pair.secret_key, secret.optional)
+        for secret in pod.secret_as_env
+        for pair in secret.key_to_env
+    }
+    assert found == {
+        ("bucket", "AWS_ACCESS_KEY_ID", "id", False),
+        ("bucket", "AWS_SECRET_ACCESS_KEY", "secret", False),
+        ("mlflow", "MLFLOW_TRACKING_URI", "uri", True),
+        ("mlflow", "MLFLOW_REGISTRY_URI", "uri", True),
+    }
+
+
+@EACH
+def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any], step: str, number: int) -> None:
+    parallel = STEPS[step].parallel
+    wanted = {
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "OMP_NUM_THREADS": str(int((number + 0.5) / (2 if parallel else 1))),
+        **({"CONCORD_CACHE_LIMIT": str(18 * 2**30)} if step == "ingest" else {}),  # nine tenths of `scratch`
+    }
+    found = {variable["name"]: variable["value"] for variable in container["env"]}
+    launcher = found.pop("CONCORD_LAUNCHER_SETTINGS", None)
+    assert found == wanted
+    assert (launcher is not None) == parallel
+    assert launcher is None or json.loads(launcher) == {
+        "num_processes": 2,
+        "config": None,
+        "loader_workers": 0,
+    }
+    assert [(field.name, field.field_path) for field in pod.field_path_as_env] == [
+        ("KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    ]
+
+
+@EACH
+def test_retries_and_timeout(
+    specs: tuple[dict[str, Any], dict[str, Any]], pod: pb.KubernetesExecutorConfig, step: str, number: int
+) -> None:
+    assert specs[0]["root"]["dag"]["tasks"][step]["retryPolicy"] == {
+        "maxRetryCount": number,
+        "backoffDuration": "15s",
+        "backoffFactor": 3.0,
+        # Of all tries and waits together: a whole try, and the last of them still has its whole time.
+        "backoffMaxDuration": f"{600 * number * (number + 1) + 15 * (3**number - 1) // 2}s",
+    }
+    assert pod.active_deadline_seconds == 600 * number
+
+
+def test_limits_of_the_run(specs: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    assert specs[1]["pipelineConfig"] == {"activeDeadlineSeconds": 30 * 3600, "resourceTtlOnCompletion": 2 * 3600}
+
+
+def test_what_is_not_asked_for_is_not_there(tmp_path: Path) -> None:
+    def bare(raw: dict[str, Any]) -> None:
+        raw["cluster"] |= {"checkpoints": None, "secrets": [], "environment": {}, "ttl_hours": None}
+        raw["cluster"]["deadline_hours"] = None
+        for pod in raw["cluster"]["steps"].values():
+            pod |= {"shared_memory": None}
+
+    pipeline, platform = compiled(tmp_path, bare)
+    assert "pipelineConfig" not in platform
+    for name, step in STEPS.items():
+        assert "accelerator" not in pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["resources"]
+        pod = platform["deploymentSpec"]["executors"][f"exec-{name}"]
+        assert set(pod) == {"activeDeadlineSeconds", "emptyDirMounts", "fieldPathAsEnv", "imagePullPolicy"}
+        # State that nobody keeps must still have a place to be written to.
+        paths = [mount["mountPath"] for mount in pod["emptyDirMounts"]]
+        assert paths == ["/tmp", *(["/checkpoints"] if step.resumes else [])]
+
+
+def test_the_cluster_is_no_input_of_a_step(tmp_path: Path, specs: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Kubeflow's cache goes by image, command line and inputs: none of them may differ for another cluster. Newer
+    servers take the environment in as well, where cores and ranks are; such a miss is caught by the DVC remote."""
+
+    def plain(raw: dict[str, Any]) -> None:
+        raw["cluster"]["image"] = CLUSTER["image"]
+
+    here, there = compiled(tmp_path, plain)[0], specs[0]
+    assert here["root"]["inputDefinitions"] == there["root"]["inputDefinitions"]
+    assert here["components"] == there["components"]
+    for name in STEPS:
+        containers = [spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"] for spec in (here, there)]
+        assert containers[0]["resources"] != containers[1]["resources"]
+        for key in ("image", "command", "args"):
+            assert containers[0][key] == containers[1][key]
+
+
+def test_more_ranks_than_accelerators_are_refused(tmp_path: Path) -> None:
+    def change(raw: dict[str, Any]) -> None:
+        raw["launcher"]["num_processes"] = 4
+        raw["cluster"]["steps"]["grpo"]["accelerator"] = {"type": "nvidia.com/gpu", "count": 2}
+
+    with pytest.raises(
+        ConcordError,
+        match=r"steps.grpo.accelerator.count in the cluster file is 2, and launcher.num_proc\w+ starts 4",
+    ):
+        compiled(tmp_path, change)
