@@ -1,5 +1,6 @@
-# The one vocabulary: `make` alone prints it. Everything runs in .venv, which the first target that needs it makes from
-# requirements.lock (VENV=... puts it elsewhere, PYTHON=... names the interpreter), but for what needs Docker alone.
+# All commands of the project; `make` without a target lists them. Targets run in .venv, which is created from
+# requirements.lock when it is first needed (VENV=... sets another folder, PYTHON=... the interpreter). Targets that
+# only need Docker do not create it.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,10 +13,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# dvc.yaml says `python`, as everybody does; that is the environment's.
+# dvc.yaml calls `python`: this makes it the environment's.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# Found again under this name only where the lock and the place are the same: a changed lock, a moved folder or a set-up
-# that was broken off makes the environment anew.
+# This file marks a complete environment. Its name depends on the lock and on the folder, so the environment is created
+# again if the lock changed, the folder moved, or an earlier set-up was interrupted.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
 .PHONY: help setup run data test lint format ablation bench ui compile pipeline submit lock image up down secrets clean
@@ -23,17 +24,17 @@ READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | ck
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY) ## make .venv from requirements.lock (every other target does it when it is due)
+setup: $(READY) ## create .venv from requirements.lock (other targets do this when needed)
 
-run: $(READY) ## run the experiment that params.yaml describes; only what changed runs again
+run: $(READY) ## run the experiment of params.yaml; only steps affected by a change run again
 	@$(PY) -m components data ensure
 	@$(PY) -m dvc repro
 	@$(PY) -m components summary
 
-data: $(READY) ## pull or make the raw input in data/, and check it against data.dvc
+data: $(READY) ## pull or generate the raw input in data/, and check it against data.dvc
 	@$(PY) -m components data ensure
 
-test: $(READY) ## run the tests, a process a core; ARGS='-n 0 -k words' chooses some, in one
+test: $(READY) ## run the tests, one process per core; ARGS='-n 0 -k NAME' selects some, in one process
 	@$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## check style, format and types, as CI does
@@ -41,63 +42,63 @@ lint: $(READY) ## check style, format and types, as CI does
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-format: $(READY) ## mend what ruff can mend
+format: $(READY) ## fix what ruff can fix
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-ablation: $(READY) ## SFT continued, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
+ablation: $(READY) ## compare continued SFT, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
 	@$(PY) -m components ablation $(ARGS)
 
-bench: $(READY) ## one GRPO step against TRL's stock trainer, timed; ARGS=data: ingest and validate against a bare loop
+bench: $(READY) ## time a GRPO step against TRL's stock trainer; ARGS=data: ingest and validate against a bare loop
 	@$(PY) -m components bench $(ARGS)
 
-ui: $(READY) ## open MLflow on what was run (http://127.0.0.1:5000); ARGS='--port 5001' and the like
+ui: $(READY) ## open MLflow's page with the local runs (http://127.0.0.1:5000); ARGS='--port 5001' changes the port
 	@MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(PY) -m mlflow ui --workers 1 \
 	  --backend-store-uri sqlite:///mlflow.db $(ARGS)
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)
 
-# The services of `make up` are its own, unless the environment names an MLflow.
-pipeline: $(READY) ## run the Kubeflow pipeline here, a container a step, on the services of `make up`; ARGS='--retries 1'
+# pipeline and lock use the services of `make up`, unless the environment names another MLflow server.
+pipeline: $(READY) ## run the Kubeflow pipeline here, one container per step; needs `make up`; ARGS='--help' explains
 	@if [ -z "$${MLFLOW_TRACKING_URI:-}" ] && [ -e docker/services.env ]; then set -a; . docker/services.env; set +a; fi; \
 	  $(PY) -m pipelines run $(ARGS)
 
-submit: $(READY) ## run it on a cluster; ARGS='--data-uri s3://... --wait', and --help explains
+submit: $(READY) ## submit the pipeline to a cluster; ARGS='--data-uri s3://... --wait'; ARGS='--help' explains
 	@$(PY) -m pipelines submit $(ARGS)
 
-lock: $(READY) ## write dvc.lock from a finished run of the pipeline; RUN=its id
+lock: $(READY) ## write dvc.lock from a finished run of the pipeline; RUN=ID
 	@if [ -z "$${MLFLOW_TRACKING_URI:-}" ] && [ -e docker/services.env ]; then set -a; . docker/services.env; set +a; fi; \
-	  $(PY) -m pipelines lock --run '$(or $(RUN),$(error RUN=ID names the run))' $(ARGS)
+	  $(PY) -m pipelines lock --run '$(or $(RUN),$(error set RUN=ID to the id of the run))' $(ARGS)
 
-# BASE=IMAGE is what it stands on; WITHOUT_REGISTRY=1 makes that from Debian's packages instead of pulling it. RECORD= keeps
-# no record.
+# BASE=IMAGE sets the base image; WITHOUT_REGISTRY=1 builds the base from Debian's packages instead of pulling it.
+# RECORD= (empty) does not record the size.
 RECORD ?= results/images.md
-image: ## build the container image; TARGET=cuda for GPUs, WITHOUT_REGISTRY=1 without pulling anything
+image: ## build the container image; TARGET=cuda for GPUs; WITHOUT_REGISTRY=1 pulls no image
 	@$(if $(WITHOUT_REGISTRY),docker/base $(BASE))
 	@docker/build $(or $(TARGET),cpu) $(if $(RECORD),--record $(RECORD)) \
 	  $(if $(or $(BASE),$(WITHOUT_REGISTRY)),--base $(or $(BASE),concord-base:bookworm)) $(ARGS)
 
-up: ## start MLflow on PostgreSQL, and S3, in containers; WITHOUT_REGISTRY=1 builds all of them
+up: ## start MLflow with PostgreSQL, and S3, in containers; WITHOUT_REGISTRY=1 builds their images
 	@docker/services up
 
-down: ## stop them; ARGS=--volumes forgets what they hold
+down: ## stop these services; ARGS=--volumes also deletes their data
 	@docker/services down $(ARGS)
 
-secrets: ## write docker/services.env with random secrets (`make up` does it when it is missing)
+secrets: ## write docker/services.env with random secrets, if it is missing (`make up` does this too)
 	@docker/services env
 
-clean: ## remove training state and caches of tools; outputs, MLflow's runs and .venv stay
+clean: ## remove training state and tool caches; keeps outputs, MLflow's runs and .venv
 	rm -rf .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find components pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 
-# torch first, with its own needs: where there is CUDA they are more than the lock can name. Then the lock as it stands:
-# resolving it would take a quarter of an hour.
+# torch is installed first, with its dependencies: the CUDA build has more of them than the lock lists. Then the lock is
+# installed without resolving dependencies, which would take a quarter of an hour.
 $(READY): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(READY):
 	@'$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null || { \
-	  echo "$(or $(PYTHON),PATH): no Python 3.11, 3.12 or 3.13 with venv. Install one, or name it: make PYTHON=/path/to/python3.13" >&2; exit 1; }
-	@echo "setting up $(VENV) (some minutes)"
+	  echo "$(or $(PYTHON),PATH): no Python 3.11, 3.12 or 3.13 with venv. Install one, or set its path: make PYTHON=/path/to/python3.13" >&2; exit 1; }
+	@echo "creating $(VENV) (takes some minutes)"
 	@'$(PYTHON)' -m venv --clear '$(VENV)'
 	@echo "1/3 torch"
 	@$(PY) -m pip install -qq --no-compile "$$(grep '^torch==' requirements.lock)" -c requirements.lock

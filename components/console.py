@@ -1,4 +1,4 @@
-"""The one console: messages of people's concern go to stderr, so that stdout holds results alone."""
+"""The console for messages and progress. It writes to stderr; stdout is for results."""
 
 from rich.console import Console
 

@@ -1,8 +1,8 @@
-"""The one error that a person is meant to read: it names the place and the remedy."""
+"""The error that the command line reports without a traceback."""
 
 
 class ConcordError(Exception):
-    """A fault in the input, the settings or the surroundings, told in words.
+    """An error in the input, the settings or the environment.
 
-    The command line prints it without a traceback and exits 1. The message says where (file, row, key) and what to do.
+    The message names the file, row or key, and the remedy. The command line prints it and exits with 1.
     """

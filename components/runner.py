@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from components.console import console
 from components.errors import ConcordError
 from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
+from components.s3_address import parse_location
 from components.settings import Settings
 from components.shared.io.locks import output_lock, timed_lock
-from components.shared.s3.address import parse_location
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
@@ -166,9 +166,9 @@ def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
 
         host = KubeflowTask.of(call.step, call.settings, inputs, call.kubeflow)
     else:
-        from components.shared.tracking.lineage import lineage_of
+        from components.shared.tracking.lineage import compute_lineage
 
-        host = LocalHost(lineage_of(call.step, call.settings, inputs))
+        host = LocalHost(compute_lineage(call.step, call.settings, inputs))
     if call.data_hash is not None and (found := host.lineage.inputs["data"].md5) != call.data_hash:
         raise ConcordError(
             f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {call.data_hash!r}. Give the "

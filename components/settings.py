@@ -1,4 +1,4 @@
-"""params.yaml as frozen, strict types: every key is here, and a key that is not here is an error that names it."""
+"""params.yaml as strict, frozen types. Every key is declared here; an unknown key is an error that names it."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from components.errors import ConcordError
-from components.shared.s3.address import S3Address, is_s3, parse_location
+from components.s3_address import S3Address, is_s3, parse_location
 from components.strict import Positive, Share, Strict, read_yaml, validated
 
 HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-# Sections that say how steps run and not what comes out: no step runs again for a change there.
-UNDECISIVE = ("launcher",)
+# Sections that say how steps run and cannot change a result: no step runs again for a change in them.
+WITHOUT_EFFECT = ("launcher",)
 
 RewardName = Literal["ccc", "mae", "mse", "pearson"]
 
@@ -44,25 +44,27 @@ class Task(Strict):
 
 
 class Hub(Strict):
-    """A data set on the Hugging Face hub, at one commit: what a branch or a tag names may change."""
+    """A data set on the Hugging Face hub, at one commit. Branches and tags may move."""
 
     id: str = Field(pattern=f"^(?:{HUB_ID.pattern})$")
     revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit: 40 hexadecimal digits")
 
 
 class Release(Strict):
-    """The form of the paper's own release: which data set of it, and where its annotations are."""
+    """The paper's own release: which of its data sets, and where the annotations are."""
 
-    subset: str | None = Field(description="its folder below ingest.path: agedb, imdb_wiki, ...; null: the path itself")
-    train: str | None = Field(description="annotation file in it; null: beside each image, in train/*.tar and so on")
+    subset: str | None = Field(description="folder below ingest.path: agedb, imdb_wiki, ...; null: ingest.path itself")
+    train: str | None = Field(
+        description="annotation file there; null: annotations are in train/*.tar, beside the images"
+    )
     val: str | None = Field(description="the same; the release has none")
     test: str | None
-    hub: Hub | None = Field(description="from where `data ensure` fetches what is missing; null: it is there")
+    hub: Hub | None = Field(description="where `data ensure` fetches the release from; null: it is fetched already")
 
     @model_validator(mode="after")
     def _whole(self) -> "Release":
         if (self.train is None) != (self.test is None) or (self.val is not None and self.train is None):
-            raise ValueError("train and test are annotation files both, or both null; val is one only beside them")
+            raise ValueError("train and test are both annotation files or both null; val needs them")
         return self
 
 
@@ -75,13 +77,15 @@ class Ingest(Strict):
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    image_folder: str | None = Field(description="of the four published sets, below the table; null: beside it")
-    release: Release | None = Field(description="source: release alone; its annotations take the table's place")
+    image_folder: str | None = Field(
+        description="of the four published data sets, below the table's folder; null: that folder"
+    )
+    release: Release | None = Field(description="only for source: release, whose annotations replace the table")
     split: Literal["balanced", "given", "given-test", "subject"] = Field(description="gauges bring their own: given")
-    split_column: str | None = Field(description="with split: given; its values are train, val, test")
-    subject_column: str | None = Field(description="person or device that an image shows; null: not known")
-    max_per_label: Positive = Field(description="balanced: at most this many of a label to val, and to test")
-    max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any fault ends the step")
+    split_column: str | None = Field(description="for split: given and given-test; its values are train, val, test")
+    subject_column: str | None = Field(description="person or device that an image shows; null: unknown")
+    max_per_label: Positive = Field(description="balanced: rows of a label that go to val, and to test, at most")
+    max_quarantined: Share = Field(description="share of rows that may be set aside; 0: any bad row ends the step")
     shard_mb: Positive = Field(le=256, description="size limit of one Parquet shard")
     image_size: Positive = Field(description="gauges: side of the rendered image in pixels")
 
@@ -101,11 +105,11 @@ class Ingest(Strict):
         if self.source == "release" and self.subject_column:
             raise ValueError("source: release has no columns, and so no subjects: subject_column must be null")
         if self.split == "subject" and not self.subject_column:
-            raise ValueError("split: subject needs subject_column, which says whom or what an image shows")
+            raise ValueError("split: subject needs subject_column, the person or device that an image shows")
         if self.source == "gauges" and self.max_quarantined:
-            raise ValueError("source: gauges makes its rows from a seed and sets none aside: max_quarantined must be 0")
+            raise ValueError("source: gauges draws its rows and quarantines none: max_quarantined must be 0")
         if is_s3(self.path) and self.release and self.release.hub:
-            raise ValueError("path: a bucket, where nothing is fetched to from a hub: release.hub must be null")
+            raise ValueError("path: nothing is fetched from a hub into a bucket: release.hub must be null")
         if (self.source == "release") != (self.release is not None):
             raise ValueError("source: release and the section ingest.release go together")
         if self.source != "release" and self.split in ("given", "given-test") and not self.split_column:
@@ -117,9 +121,9 @@ Severity = Literal["error", "warning"]
 
 
 class Severities(Strict):
-    """What becomes of an expectation that is not met: an error stops the run, a warning is reported.
+    """What happens if an expectation is not met: an error stops the run, a warning is reported.
 
-    Not here, since no step could go on: the row schema, ids, finite targets, images that decode. They are errors.
+    Row schema, ids, finite targets and decodable images are always errors: no later step could work without them.
     """
 
     target_in_range: Severity
@@ -133,7 +137,7 @@ class Severities(Strict):
     train_imbalance: Severity
     val_imbalance: Severity
     test_imbalance: Severity
-    test_unseen: Severity = Field(description="test labels that train does not have")
+    test_unseen: Severity = Field(description="test labels that do not occur in train")
     test_rows_many: Severity
     test_rows_medium: Severity
     test_rows_few: Severity
@@ -143,37 +147,37 @@ class Severities(Strict):
 
 
 class Drift(Strict):
-    """How far the data may be from those that the champion was trained on: population stability indices."""
+    """How far the data may differ from the champion's training data, in population stability indices."""
 
-    model: str | None = Field(min_length=1, description="registered model whose champion it is; null: not compared")
-    max_labels: float = Field(gt=0, description="labels of a split, at most")
-    max_images: float = Field(gt=0, description="sizes, and modes, of the images, at most")
+    model: str | None = Field(min_length=1, description="registered model whose champion is meant; null: no comparison")
+    max_labels: float = Field(gt=0, description="limit for the labels of a split")
+    max_images: float = Field(gt=0, description="limit for the sizes, and for the modes, of the images")
 
 
 class Validate(Strict):
-    """Limits that the splits must keep."""
+    """Limits for the splits."""
 
     min_imbalance: float = Field(ge=1, description="train: largest over smallest label bin, at least")
     max_test_imbalance: float = Field(ge=1, description="test: share of its fullest bin over the mean share, at most")
-    max_val_imbalance: float = Field(ge=1, description="the same of val")
-    max_unseen: Share = Field(description="test: share of rows whose label train does not have, at most")
+    max_val_imbalance: float = Field(ge=1, description="the same for val")
+    max_unseen: Share = Field(description="test: share of rows whose label does not occur in train, at most")
     min_rows_per_shot: Positive = Field(description="test: images in each shot group, at least")
     min_side: Positive = Field(description="shorter side of an image in pixels, at least")
     near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
-        description="images whose perceptual hashes differ in at most so many of 256 bits look alike"
+        description="images are near duplicates if their perceptual hashes differ in at most this many of 256 bits"
     )
     drift: Drift
     severity: Severities
 
     @property
-    def drift_stops(self) -> bool:
-        """Whether the run ends where the data are too far from the champion's."""
+    def drift_is_error(self) -> bool:
+        """Whether drift from the champion's training data stops the run."""
         severities = (self.severity.label_drift, self.severity.image_size_drift, self.severity.image_mode_drift)
         return self.drift.model is not None and "error" in severities
 
 
 class TinyModel(Strict):
-    """An Idefics3 (SmolVLM's architecture) built from its config with random weights and a tokenizer of its own."""
+    """An Idefics3 (SmolVLM's architecture) built from its config, with random weights and its own tokenizer."""
 
     image_size: Positive
     patch_size: Positive
@@ -186,7 +190,7 @@ class TinyModel(Strict):
 
 
 class Lora(Strict):
-    """Low-rank adapters; merged into the weights when the step ends."""
+    """Low-rank adapters, merged into the weights at the end of a step."""
 
     r: Positive
     alpha: Positive
@@ -202,7 +206,7 @@ class Model(Strict):
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     compile: bool = Field(description="torch.compile in training")
-    max_pixels: Positive | None = Field(description="larger pictures are made smaller; null: as the processor has it")
+    max_pixels: Positive | None = Field(description="larger images are scaled down; null: the processor's own limit")
     freeze_vision: bool
     lora: Lora | None
     tiny: TinyModel | None
@@ -214,22 +218,22 @@ class Model(Strict):
         if self.name == "tiny" or Path(self.name).is_dir():
             return self
         if not HUB_ID.fullmatch(self.name):
-            raise ValueError(f"name: {self.name} is no local folder, and no hub id (OWNER/NAME) either")
+            raise ValueError(f"name: {self.name} is neither a local folder nor a hub id (OWNER/NAME)")
         if self.revision is None:
-            raise ValueError(f"name: {self.name} is no local folder, so it needs a revision (the hub commit to use)")
+            raise ValueError(f"name: {self.name} is not a local folder, so it needs a revision (the hub commit to use)")
         return self
 
 
 class Launcher(Strict):
-    """How the training steps are started; it decides nothing about what they make."""
+    """How the training steps are started. It cannot change a result."""
 
-    num_processes: Positive = Field(description="ranks; above 1 a training step starts them itself")
+    num_processes: Positive = Field(description="ranks; if above 1, a training step starts them itself")
     config: str | None = Field(description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine")
-    loader_workers: int = Field(ge=0, description="processes a rank that make batches ready; 0: the rank itself")
+    loader_workers: int = Field(ge=0, description="processes per rank that prepare batches; 0: the rank itself")
 
 
 class Augment(Strict):
-    """Changes of the picture that keep the reading true. Each is the largest change that may be drawn."""
+    """Random changes of an image that keep its label valid. Each value is the largest change."""
 
     rotate: float = Field(ge=0, le=180, description="degrees")
     shift: Share = Field(description="share of the side")
@@ -239,7 +243,7 @@ class Augment(Strict):
 
 
 class Sft(Strict):
-    """The warm start: the answer's tokens, learned by teacher forcing until validation MAE stops improving."""
+    """The warm start: teacher forcing on the answer's tokens until validation MAE stops improving."""
 
     seed: int
     max_steps: Positive
@@ -249,9 +253,9 @@ class Sft(Strict):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     adam_beta2: float = Field(gt=0, lt=1)
-    eval_every: Positive = Field(description="steps between two looks at validation MAE, and between checkpoints")
-    eval_rows: Positive = Field(description="validation images that one look reads")
-    patience: Positive = Field(description="looks without a better validation MAE before it ends")
+    eval_every: Positive = Field(description="steps between two evaluations of validation MAE, and between checkpoints")
+    eval_rows: Positive = Field(description="validation images of one evaluation")
+    patience: Positive = Field(description="evaluations without a better validation MAE before training ends")
     gradient_checkpointing: bool
     augment: Augment
 
@@ -259,17 +263,17 @@ class Sft(Strict):
 class Recent(Strict):
     """Anchors of earlier steps in the comparison set."""
 
-    inputs: Positive = Field(description="how many, at most")
-    steps: Positive = Field(description="for how many optimizer steps; older ones come from too old a policy")
+    inputs: Positive = Field(description="how many anchors, at most")
+    steps: Positive = Field(description="age limit in optimizer steps: older anchors come from an outdated policy")
 
 
 class Vllm(Strict):
-    """Answers drawn by vLLM in place of the model that is trained."""
+    """Sampling of answers by vLLM."""
 
-    mode: Literal["colocate", "server"] = Field(description="on the training GPUs, or a `vllm serve` elsewhere")
+    mode: Literal["colocate", "server"] = Field(description="on the training GPUs, or in a `vllm serve` process")
     memory: float = Field(gt=0, le=1, description="colocate: share of each GPU's memory")
-    host: str = Field(description="server: where it is")
-    port: Annotated[int, Field(gt=0, le=65535)] = Field(description="server")
+    host: str = Field(description="server: its host")
+    port: Annotated[int, Field(gt=0, le=65535)] = Field(description="server: its port")
 
 
 class Grpo(Strict):
@@ -288,16 +292,16 @@ class Grpo(Strict):
     max_new_tokens: Positive
     reward_weight: float = Field(gt=0)
     format_weight: float = Field(ge=0)
-    recent: Recent | None = Field(description="null: the comparison set is the step's own inputs alone")
-    advantage: Literal["group", "batch", "none"] = Field(description="what the advantages are divided by")
+    recent: Recent | None = Field(description="null: only the step's own inputs are compared")
+    advantage: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
     checkpoint_every: Positive
     gradient_checkpointing: bool
-    vllm: Vllm | None = Field(description="null: the model that is trained draws its own answers")
+    vllm: Vllm | None = Field(description="null: the trained model samples its answers itself")
     augment: Augment
 
 
 class Evaluate(Strict):
-    """The judgement on the test set."""
+    """Evaluation on the test set."""
 
     batch_size: Positive
     max_new_tokens: Positive
@@ -306,12 +310,12 @@ class Evaluate(Strict):
 
 
 class Register(Strict):
-    """The model registry and the rule of promotion."""
+    """The model registry and the promotion rule."""
 
     model: str = Field(min_length=1, description="registered model name")
     promote: bool = Field(description="false: register as challenger and stop there")
-    max_unparseable: Share = Field(description="share of unparseable answers that a champion may give")
-    tolerance_all: float = Field(ge=0, description="how much worse than the champion overall MAE may be, in units")
+    max_unparseable: Share = Field(description="largest share of unparseable answers of a champion")
+    tolerance_all: float = Field(ge=0, description="how much worse than the champion's overall MAE may be, in units")
     tolerance_many: float = Field(ge=0, description="the same for many-shot MAE")
     bootstrap: Positive
     seed: int

@@ -1,5 +1,7 @@
-"""The step table: each step's inputs, outputs, settings and where it stands in the chain. DVC, Kubeflow and the command
-line are all held against it by a test."""
+"""The step table: inputs, outputs, settings and code of each step.
+
+Tests compare dvc.yaml, the Kubeflow pipeline and the command line with it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +14,16 @@ class Step:
 
     Attributes:
         name: also the folder of its code and, in params.yaml, its section.
-        title: what a person reads on the graph.
-        inputs: port name -> default path. The name is that of the step that makes it (`data`: the raw input).
+        title: shown in graphs.
+        inputs: port name -> default path. The name is that of the step that writes it (`data`: the raw input).
         outputs: port name -> default path. `out` is the step's own folder and holds its metrics.json.
         sections: the sections of params.yaml that decide the outputs.
         packages: the packages of components/shared whose code decides the outputs.
-        resumes: whether it keeps training state in .checkpoints and goes on from there after a kill.
-        parallel: whether it runs on many ranks as well; the section `launcher` says on how many.
-        asks_registry: whether what it says or does depends on today's champion, which is none of its inputs: register
-            judges a model against it, validate holds the data against those that it was trained on. To fetch what an
-            earlier run wrote would do neither, so a pipeline always runs the step.
+        resumes: whether it keeps training state in .checkpoints and resumes from it after a kill.
+        parallel: whether it can run on many ranks; the section `launcher` sets their number.
+        asks_registry: whether its result depends on the current champion, which is not among its inputs. register
+            compares the model with it; validate compares the data with its training data. A pipeline always runs such a
+            step and never takes its outputs from a cache.
     """
 
     name: str
@@ -40,7 +42,11 @@ class Step:
         return (f"components/{self.name}", *(f"components/shared/{package}" for package in self.packages))
 
     def command(self, params: str = "params.yaml", paths: Mapping[str, str] | None = None) -> list[str]:
-        """The one command line that DVC, Kubeflow and a person call, with the ports' default paths or others."""
+        """The command line that DVC, Kubeflow and people call, with default paths or others.
+
+        Args:
+            paths: port name -> path; the default path for ports that are not named.
+        """
         words = ["python", "-m", "components", self.name, "--params", params]
         for port, default in {**self.inputs, **self.outputs}.items():
             words += [f"--{port}", (paths or {}).get(port, default)]
@@ -108,5 +114,5 @@ STEPS: dict[str, Step] = {
 
 
 def metrics_file(out: Path) -> Path:
-    """Where a step's scalar metrics are."""
+    """The file of a step's scalar metrics."""
     return out / "metrics.json"

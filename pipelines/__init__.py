@@ -1,1 +1,1 @@
-"""The DAG on Kubeflow."""
+"""The training pipeline on Kubeflow: compile, run in local containers, submit to a cluster, lock its outputs."""

@@ -1,12 +1,12 @@
 """`python -m pipelines`: the training pipeline on Kubeflow.
 
-    python -m pipelines compile                                     # the pipeline's YAML
-    python -m pipelines run --data data --out artifacts/kubeflow    # in containers, on this machine
-    python -m pipelines submit --data-uri s3://bucket/data --wait   # on a cluster
-    python -m pipelines lock --run RUN                              # dvc.lock from a finished run
-    python -m pipelines graph                                       # the pipeline's picture
+    python -m pipelines compile                                     # write the pipeline's YAML
+    python -m pipelines run --data data --out artifacts/kubeflow    # run it in containers on this machine
+    python -m pipelines submit --data-uri s3://bucket/data --wait   # run it on a cluster
+    python -m pipelines lock --run RUN                              # write dvc.lock from a finished run
+    python -m pipelines graph                                       # draw the pipeline
 
-kfp is loaded by the command that needs it, so that `--help` answers at once.
+Each command imports kfp only when it runs, so `--help` is fast.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from components.console import console
 from components.errors import ConcordError
 from pipelines import compile, graph, lock, run, submit
 
-# Each has add_arguments(parser) and command(arguments) -> exit code.
+# Each module has add_arguments(parser) and command(args) -> exit code.
 COMMANDS = {
     "compile": (compile, "write the pipeline's YAML"),
-    "run": (run, "run it here, in containers"),
-    "submit": (submit, "run it on a cluster, once or by a schedule"),
+    "run": (run, "run the pipeline in containers on this machine"),
+    "submit": (submit, "run the pipeline on a cluster, once or on a schedule"),
     "lock": (lock, "write dvc.lock from a finished run"),
-    "graph": (graph, "draw it"),
+    "graph": (graph, "draw the pipeline"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: a subcommand a file."""
+    """Returns the parser of the command line, with one subcommand per module."""
     top = argparse.ArgumentParser(prog="python -m pipelines", description="The training pipeline on Kubeflow.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, (module, help) in COMMANDS.items():
@@ -37,11 +37,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(words: list[str]) -> int:
-    """Exit code: 0 done, 1 a fault told in words, 2 a wrong command line, 130 broken off."""
-    given = parser().parse_args(words)
+def main(argv: list[str]) -> int:
+    """Runs a command and returns its exit code: 0 success, 1 reported error, 2 usage error, 130 interrupted."""
+    args = parser().parse_args(argv)
     try:
-        code: int = COMMANDS[given.command][0].command(given)
+        code: int = COMMANDS[args.command][0].command(args)
         return code
     except ConcordError as error:
         console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)

@@ -1,6 +1,7 @@
-"""pipelines/clusters/*.yaml as strict types: what a step gets on Kubernetes. No result depends on any of it.
+"""Settings of a cluster (pipelines/clusters/*.yaml) as strict types: what each step gets on Kubernetes.
 
-Names are those of Kubernetes. Their form is checked here; whether the cluster has such an object is not.
+No result depends on these settings. Keys follow Kubernetes' own names. The format of each value is checked here, but
+not whether the cluster has an object of that name.
 """
 
 import os
@@ -12,11 +13,13 @@ from pydantic import Field, field_validator, model_validator
 
 from components.strict import Positive, Strict, read_yaml, validated
 
-DEFAULT = Path(__file__).parent / "clusters" / "default.yaml"
-VARIABLE = "CONCORD_CLUSTER"
+DEFAULT_FILE = Path(__file__).parent / "clusters" / "default.yaml"
+CLUSTER_VARIABLE = "CONCORD_CLUSTER"
 
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|K|M|G|T)$", description="bytes: 512Mi, 64Gi")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", description="of a Kubernetes object")]
+Name = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", description="name of a Kubernetes object")
+]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
@@ -26,28 +29,28 @@ _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2*
 
 
 def quantity_bytes(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity: 512Mi, 64Gi."""
+    """Converts a Kubernetes quantity (512Mi, 64Gi) to bytes."""
     digits = quantity.rstrip("KMGTi")
     return int(digits) * _UNITS[quantity[len(digits) :]]
 
 
 class Accelerator(Strict):
-    """What a step takes beside CPU and memory."""
+    """The GPUs, or other devices, of a step."""
 
     type: str = Field(min_length=1, description="the resource's name: nvidia.com/gpu")
     count: Positive
 
 
 class Toleration(Strict):
-    """A taint of a node that the step's pod puts up with."""
+    """A node taint that the step's pod tolerates."""
 
     key: str | None = Field(description="null: every taint; operator must be Exists")
     operator: Literal["Exists", "Equal"]
-    value: str | None = Field(description="operator: Equal alone")
+    value: str | None = Field(description="only with operator: Equal")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(description="null: every effect")
 
     @model_validator(mode="after")
-    def _whole(self) -> "Toleration":
+    def _consistent(self) -> "Toleration":
         if (self.operator == "Equal") != (self.value is not None):
             raise ValueError("operator: Equal and a value go together")
         if self.key is None and self.operator != "Exists":
@@ -56,42 +59,44 @@ class Toleration(Strict):
 
 
 class Pod(Strict):
-    """Where one step runs and with what."""
+    """Resources, placement and limits of one step's pod."""
 
-    cpu: float = Field(gt=0, description="cores: requested, and the limit")
-    memory: Quantity = Field(description="requested, and the limit; what lies in /dev/shm counts")
+    cpu: float = Field(gt=0, description="cores: both request and limit")
+    memory: Quantity = Field(description="both request and limit; /dev/shm counts towards it")
     accelerator: Accelerator | None
     shared_memory: Quantity | None = Field(description="size of /dev/shm; null: the container runtime's 64 MiB")
     node_selector: dict[str, str] = Field(description="labels that the node must have")
     tolerations: list[Toleration]
-    retries: int = Field(ge=0, description="how often a step that failed is started again; training goes on")
-    timeout_minutes: Positive = Field(description="of one try")
+    retries: int = Field(
+        ge=0, description="retries of the step, where the cluster's policy allows them; training resumes"
+    )
+    timeout_minutes: Positive = Field(description="per attempt")
 
 
 class Pods(Strict):
-    """A pod for each step."""
+    """The pod of each step."""
 
     ingest: Pod
-    validation: Pod = Field(alias="validate")  # pydantic has a method of that name
+    validation: Pod = Field(alias="validate")  # pydantic has a method called validate
     sft: Pod
     grpo: Pod
     evaluate: Pod
-    registry: Pod = Field(alias="register")  # so has ABCMeta
+    registry: Pod = Field(alias="register")  # ABCMeta has a method called register
 
 
 class Backoff(Strict):
-    """The wait before a step is started again: seconds, then factor times as long each time."""
+    """The wait before a retry: `seconds` before the first, `factor` times longer before each further one."""
 
     seconds: Positive
-    factor: Positive = Field(description="a whole number: Argo, which starts the step again, takes no other")
+    factor: Positive = Field(description="a whole number: Argo, which starts the retry, accepts nothing else")
 
-    def total(self, retries: int) -> int:
-        """Seconds that so many waits take together."""
+    def total_seconds(self, retries: int) -> int:
+        """Returns the sum of the waits before `retries` retries."""
         return sum(self.seconds * self.factor**number for number in range(retries))
 
 
 class Secret(Strict):
-    """A Kubernetes secret whose values become environment variables. Values are in the cluster alone."""
+    """A Kubernetes secret whose values become environment variables. Only the cluster knows the values."""
 
     name: Name
     env: dict[Variable, str] = Field(min_length=1, description="environment variable -> key in the secret")
@@ -99,22 +104,25 @@ class Secret(Strict):
 
 
 class Cluster(Strict):
-    """How the pipeline runs on Kubeflow, not what comes out."""
+    """How the pipeline runs on Kubeflow. It does not affect the results."""
 
-    image: str = Field(min_length=1, description="of every step")
+    image: str = Field(min_length=1, description="container image of every step")
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     pull_secrets: list[Name] = Field(description="for a private registry")
     user: Annotated[int, Field(ge=0)] | None = Field(description="uid of the containers; null: the image's")
-    group: Annotated[int, Field(ge=0)] | None = Field(description="gid; null: the image's")
-    service_account: Name | None = Field(description="of the pods; null: Kubeflow's")
-    pipeline_root: str | None = Field(description="where artifacts are kept, s3://...; null: as Kubeflow is set up")
+    group: Annotated[int, Field(ge=0)] | None = Field(description="gid of the containers; null: the image's")
+    service_account: Name | None = Field(description="of the pods; null: Kubeflow's default")
+    pipeline_root: str | None = Field(description="where artifacts are stored, s3://...; null: Kubeflow's default")
     scratch: Quantity = Field(description="size of /tmp")
-    checkpoints: Name | None = Field(description="PersistentVolumeClaim for training state; null: none outlives a try")
+    checkpoints: Name | None = Field(description="PersistentVolumeClaim for training state; null: no state is kept")
     secrets: list[Secret]
-    environment: dict[Variable, str] = Field(description="what is no secret; it is readable in the pipeline")
+    environment: dict[Variable, str] = Field(description="environment variables; readable in the pipeline's YAML")
     backoff: Backoff
-    deadline_hours: Positive | None = Field(description="of the whole run; null: none")
-    ttl_hours: Positive | None = Field(description="how long a finished run's pods are kept; null: for good")
+    deadline_hours: Positive | None = Field(description="for the whole run; null: none")
+    ttl_hours: Positive | None = Field(
+        description="how long a finished run's pods are kept, unless the cluster's own times to live apply; "
+        "null: the cluster's default"
+    )
     steps: Pods
 
     @field_validator("environment")
@@ -135,32 +143,29 @@ class Cluster(Strict):
         return self
 
     def pod(self, step: str) -> Pod:
-        """The pod of a step by its name in the step table."""
+        """Returns the pod settings of a step, by the step's name in the step table."""
         pod: Pod = getattr(self.steps, {"validate": "validation", "register": "registry"}.get(step, step))
         return pod
 
-    def window(self, step: str) -> int:
-        """Seconds from a step's first start within which it may be started again: every try may take its whole time.
+    def retry_window(self, step: str) -> int:
+        """Returns the seconds from a step's first start in which Kubeflow may retry it.
 
-        Kubeflow starts no step again after it, however many retries are left, and ends a retry that outlasts it.
+        The window is long enough for every attempt to use its full timeout. After the window Kubeflow starts no retry,
+        however many are left, and stops one that is still running.
         """
         pod = self.pod(step)
-        return (1 + pod.retries) * pod.timeout_minutes * 60 + self.backoff.total(pod.retries)
-
-    def variables(self) -> list[str]:
-        """Names of the environment variables that steps are given."""
-        return sorted(set(self.environment).union(*(secret.env for secret in self.secrets)))
+        return (1 + pod.retries) * pod.timeout_minutes * 60 + self.backoff.total_seconds(pod.retries)
 
 
-def load_cluster(given: Path | None = None) -> Cluster:
+def load_cluster(path: Path | None = None) -> Cluster:
     """Reads and checks a cluster file.
 
     Args:
-        given: the file; None for the one that CONCORD_CLUSTER names, else the default.
+        path: the file; None for the one that CONCORD_CLUSTER names, or else the default.
 
     Raises:
         ConcordError: the file is missing, is not YAML, or has a wrong key or value.
     """
-    path = given or Path(os.environ.get(VARIABLE) or DEFAULT)
-    remedy = f"Give the cluster's file with --cluster FILE or {VARIABLE}."
+    path = path or Path(os.environ.get(CLUSTER_VARIABLE) or DEFAULT_FILE)
+    remedy = f"Give the cluster's file with --cluster FILE or {CLUSTER_VARIABLE}."
     return validated(Cluster, read_yaml(path, remedy, "settings of a cluster (image, secrets, steps, ...)"), path)

@@ -1,4 +1,4 @@
-"""`python -m pipelines compile`: the Kubeflow pipeline as YAML, with params.yaml as the defaults of its inputs."""
+"""`python -m pipelines compile`: writes the Kubeflow pipeline as YAML; params.yaml gives the defaults of its inputs."""
 
 import argparse
 import os
@@ -9,13 +9,13 @@ import yaml
 from components.console import console
 from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from pipelines.cluster_settings import VARIABLE, Cluster, load_cluster
+from pipelines.cluster_settings import CLUSTER_VARIABLE, Cluster, load_cluster
 
-POINTER = Path("data.dvc")
+DATA_DVC_FILE = Path("data.dvc")
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """The command's own words."""
+    """Adds the command's arguments."""
     sub.add_argument(
         "--out", type=Path, default=Path("artifacts/pipeline/training.yaml"), help="(default: %(default)s)"
     )
@@ -24,34 +24,41 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_arguments(sub: argparse.ArgumentParser) -> None:
-    """What every command that compiles takes."""
+    """Adds the arguments of every command that compiles the pipeline."""
     sub.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     sub.add_argument(
         "--cluster",
         type=Path,
-        help=f"settings of the cluster (default: ${VARIABLE}, or pipelines/clusters/default.yaml)",
+        help=f"settings of the cluster (default: ${CLUSTER_VARIABLE}, or pipelines/clusters/default.yaml)",
     )
-    sub.add_argument("--image", help="container image of the steps (default: $CONCORD_IMAGE, or the cluster file's)")
     sub.add_argument(
-        "--cache", choices=("on", "off"), default="on", help="off: every step computes anew (default: %(default)s)"
+        "--image", help="container image of the steps (default: $CONCORD_IMAGE, or the one in the cluster file)"
+    )
+    sub.add_argument(
+        "--cache",
+        choices=("on", "off"),
+        default="on",
+        help="off: compute every step again, even where its outputs are cached (default: %(default)s)",
     )
 
 
-def command(given: argparse.Namespace) -> int:
-    """Compiles; exit code 0."""
-    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
-    image = chosen_image(given.image, cluster)
-    data_hash = pointer_hash(POINTER) if given.data_hash is None else given.data_hash
-    compile_pipeline(settings, cluster, image, data_hash, given.out, given.cache == "on")
-    console.print(f"{given.out}: pipeline for image {image}, settings from {given.params}", markup=False)
+def command(args: argparse.Namespace) -> int:
+    """Compiles the pipeline; returns exit code 0."""
+    settings, cluster = load_settings(args.params), load_cluster(args.cluster)
+    image = chosen_image(args.image, cluster)
+    data_hash = dvc_file_hash(DATA_DVC_FILE) if args.data_hash is None else args.data_hash
+    compile_pipeline(settings, cluster, image, data_hash, args.out, args.cache == "on")
+    console.print(f"{args.out}: pipeline for image {image}, settings from {args.params}", markup=False)
     if not data_hash:
-        console.print("no data.dvc here, so the input data_hash has no default: give it when you submit")
+        console.print(
+            "there is no data.dvc, so the input data_hash has no default: set it when you submit the pipeline"
+        )
     return 0
 
 
-def chosen_image(given: str | None, cluster: Cluster) -> str:
-    """What the command line says, else the environment, else the cluster file."""
-    return given or os.environ.get("CONCORD_IMAGE") or cluster.image
+def chosen_image(image: str | None, cluster: Cluster) -> str:
+    """Returns the image from the command line, or else from CONCORD_IMAGE, or else from the cluster file."""
+    return image or os.environ.get("CONCORD_IMAGE") or cluster.image
 
 
 def compile_pipeline(
@@ -74,15 +81,15 @@ def compile_pipeline(
     compiler.Compiler().compile(training_pipeline(settings, cluster, image, data_hash, reuse), str(out))
 
 
-def pointer_hash(pointer: Path) -> str:
-    """The md5 that a .dvc file of one output holds; empty where there is no such file.
+def dvc_file_hash(path: Path) -> str:
+    """Returns the md5 in a .dvc file with one output; empty if the file does not exist.
 
     Raises:
-        ConcordError: it is no .dvc file of one output.
+        ConcordError: the file is not a .dvc file with one output.
     """
-    if not pointer.exists():
+    if not path.exists():
         return ""
     try:
-        return str(yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"][0]["md5"])
+        return str(yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]["md5"])
     except (yaml.YAMLError, LookupError, TypeError) as error:
-        raise ConcordError(f"{pointer}: no .dvc file with a hash ({error!r}). `dvc add` writes one.") from None
+        raise ConcordError(f"{path}: not a .dvc file with a hash ({error!r}). `dvc add` writes one.") from None

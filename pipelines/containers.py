@@ -1,8 +1,7 @@
-"""One step's container on this machine: started, listened to, judged by its exit code and by what it left, removed.
+"""Runs one step's container on this machine: starts it, copies its log, checks exit code and outputs, removes it.
 
-It takes the place of kfp's own task handler, whose containers remove themselves: where one is gone before it was asked
-for its exit code, kfp calls that a success. The handler is private to kfp, so a test holds this against the pinned
-version.
+It replaces kfp's own task handler. Those containers remove themselves, and if one is gone before kfp reads its exit
+code, kfp reports success. The handler is private to kfp, so a test runs this replacement against the pinned version.
 """
 
 import json
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from components.console import console
 from components.errors import ConcordError
 from components.steps import STEPS, Step
-from pipelines.outputs import output_faults
+from pipelines.outputs import output_errors
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -28,124 +27,125 @@ if TYPE_CHECKING:
 
 LABEL = "concord.run"
 
-# Folders of the system, with all below them or themselves alone. Under SELinux a container reads what is mounted if its
-# label says so; by the label of these go the machine's own services.
+# Folders of the operating system, which must keep their SELinux labels: the machine's own services depend on them.
+# SYSTEM_TREES includes everything below each folder, SYSTEM_FOLDERS only the folder itself.
 SYSTEM_TREES = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib")
 SYSTEM_FOLDERS = ("/", "/home", "/media", "/mnt", "/opt", "/root", "/srv", "/tmp", "/var", "/var/log", "/var/tmp")
 
 
 @dataclass
-class Try:
-    """One container of a step.
+class ContainerRun:
+    """One attempt of a step in a container.
 
     Attributes:
-        step: its name.
-        number: 1 for the first try.
-        place: the task's folder, where its outputs are.
-        log: what the container wrote.
+        step: the step's name.
+        attempt: 1 for the first.
+        folder: the task's folder, with its outputs.
+        log: the file with the container's output.
         exit_code: None while it runs.
-        faults: why it counts as failed; empty if it does not.
+        errors: why the attempt failed; empty on success.
         seconds: how long it ran.
     """
 
     step: str
-    number: int
-    place: Path
+    attempt: int
+    folder: Path
     log: Path
     exit_code: int | None = None
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 @dataclass
-class Machine:
-    """What containers share on this machine, beside what kfp says of each.
+class LocalRun:
+    """One run of the pipeline on this machine: what its containers share, and every attempt so far.
 
     Attributes:
-        label: value of the containers' label `concord.run`, by which they are found from outside.
-        volumes: path here -> {"bind": path there, "mode": "ro" or "rw"}.
+        run_id: value of the containers' label `concord.run`, by which `docker ps` finds them.
+        volumes: path on this machine -> {"bind": path in the container, "mode": "ro" or "rw"}.
         shared_memory: step -> size of /dev/shm in bytes.
-        tries: every container so far, in order.
+        attempts: every container so far, in order.
     """
 
-    label: str
+    run_id: str
     volumes: dict[str, dict[str, str]]
     shared_memory: dict[str, int]
-    tries: list[Try] = field(default_factory=list)
+    attempts: list[ContainerRun] = field(default_factory=list)
 
 
 @contextmanager
-def step_containers(machine: Machine) -> Iterator[None]:
-    """Within, kfp's DockerRunner runs its tasks as this file does."""
+def step_containers(local_run: LocalRun) -> Iterator[None]:
+    """Makes kfp's DockerRunner use `StepContainer` while the block runs."""
     from kfp.local import docker_task_handler
 
-    own = docker_task_handler.DockerTaskHandler
-    docker_task_handler.DockerTaskHandler = partial(StepContainer, machine)
+    original = docker_task_handler.DockerTaskHandler
+    docker_task_handler.DockerTaskHandler = partial(StepContainer, local_run)
     try:
         yield
     finally:
-        docker_task_handler.DockerTaskHandler = own
+        docker_task_handler.DockerTaskHandler = original
 
 
 class StepContainer:
-    """kfp's task handler for one try of a step."""
+    """kfp's task handler for one attempt of a step."""
 
     def __init__(
         self,
-        machine: Machine,
+        local_run: LocalRun,
         image: str,
         full_command: list[str],
         pipeline_root: str,
         runner: Any,
         env_vars: dict[str, str] | None = None,
     ) -> None:
-        """Takes kfp's words, with all placeholders filled in."""
-        self.machine, self.image, self.words = machine, image, full_command
-        self.root, self.arguments, self.environment = pipeline_root, dict(runner.container_run_args), env_vars or {}
+        """Takes the arguments that kfp passes, with all placeholders filled in."""
+        self.local_run, self.image, self.command = local_run, image, full_command
+        self.root, self.environment = pipeline_root, env_vars or {}
+        self.docker_options = dict(runner.container_run_args)
         self.step: Step = STEPS[full_command[3]]
 
     def run(self) -> "Status":
-        """Runs the container to its end. A success is an exit code of 0 and outputs without faults."""
+        """Runs the container to its end. Success means exit code 0 and outputs without errors."""
         from kfp.local.status import Status
 
         import docker
 
-        told = json.loads(self.words[self.words.index("--executor-input") + 1])
-        place = Path(told["outputs"]["outputFile"]).parent
-        place.mkdir(parents=True, exist_ok=True)
-        before = [earlier for earlier in self.machine.tries if earlier.step == self.step.name]
-        number = 1 + len(before)
-        this = Try(self.step.name, number, place, place / f"log-{number}.txt")
-        self.machine.tries.append(this)
+        executor_input = json.loads(self.command[self.command.index("--executor-input") + 1])
+        folder = Path(executor_input["outputs"]["outputFile"]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = [attempt for attempt in self.local_run.attempts if attempt.step == self.step.name]
+        number = 1 + len(earlier)
+        attempt = ContainerRun(self.step.name, number, folder, folder / f"log-{number}.txt")
+        self.local_run.attempts.append(attempt)
         if number > 1:
-            console.print(f"{self.step.name}: try {number}, since {'; '.join(before[-1].faults)}", markup=False)
+            console.print(f"{self.step.name}: attempt {number}, because {'; '.join(earlier[-1].errors)}", markup=False)
         start = time.monotonic()
         client = docker.from_env()
         try:
-            this.exit_code, out_of_memory = self._to_the_end(client, this.log)
+            attempt.exit_code, out_of_memory = self._run_container(client, attempt.log)
         finally:
             client.close()
-        this.seconds = time.monotonic() - start
-        if this.exit_code:
-            why = "for want of memory, " if out_of_memory else ""
-            this.faults.append(f"its container ended {why}with exit code {this.exit_code}")
+        attempt.seconds = time.monotonic() - start
+        if attempt.exit_code:
+            cause = ", out of memory" if out_of_memory else ""
+            attempt.errors.append(f"its container ended with exit code {attempt.exit_code}{cause}")
         else:
-            this.faults += output_faults(self.step, place)
-        return Status.FAILURE if this.faults else Status.SUCCESS
+            attempt.errors += output_errors(self.step, folder)
+        return Status.FAILURE if attempt.errors else Status.SUCCESS
 
-    def _to_the_end(self, client: "DockerClient", log: Path) -> tuple[int, bool]:
-        """Exit code, and whether the kernel ended it for want of memory."""
-        volumes = {self.root: {"bind": self.root, "mode": "rw"}, **self.machine.volumes}
+    def _run_container(self, client: "DockerClient", log: Path) -> tuple[int, bool]:
+        """Returns the exit code, and whether the kernel killed the container because it ran out of memory."""
+        volumes = {self.root: {"bind": self.root, "mode": "rw"}, **self.local_run.volumes}
         if "name=selinux" in (client.info().get("SecurityOptions") or []):
-            volumes = labelled(volumes)
+            volumes = with_selinux_labels(volumes)
         container: Container = client.containers.create(
             self.image,
-            self.words,
+            self.command,
             environment=self.environment,
-            labels={LABEL: self.machine.label, "concord.step": self.step.name},
+            labels={LABEL: self.local_run.run_id, "concord.step": self.step.name},
             volumes=volumes,
-            shm_size=self.machine.shared_memory.get(self.step.name),
-            **self.arguments,
+            shm_size=self.local_run.shared_memory.get(self.step.name),
+            **self.docker_options,
         )
         try:
             container.start()
@@ -158,28 +158,30 @@ class StepContainer:
             container.reload()
             return code, bool(container.attrs["State"].get("OOMKilled"))
         finally:
-            container.remove(force=True)  # also where a person breaks off
+            container.remove(force=True)  # also when the user interrupts
 
 
-def labelled(volumes: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The volumes, each marked for Docker to give it the SELinux label of what containers share (`z`), as kfp's own
-    handler does; folders of the system keep theirs."""
+def with_selinux_labels(volumes: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Adds Docker's option `z` to the volumes, which lets containers read them under SELinux.
+
+    kfp's own handler does the same. Folders of the operating system keep their labels.
+    """
     return {
-        path: {**volume, "mode": f"{volume['mode']},z"} if may_be_labelled(Path(path)) else volume
+        path: {**volume, "mode": f"{volume['mode']},z"} if may_relabel(Path(path)) else volume
         for path, volume in volumes.items()
     }
 
 
-def may_be_labelled(path: Path) -> bool:
-    """Whether this is nobody's but the person's."""
+def may_relabel(path: Path) -> bool:
+    """Whether this path may be relabelled for SELinux: it is not a folder of the operating system."""
     return str(path) not in SYSTEM_FOLDERS and not any(path.is_relative_to(tree) for tree in SYSTEM_TREES)
 
 
-def engine() -> "DockerClient":
-    """A client of this machine's Docker engine.
+def docker_client() -> "DockerClient":
+    """Returns a client of this machine's Docker engine.
 
     Raises:
-        ConcordError: there is none, or it does not answer.
+        ConcordError: there is no engine, or it does not answer.
     """
     import docker
 
@@ -188,13 +190,13 @@ def engine() -> "DockerClient":
         client.ping()
     except (docker.errors.DockerException, OSError) as error:
         raise ConcordError(
-            f"no Docker engine answers ({str(error)[:200]}). Start it, let this user at it, or name it in DOCKER_HOST."
+            f"no Docker engine answers ({str(error)[:200]}). Start it, give this user access to it, or set DOCKER_HOST."
         ) from None
     return client
 
 
 def image_id(client: "DockerClient", image: str) -> str:
-    """The id of a local image; nothing is pulled.
+    """Returns the id of a local image; nothing is pulled.
 
     Raises:
         ConcordError: the engine has no such image.

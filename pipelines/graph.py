@@ -1,4 +1,4 @@
-"""`python -m pipelines graph`: the pipeline as a picture, drawn from what the compiler made of it."""
+"""`python -m pipelines graph`: draws the pipeline from its compiled YAML."""
 
 import argparse
 import tempfile
@@ -13,7 +13,7 @@ from components.settings import load_settings
 from pipelines.cluster_settings import load_cluster
 from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipeline
 
-WIDTH, HEIGHT = 1.85, 0.62  # of a task's box, in the unit of the drawing
+WIDTH, HEIGHT = 1.85, 0.62  # size of a task's box, in the drawing's units
 STEP_X, STEP_Y = 2.4, 1.2
 COLOURS = {"system.Dataset": "#0072b2", "system.Model": "#c8500a", "system.Artifact": "#5b6675"}
 INK = "#333a44"
@@ -26,8 +26,8 @@ class Task:
     Attributes:
         name: its key in the DAG.
         title: what Kubeflow's UI shows.
-        column: tasks on the longest way to it.
-        row: 0, or higher where tasks that nothing is fed from share the column.
+        column: number of tasks on the longest path that leads to it.
+        row: 0, or higher for a task in a shared column that no other task depends on.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Task:
 
     @property
     def center(self) -> tuple[float, float]:
-        """Of its box in the drawing."""
+        """The center of its box in the drawing."""
         return self.column * STEP_X, self.row * STEP_Y
 
 
 @dataclass(frozen=True)
 class Edge:
-    """An artifact that goes from a task to another."""
+    """An artifact that one task passes to another."""
 
     source: str
     target: str
@@ -52,27 +52,27 @@ class Edge:
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """The command's own words."""
+    """Adds the command's arguments."""
     sub.add_argument(
         "--out", type=Path, default=Path("results/pipeline.svg"), help=".svg or .png (default: %(default)s)"
     )
     add_pipeline_arguments(sub)
 
 
-def command(given: argparse.Namespace) -> int:
-    """Draws; exit code 0."""
-    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
+def command(args: argparse.Namespace) -> int:
+    """Draws the pipeline; returns exit code 0."""
+    settings, cluster = load_settings(args.params), load_cluster(args.cluster)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(settings, cluster, chosen_image(given.image, cluster), "", package)
+        compile_pipeline(settings, cluster, chosen_image(args.image, cluster), "", package)
         tasks, edges = read_graph(next(yaml.safe_load_all(package.read_text(encoding="utf-8"))))
-    draw(tasks, edges, given.out)
-    console.print(f"{given.out}: {len(tasks)} tasks, {len(edges)} artifacts between them", markup=False)
+    draw(tasks, edges, args.out)
+    console.print(f"{args.out}: {len(tasks)} tasks, {len(edges)} artifacts between them", markup=False)
     return 0
 
 
 def read_graph(spec: dict[str, Any]) -> tuple[list[Task], list[Edge]]:
-    """Tasks, in an order in which each comes after those it needs, and the artifacts between them."""
+    """Returns the tasks in topological order, and the artifacts between them."""
     dag, components = spec["root"]["dag"]["tasks"], spec["components"]
     columns: dict[str, int] = {}
     while len(columns) < len(dag):
@@ -87,16 +87,16 @@ def read_graph(spec: dict[str, Any]) -> tuple[list[Task], list[Edge]]:
         tasks.append(Task(name, dag[name]["taskInfo"]["name"], columns[name], row))
     edges = []
     for task in tasks:
-        for given in dag[task.name].get("inputs", {}).get("artifacts", {}).values():
-            made = given["taskOutputArtifact"]
-            source, artifact = made["producerTask"], made["outputArtifactKey"]
+        for artifact_input in dag[task.name].get("inputs", {}).get("artifacts", {}).values():
+            output = artifact_input["taskOutputArtifact"]
+            source, artifact = output["producerTask"], output["outputArtifactKey"]
             outputs = components[dag[source]["componentRef"]["name"]]["outputDefinitions"]["artifacts"]
             edges.append(Edge(source, task.name, artifact, outputs[artifact]["artifactType"]["schemaTitle"]))
     return tasks, sorted(edges, key=lambda edge: (columns[edge.source], columns[edge.target]))
 
 
 def draw(tasks: list[Task], edges: list[Edge], out: Path) -> None:
-    """Writes the picture; the same graph gives the same bytes. In an SVG each task and edge carries its name as id."""
+    """Writes the picture. The same graph gives the same bytes. In an SVG, each task and edge has its name as its id."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -133,7 +133,10 @@ def _draw_tasks(axes: Any, tasks: list[Task]) -> None:
 
 
 def _draw_edges(axes: Any, tasks: list[Task], edges: list[Edge]) -> None:
-    """Straight to the next column, else past those between: models below, the rest above. All are in the first row."""
+    """Draws a straight arrow to the next column, and a curved one past other columns: models below, the rest above.
+
+    Every task with an edge is in the first row.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import FancyArrowPatch
 

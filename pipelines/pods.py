@@ -1,4 +1,4 @@
-"""What a step's task gets on Kubernetes, from the settings of the cluster."""
+"""Configures the pipeline's tasks on Kubernetes from the settings of the cluster."""
 
 import json
 
@@ -8,29 +8,30 @@ from components.errors import ConcordError
 from components.launcher import SECTION
 from components.settings import Launcher, Settings
 from components.shared.kubeflow.names import RUN_ID, STATE
-from components.shared.s3.cache import LIMIT
+from components.shared.s3.cache import LIMIT_VARIABLE
 from components.steps import STEPS
 from pipelines.cluster_settings import Cluster, quantity_bytes
 
-# The API server's. A placeholder on the command line would stay as it is, and would be an input of the step.
+# The label that the API server sets. A placeholder on the command line would not be replaced, and would become an input
+# of the step.
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 SCRATCH = "/tmp"  # the root file system may be read-only
 SHARED_MEMORY = "/dev/shm"
-CACHE_SHARE = 0.9  # of SCRATCH that fetched data may take up
+CACHE_SHARE = 0.9  # share of SCRATCH that fetched data may fill
 
 
-def place(task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: str) -> None:
-    """Puts image, resources, volumes, secrets, retries and limits on the task of a step.
+def configure_task(task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: str) -> None:
+    """Sets image, resources, volumes, secrets, retries and limits of a step's task.
 
     Raises:
-        ConcordError: the launcher is to start more ranks than the step has accelerators.
+        ConcordError: the launcher would start more ranks than the step has accelerators.
     """
     task.set_container_image(image)
     _resources(task, settings.launcher, cluster)
     _volumes(task, cluster)
     _environment(task, cluster)
-    pod, wait = cluster.pod(task.name), cluster.backoff
-    task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{cluster.window(task.name)}s")
+    pod, backoff = cluster.pod(task.name), cluster.backoff
+    task.set_retry(pod.retries, f"{backoff.seconds}s", backoff.factor, f"{cluster.retry_window(task.name)}s")
     kubernetes.set_timeout(task, pod.timeout_minutes * 60)
     for label, value in pod.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
@@ -44,7 +45,7 @@ def place(task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: s
 
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
-    """Limits of the whole run."""
+    """Returns the limits of the whole run."""
     return dsl.PipelineConfig(
         ttl_seconds_after_finished=_seconds(cluster.ttl_hours),
         active_deadline_seconds=_seconds(cluster.deadline_hours),
@@ -67,7 +68,7 @@ def _resources(task: dsl.PipelineTask, launcher: Launcher, cluster: Cluster) -> 
         task.set_accelerator_type(pod.accelerator.type).set_accelerator_limit(pod.accelerator.count)
     cpu = f"{pod.cpu:g}"
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
-    # Libraries count the cores of the node, not those of the pod's limit.
+    # Without this, libraries start a thread for every core of the node, not of the pod.
     task.set_env_variable("OMP_NUM_THREADS", str(max(int(pod.cpu / ranks), 1)))
     if step.parallel:
         task.set_env_variable(SECTION, json.dumps(launcher.model_dump(mode="json")))
@@ -87,13 +88,14 @@ def _volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
 
 
 def _environment(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    """Secrets by reference: names alone are in the pipeline."""
+    """Sets environment variables. Secrets are referenced by name, so the pipeline contains no value."""
     kubernetes.use_field_path_as_env(task, RUN_ID, RUN_LABEL)
     if "data" in STEPS[task.name].inputs and "CONCORD_CACHE" not in cluster.environment:
-        # The image keeps its cache in SCRATCH, and a pod that outgrows its size limit is evicted.
-        task.set_env_variable(LIMIT, str(int(CACHE_SHARE * quantity_bytes(cluster.scratch))))
+        # The image's cache is in SCRATCH, and Kubernetes evicts a pod that exceeds the volume's size limit.
+        task.set_env_variable(LIMIT_VARIABLE, str(int(CACHE_SHARE * quantity_bytes(cluster.scratch))))
     for name, value in cluster.environment.items():
         task.set_env_variable(name, value)
     for secret in cluster.secrets:
-        for name, key in secret.env.items():  # one at a time: kfp maps key -> variable, and two may be of one key
+        # One call per variable: kfp maps key -> variable, and two variables may use the same key.
+        for name, key in secret.env.items():
             kubernetes.use_secret_as_env(task, secret.name, {key: name}, secret.optional)

@@ -1,5 +1,8 @@
-"""`python -m pipelines run`: the compiled pipeline on this machine, each step in a container of the image that a
-cluster would pull. kfp's DockerRunner drives it; whether a step is done, containers.py judges."""
+"""`python -m pipelines run`: runs the compiled pipeline on this machine, each step in a container.
+
+The containers use the image that a cluster would pull. kfp's DockerRunner drives the pipeline; containers.py decides
+whether a step succeeded.
+"""
 
 import argparse
 import contextlib
@@ -25,12 +28,13 @@ from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
 from pipelines.cluster_settings import Cluster, load_cluster, quantity_bytes
 from pipelines.compile import add_pipeline_arguments, chosen_image, compile_pipeline
-from pipelines.containers import Machine, Try, engine, image_id, step_containers
-from pipelines.outputs import stamped_hashes
+from pipelines.containers import ContainerRun, LocalRun, docker_client, image_id, step_containers
+from pipelines.outputs import reported_hashes
 
-RAW = "/raw"  # the raw input in every container, wherever it lies here
-# Given to the containers where they are set here, beside those that the settings name. Values are in no file.
-PASSED = (
+RAW = "/raw"  # the raw input's path in every container
+# Variables that containers get if they are set here, besides those that the cluster's secrets name. The values are
+# written to no file.
+PASSED_VARIABLES = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -51,88 +55,98 @@ PASSED = (
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """The command's own words."""
+    """Adds the command's arguments."""
     add_pipeline_arguments(sub)
-    sub.add_argument("--data", type=Path, default=Path("data"), help="raw input (default: %(default)s)")
+    sub.add_argument("--data", type=Path, default=Path("data"), help="folder of the raw input (default: %(default)s)")
     sub.add_argument(
-        "--out", type=Path, default=Path("artifacts/kubeflow"), help="a folder a run (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("artifacts/kubeflow"),
+        help="each run gets a folder in it (default: %(default)s)",
     )
     sub.add_argument("--state", type=Path, help="training state, kept between runs (default: OUT/.checkpoints)")
-    sub.add_argument("--retries", type=int, default=0, help="start a failed step again so often (default: %(default)s)")
-    sub.add_argument("--network", default="host", help="of the containers (default: %(default)s)")
-    sub.add_argument("--gpus", help="all, or how many")
+    sub.add_argument("--retries", type=int, default=0, help="retries of a failed step (default: %(default)s)")
+    sub.add_argument("--network", default="host", help="Docker network of the containers (default: %(default)s)")
+    sub.add_argument("--gpus", help="GPUs of the containers: all, or how many (default: none)")
     sub.add_argument("--volume", action="append", default=[], metavar="HERE:THERE[:ro]", help="a further mount")
-    sub.add_argument("--env", action="append", default=[], metavar="NAME", help="a further variable to pass on")
+    sub.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="a further variable to pass to the containers"
+    )
 
 
-def command(given: argparse.Namespace) -> int:
-    """Runs the pipeline; exit code 0 where every step left all its outputs.
+def command(args: argparse.Namespace) -> int:
+    """Runs the pipeline; returns exit code 0 if every step wrote all of its outputs.
 
     Raises:
-        ConcordError: something is missing before the start, or a step failed; it and its log are named.
+        ConcordError: something needed for the start is missing, or a step failed; the message names the step and its
+            log.
     """
-    settings, cluster = load_settings(given.params), load_cluster(given.cluster)
-    image = chosen_image(given.image, cluster)
-    environment = passed_on(cluster, given.env)
-    check_tracking(environment)
-    if not given.data.is_dir():
-        raise ConcordError(f"{given.data}: no such folder. Make it (make data) or name it with --data.")
-    client = engine()
+    settings, cluster = load_settings(args.params), load_cluster(args.cluster)
+    image = chosen_image(args.image, cluster)
+    environment = passed_environment(cluster, args.env)
+    check_tracking_uri(environment)
+    if not args.data.is_dir():
+        raise ConcordError(f"{args.data}: no such folder. Create it (make data) or name it with --data.")
+    client = docker_client()
     identity = image_id(client, image)
     client.close()
-    out, state = given.out.resolve(), (given.state or given.out / ".checkpoints").resolve()
+    out, state = args.out.resolve(), (args.state or args.out / ".checkpoints").resolve()
     state.mkdir(parents=True, exist_ok=True)
-    run_id, data_hash = str(uuid.uuid4()), dvc_hash(given.data)
+    run_id, data_hash = str(uuid.uuid4()), dvc_hash(args.data)
     console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash}", markup=False)
-    arguments: dict[str, Any] = container_arguments(given.network, given.gpus)
-    arguments["environment"] = {**environment, RUN_ID: run_id}
-    with output_lock(state / "run"), scratch(out / f".scratch-{run_id}") as temporary:
+    options: dict[str, Any] = container_options(args.network, args.gpus)
+    options["environment"] = {**environment, RUN_ID: run_id}
+    with output_lock(state / "run"), scratch_folder(out / f".scratch-{run_id}") as scratch:
         volumes = {
-            str(given.data.resolve()): {"bind": RAW, "mode": "ro"},
+            str(args.data.resolve()): {"bind": RAW, "mode": "ro"},
             str(state): {"bind": STATE, "mode": "rw"},
-            str(temporary): {"bind": "/tmp", "mode": "rw"},
-            **dict(volume(text) for text in given.volume),
+            str(scratch): {"bind": "/tmp", "mode": "rw"},
+            **dict(parse_volume(text) for text in args.volume),
         }
-        machine = Machine(run_id, volumes, shared_memory(cluster))
+        local_run = LocalRun(run_id, volumes, shared_memory_sizes(cluster))
         package = out / "pipeline.yaml"
-        compile_pipeline(settings, with_retries(cluster, given.retries), image, data_hash, package, given.cache == "on")
-        run_pipeline(package, out, machine, arguments)
-    return report(machine, settings, {"image": image, "image_id": identity, "data_hash": data_hash})
+        compile_pipeline(settings, with_retries(cluster, args.retries), image, data_hash, package, args.cache == "on")
+        run_pipeline(package, out, local_run, options)
+    return report(local_run, settings, {"image": image, "image_id": identity, "data_hash": data_hash})
 
 
-def passed_on(cluster: Cluster, further: list[str]) -> dict[str, str]:
-    """Variables of this environment that steps get, by name.
+def passed_environment(cluster: Cluster, extra: list[str]) -> dict[str, str]:
+    """Returns the variables of this environment that the containers get.
+
+    Args:
+        cluster: its secrets name variables, which are passed if they are set here.
+        extra: names of further variables, from --env.
 
     Raises:
-        ConcordError: one that was asked for is not set.
+        ConcordError: a variable in `extra` is not set.
     """
-    for name in further:
+    for name in extra:
         if name not in os.environ:
             raise ConcordError(f"--env {name}: not set here.")
-    names = {*PASSED, *(name for secret in cluster.secrets for name in secret.env), *further}
+    names = {*PASSED_VARIABLES, *(name for secret in cluster.secrets for name in secret.env), *extra}
     return {name: os.environ[name] for name in sorted(names) if name in os.environ}
 
 
-def check_tracking(environment: Mapping[str, str]) -> None:
-    """Raises ConcordError unless the containers are told of an MLflow server: a file in one is gone with it."""
+def check_tracking_uri(environment: Mapping[str, str]) -> None:
+    """Raises ConcordError unless the containers use an MLflow server; a file store would vanish with its container."""
     if not environment.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://")):
         raise ConcordError(
-            "MLFLOW_TRACKING_URI: must name an MLflow server that containers reach. `make up` starts one; then "
+            "MLFLOW_TRACKING_URI: must name an MLflow server that containers can reach. `make up` starts one; then "
             "`set -a; . docker/services.env; set +a`."
         )
 
 
-def container_arguments(network: str, gpus: str | None) -> dict[str, Any]:
-    """What every container is started with: this user, no rights, a read-only root.
+def container_options(network: str, gpus: str | None) -> dict[str, Any]:
+    """Returns Docker's options for every container: this user, no capabilities, a read-only root.
 
     Raises:
         ConcordError: `gpus` is neither `all` nor a number.
     """
     from docker.types import DeviceRequest
 
-    arguments: dict[str, Any] = {
+    options: dict[str, Any] = {
         "network_mode": network,
-        "user": f"{os.getuid()}:{os.getgid()}",  # so that outputs are this user's
+        "user": f"{os.getuid()}:{os.getgid()}",  # so that this user owns the outputs
         "read_only": True,
         "init": True,
         "cap_drop": ["ALL"],
@@ -140,35 +154,37 @@ def container_arguments(network: str, gpus: str | None) -> dict[str, Any]:
     }
     if gpus is not None:
         if gpus != "all" and not gpus.isdecimal():
-            raise ConcordError(f"--gpus {gpus}: all, or a number.")
+            raise ConcordError(f"--gpus {gpus}: must be `all` or a number.")
         count = -1 if gpus == "all" else int(gpus)
-        arguments["device_requests"] = [DeviceRequest(count=count, capabilities=[["gpu"]])]
-    return arguments
+        options["device_requests"] = [DeviceRequest(count=count, capabilities=[["gpu"]])]
+    return options
 
 
-def volume(text: str) -> tuple[str, dict[str, str]]:
-    """`HERE:THERE[:ro]` as the Docker client takes it.
+def parse_volume(text: str) -> tuple[str, dict[str, str]]:
+    """Parses `HERE:THERE[:ro]` into an entry for the Docker client's `volumes`.
 
     Raises:
-        ConcordError: it has another form, or there is nothing here.
+        ConcordError: the format is wrong, or HERE does not exist.
     """
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[1].startswith("/") or parts[2:] not in ([], ["ro"], ["rw"]):
-        raise ConcordError(f"--volume {text}: HERE:THERE or HERE:THERE:ro, THERE an absolute path in the container.")
+        raise ConcordError(
+            f"--volume {text}: must be HERE:THERE or HERE:THERE:ro, where THERE is an absolute path in the container."
+        )
     here = Path(parts[0]).resolve()
     if not here.exists():
         raise ConcordError(f"--volume {text}: {here} does not exist.")
     return str(here), {"bind": parts[1], "mode": parts[2] if parts[2:] else "rw"}
 
 
-def shared_memory(cluster: Cluster) -> dict[str, int]:
-    """Step -> bytes of /dev/shm, where the settings name a size."""
+def shared_memory_sizes(cluster: Cluster) -> dict[str, int]:
+    """Returns step -> bytes of /dev/shm, for the steps whose settings name a size."""
     sizes = {name: cluster.pod(name).shared_memory for name in STEPS}
     return {name: quantity_bytes(size) for name, size in sizes.items() if size}
 
 
 def with_retries(cluster: Cluster, retries: int) -> Cluster:
-    """The cluster's settings for this machine: so many retries of each step, a second apart."""
+    """Returns the cluster's settings with this many retries of each step, one second apart."""
     tree = cluster.tree()
     for pod in tree["steps"].values():
         pod["retries"] = retries
@@ -177,8 +193,8 @@ def with_retries(cluster: Cluster, retries: int) -> Cluster:
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A folder for the time of the run."""
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Creates a folder and removes it at the end of the block."""
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -186,8 +202,8 @@ def scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_pipeline(package: Path, out: Path, machine: Machine, arguments: Mapping[str, Any]) -> None:
-    """Runs the compiled pipeline to its end or to the first step that failed for good.
+def run_pipeline(package: Path, out: Path, local_run: LocalRun, options: Mapping[str, Any]) -> None:
+    """Runs the compiled pipeline until it ends or a step fails for the last time.
 
     Raises:
         ConcordError: the Docker engine refused a container.
@@ -196,23 +212,29 @@ def run_pipeline(package: Path, out: Path, machine: Machine, arguments: Mapping[
 
     import docker
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # containers are removed on any way out
+    # SIGTERM must raise an exception, so that containers are removed then too.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), step_containers(machine):
-            warnings.simplefilter("ignore")  # of what only a cluster heeds
-            local.init(local.DockerRunner(**arguments), pipeline_root=str(out), raise_on_error=False)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), step_containers(local_run):
+            warnings.simplefilter("ignore")  # kfp warns about settings that only a cluster uses
+            local.init(local.DockerRunner(**options), pipeline_root=str(out), raise_on_error=False)
             components.load_component_from_file(str(package))(data_uri=RAW)
     except docker.errors.DockerException as error:
         raise ConcordError(f"Docker refused a container: {getattr(error, 'explanation', None) or error}") from None
     except KeyboardInterrupt:
-        console.print("stopped, and the container removed; start it again, and training goes on from here")
+        console.print("stopped, and the container is removed; run it again, and training resumes from its checkpoint")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def report(machine: Machine, settings: Settings, what: Mapping[str, str]) -> int:
-    """Prints a line a step and leaves run.json in the run's folder.
+def report(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str]) -> int:
+    """Prints a table of the steps and writes run.json to the run's folder.
+
+    Args:
+        local_run: the run, with all its attempts.
+        settings: the experiment.
+        inputs: what else run.json records: image, image_id, data_hash.
 
     Returns:
         0.
@@ -220,51 +242,56 @@ def report(machine: Machine, settings: Settings, what: Mapping[str, str]) -> int
     Raises:
         ConcordError: a step failed or was never started.
     """
-    last: dict[str, Try] = {this.step: this for this in machine.tries}
-    failed = [name for name in STEPS if name not in last or last[name].faults]
-    table = Table("step", "state", "tries", "seconds")
+    last: dict[str, ContainerRun] = {attempt.step: attempt for attempt in local_run.attempts}
+    failed = [name for name in STEPS if name not in last or last[name].errors]
+    table = Table("step", "state", "attempts", "seconds")
     table.add_column("log", overflow="fold")
     for name in STEPS:
         if name not in last:
             table.add_row(name, "not started", "0", "", "")
             continue
-        this = last[name]
-        state = "[red]failed[/]" if this.faults else "[green]done[/]"
-        seconds = sum(each.seconds for each in machine.tries if each.step == name)
-        table.add_row(name, state, str(this.number), f"{seconds:.0f}", str(this.log))
+        attempt = last[name]
+        state = "[red]failed[/]" if attempt.errors else "[green]done[/]"
+        seconds = sum(each.seconds for each in local_run.attempts if each.step == name)
+        table.add_row(name, state, str(attempt.attempt), f"{seconds:.0f}", str(attempt.log))
     console.print(table)
     if not last:
         raise ConcordError("no step was started.")
-    folder = machine.tries[0].place.parent
-    write_json(folder / "run.json", record(machine, settings, what, not failed))
+    folder = local_run.attempts[0].folder.parent
+    write_json(folder / "run.json", run_record(local_run, settings, inputs, not failed))
     if not failed:
         console.print(f"done: {folder}", markup=False)
         return 0
     first = failed[0]
     if first not in last:
-        raise ConcordError(f"{first}: never started, though what it needs was there. {folder}/run.json has the rest.")
-    this = last[first]
-    tries = f", try {this.number}" if this.number > 1 else ""
-    raise ConcordError(f"{first}{tries}: {'; '.join(this.faults)}. What it said: {this.log}")
+        raise ConcordError(f"{first}: never started, though its inputs exist. See {folder}/run.json.")
+    attempt = last[first]
+    number = f", attempt {attempt.attempt}" if attempt.attempt > 1 else ""
+    raise ConcordError(f"{first}{number}: {'; '.join(attempt.errors)}. Its log: {attempt.log}")
 
 
-def record(machine: Machine, settings: Settings, what: Mapping[str, str], done: bool) -> dict[str, Any]:
-    """The run as JSON: what it was made of, each try, and the DVC hash of each output of the steps that are done."""
-    whole = {this.step: this for this in machine.tries if not this.faults}
+def run_record(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str], done: bool) -> dict[str, Any]:
+    """Returns the content of run.json: inputs, settings, every attempt, and the hashes of the outputs."""
+    succeeded = {attempt.step: attempt for attempt in local_run.attempts if not attempt.errors}
     return {
-        "run_id": machine.label,
+        "run_id": local_run.run_id,
         "done": done,
-        **what,
+        **inputs,
         "params": settings.tree(),
-        "tries": [
-            {"step": this.step, "exit_code": this.exit_code, "faults": this.faults, "log": str(this.log)}
-            for this in machine.tries
+        "attempts": [
+            {
+                "step": attempt.step,
+                "exit_code": attempt.exit_code,
+                "errors": attempt.errors,
+                "log": str(attempt.log),
+            }
+            for attempt in local_run.attempts
         ],
         "outputs": {
             name: {
-                port: {"path": str(this.place / port), "dvc_hash": digest}
-                for port, digest in stamped_hashes(STEPS[name], this.place).items()
+                port: {"path": str(attempt.folder / port), "dvc_hash": digest}
+                for port, digest in reported_hashes(STEPS[name], attempt.folder).items()
             }
-            for name, this in whole.items()
+            for name, attempt in succeeded.items()
         },
     }

@@ -1,4 +1,4 @@
-"""The pipeline on Kubeflow: the steps of the step table, each in a container of its own."""
+"""The pipeline on Kubeflow: every step of the step table runs in its own container."""
 
 import json
 
@@ -12,44 +12,44 @@ from components.register.component import register
 from components.settings import Settings
 from components.sft.component import sft
 from components.shared.kubeflow.names import REUSE
-from components.shared.tracking.lineage import code_identity, code_mark
+from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.steps import STEPS
 from components.validate.component import validate
 from pipelines.cluster_settings import Cluster
-from pipelines.pods import pipeline_config, place
+from pipelines.pods import configure_task, pipeline_config
 
 
 def training_pipeline(
     settings: Settings, cluster: Cluster, image: str, data_hash: str, reuse: bool = True
 ) -> BaseComponent:
-    """The pipeline, with an experiment's settings as the defaults of its inputs.
+    """Builds the pipeline, with an experiment's settings as the defaults of its inputs.
 
-    1. An importer records the raw input's URI and hash as an artifact. Nothing reads the artifact.
-    2. ingest: raw input, fetched from its URI by the step itself -> row shards. The hash is an input of its own, since
-       a cache cannot see behind a URI.
-    3. validate: row shards -> the validation's result, without which nothing is trained.
+    1. An importer records the raw input's URI and hash as an artifact. No step reads the artifact.
+    2. ingest: raw input -> row shards. The step fetches the raw input from its URI itself. The hash is a separate
+       input, because Kubeflow's cache does not notice when the data behind a URI changes.
+    3. validate: row shards -> the validation's result, which sft needs as an input.
     4. sft: row shards -> the warm start.
     5. grpo: row shards, warm start -> the trained model.
     6. evaluate: row shards, both models -> predictions, metrics, report.
     7. register: model, predictions -> a version in the registry.
 
     Args:
-        settings: the experiment. Each section is an input of the pipeline and goes to the steps that read it, so that
-            a change of grpo's settings leaves the results of ingest, validate and sft in the cache. `launcher` is
-            none, since it decides no result: it is in the tasks' environment.
-        cluster: resources, volumes, secrets, retries and limits. No input either: it is in the platform spec.
+        settings: the experiment. Each section is an input of the pipeline and goes only to the steps that read it, so
+            after a change of grpo's settings ingest, validate and sft are still cached. `launcher` is not an input,
+            since it does not affect the results: it is in the tasks' environment.
+        cluster: resources, volumes, secrets, retries and limits. They are not inputs: they are in the platform spec.
         image: the container image of every step.
-        data_hash: default of the input of that name: DVC's md5 of the raw input. Stamped on its artifact, too.
-        reuse: whether a step takes outputs that were made before from the same inputs, code and settings.
+        data_hash: DVC's md5 of the raw input: the default of the input of that name, and metadata of its artifact.
+        reuse: whether a step may use cached outputs of the same inputs, code and settings.
 
     Raises:
         ConcordError: settings of the cluster contradict those of the experiment.
     """
     tree = settings.tree()
     default = {section: json.dumps(content) for section, content in tree.items()}
-    code = {name: code_mark(code_identity(step)) for name, step in STEPS.items()}
-    # Said here: a placeholder would reach Kubeflow's store as it stands.
-    stamp = {"dvc_hash": data_hash} if data_hash else None
+    code = {name: code_fingerprint(code_identity(step)) for name, step in STEPS.items()}
+    # A constant, because Kubeflow would store a placeholder without replacing it.
+    raw_metadata = {"dvc_hash": data_hash} if data_hash else None
 
     @dsl.pipeline(name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(cluster))
     def training(
@@ -69,8 +69,9 @@ def training_pipeline(
         common = {"experiment": experiment, "task_settings": task_settings}
         trains = {**common, "model_settings": model_settings}
 
-        raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata=stamp)
-        # No display name: ML Metadata keeps an importer under it, and drivers look for the task's key.
+        raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata=raw_metadata)
+        # The importer must have no display name: ML Metadata would store it under that name, but Kubeflow's drivers
+        # look for the task's key.
         rows = ingest(
             **common, code=code["ingest"], ingest_settings=ingest_settings, data_uri=data_uri, data_hash=data_hash
         )
@@ -91,7 +92,7 @@ def training_pipeline(
             ingest=rows.outputs["out"],
             sft=warm.outputs["out"],
         )
-        judged = evaluate(
+        evaluated = evaluate(
             **trains,
             code=code["evaluate"],
             sft_settings=sft_settings,
@@ -107,10 +108,10 @@ def training_pipeline(
             register_settings=register_settings,
             ingest=rows.outputs["out"],
             grpo=trained.outputs["out"],
-            evaluate=judged.outputs["out"],
+            evaluate=evaluated.outputs["out"],
         )
-        for task in (rows, checked, warm, trained, judged, registered):
-            place(task.set_display_name(STEPS[task.name].title), settings, cluster, image)
+        for task in (rows, checked, warm, trained, evaluated, registered):
+            configure_task(task.set_display_name(STEPS[task.name].title), settings, cluster, image)
             task.set_caching_options(reuse and not _must_run(task.name, settings))
             if not reuse:
                 task.set_env_variable(REUSE, "off")
@@ -120,9 +121,10 @@ def training_pipeline(
 
 
 def _must_run(step: str, settings: Settings) -> bool:
-    """Whether old outputs will not do, since the step holds what it is given against today's champion.
+    """Whether the step must run even if its outputs are cached, because it compares its inputs with today's champion.
 
-    A drift that is only reported is left to Kubeflow's cache, as it stood then: what a step makes anew is a new
-    artifact to Kubeflow, so every later step would start as well, to fetch what it made before.
+    validate may come from Kubeflow's cache if drift is only a warning; the cached warning can be out of date. If
+    validate ran, its output would be a new artifact to Kubeflow, which would then start every later step too, though
+    each would only fetch its cached outputs.
     """
-    return STEPS[step].asks_registry and (step != "validate" or settings.validation.drift_stops)
+    return STEPS[step].asks_registry and (step != "validate" or settings.validation.drift_is_error)

@@ -1,4 +1,4 @@
-"""The lock installs on every Python that pyproject.toml names, and `make` finds one of them."""
+"""The lock can be installed on every Python that pyproject.toml supports, and `make` finds such a Python."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -22,7 +21,7 @@ LOCK = [
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
-# torch's CUDA build, which the lock does not pin, and pip's own, which an environment may go without.
+# Packages of torch's CUDA build, which the lock does not pin, and pip's own, which an environment may lack.
 NOT_LOCKED = re.compile(r"nvidia-.*|cuda-.*|triton|pip|setuptools")
 
 
@@ -32,50 +31,52 @@ def supported() -> SpecifierSet:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_no_locked_package_excludes_a_python(version: str) -> None:
-    """By the metadata of what is installed, which test_what_is_installed_is_the_lock holds against the lock."""
+def test_no_locked_package_excludes_a_supported_python(version: str) -> None:
+    """Reads the installed packages' metadata; test_installed_packages_match_the_lock compares them with the lock."""
     assert supported().contains(f"{version}.0")
     excluding = []
     for requirement in LOCK:
-        needed = importlib.metadata.metadata(requirement.name).get("Requires-Python")
-        if needed and not SpecifierSet(needed).contains(f"{version}.1"):
-            excluding.append(f"{requirement}: {needed}")
+        for needed in importlib.metadata.metadata(requirement.name).get_all("Requires-Python", []):
+            if not SpecifierSet(needed).contains(f"{version}.1"):
+                excluding.append(f"{requirement}: {needed}")
     assert excluding == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_lock_holds_all_that_its_packages_need(version: str) -> None:
-    """Also what they need on that Python alone: `make` installs the lock without its packages' needs."""
+def test_lock_has_all_dependencies_of_its_packages(version: str) -> None:
+    """Includes dependencies for only some Python versions, since `make` installs the lock without resolving any."""
     locked = {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in LOCK}
-    environment = {**default_environment(), "python_version": version, "python_full_version": f"{version}.1"}
+    changed = {"python_version": version, "python_full_version": f"{version}.1", "extra": ""}
     missing = []
     for name in locked:
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
-            if requirement.marker and not requirement.marker.evaluate({**environment, "extra": ""}):
+            if requirement.marker and not requirement.marker.evaluate(changed):
                 continue
-            found = locked.get(canonicalize_name(requirement.name))
-            if found is None and not NOT_LOCKED.fullmatch(canonicalize_name(requirement.name)):
+            version_in_lock = locked.get(canonicalize_name(requirement.name))
+            if version_in_lock is None and not NOT_LOCKED.fullmatch(canonicalize_name(requirement.name)):
                 missing.append(f"{name} needs {text}")
-            elif found is not None and not requirement.specifier.contains(found, prereleases=True):
-                missing.append(f"{name} needs {text}, and the lock has {found}")
+            elif version_in_lock is not None and not requirement.specifier.contains(version_in_lock, prereleases=True):
+                missing.append(f"{name} needs {text}, but the lock has {version_in_lock}")
     assert missing == []
 
 
-def test_what_is_installed_is_the_lock() -> None:
+def test_installed_packages_match_the_lock() -> None:
     wrong = [
-        f"{requirement}, installed: {found}"
+        f"{requirement}, installed: {installed}"
         for requirement in LOCK
-        if not requirement.specifier.contains(found := importlib.metadata.version(requirement.name).partition("+")[0])
+        if not requirement.specifier.contains(
+            installed := importlib.metadata.version(requirement.name).partition("+")[0]
+        )
     ]
     assert wrong == []
 
 
 def chosen(tmp_path: Path, *names: str) -> str:
-    """The interpreter that `make setup` takes where PATH has these and the tools that a shell needs."""
+    """Returns the interpreter that `make setup` chooses if PATH has only these Pythons and some shell tools."""
     for name in names:
         version = name.removeprefix("python")
-        # As pyenv's shims do: a command may be there and name a Python that is not.
+        # Like pyenv's shims: the command exists, but the Python behind it does not.
         body = "exit 127" if name.endswith("-broken") else f'exec {sys.executable} -c "{FAKED.format(version)}"'
         (tmp_path / name.removesuffix("-broken")).write_text(f'#!/bin/sh\n[ "$1" = -c ] && {body}\n')
         (tmp_path / name.removesuffix("-broken")).chmod(0o755)
@@ -89,12 +90,12 @@ def chosen(tmp_path: Path, *names: str) -> str:
     return Path(venv).name if venv else ""
 
 
-# Stands in for the interpreter of another version: `make` asks it for sys.version_info.
+# Fakes an interpreter of another version; `make` asks it for sys.version_info.
 FAKED = "import sys; sys.exit(not (3, 11) <= tuple(map(int, '{}'.split('.'))) <= (3, 13))"
 
 
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("names", "expected"),
     [
         (("python3.11",), "python3.11"),
         (("python3.11", "python3.12"), "python3.12"),
@@ -104,5 +105,5 @@ FAKED = "import sys; sys.exit(not (3, 11) <= tuple(map(int, '{}'.split('.'))) <=
         ((), ""),
     ],
 )
-def test_make_takes_the_newest_python_that_works(names: tuple[str, ...], found: str, tmp_path: Path) -> None:
-    assert chosen(tmp_path, *names) == found
+def test_make_chooses_the_newest_python_that_works(names: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    assert chosen(tmp_path, *names) == expected

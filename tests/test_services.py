@@ -1,4 +1,4 @@
-"""The services, as processes of this machine and as containers: one set of tests for both."""
+"""The services, both as local processes and as containers."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from tests.support.services import Services, s3_client
 
-pytestmark = pytest.mark.timeout(1800)  # the image may have to be built first
+pytestmark = pytest.mark.timeout(1800)  # the image may be built first
 
 
 @pytest.fixture(
@@ -25,7 +25,7 @@ def running(request: pytest.FixtureRequest) -> Services:
     return request.getfixturevalue(request.param)
 
 
-def test_mlflow_keeps_runs_in_postgres_and_artifacts_in_its_bucket(
+def test_mlflow_stores_runs_in_postgres_and_artifacts_in_its_bucket(
     running: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psycopg
@@ -44,12 +44,12 @@ def test_mlflow_keeps_runs_in_postgres_and_artifacts_in_its_bucket(
         rows = connection.execute("SELECT key, value FROM metrics WHERE run_uuid = %s", (run,)).fetchall()
     assert rows == [("mae", 2.5)]
     owner = s3_client(running.s3_url, running.owner)
-    (found,) = [x for x in owner.list_objects_v2(Bucket="mlflow")["Contents"] if run in x["Key"]]
-    assert owner.get_object(Bucket="mlflow", Key=found["Key"])["Body"].read() == b"four"
+    (stored,) = [x for x in owner.list_objects_v2(Bucket="mlflow")["Contents"] if run in x["Key"]]
+    assert owner.get_object(Bucket="mlflow", Key=stored["Key"])["Body"].read() == b"four"
     assert Path(client.download_artifacts(run, "report.txt", str(tmp_path))).read_text() == "four"
 
 
-def test_a_key_reaches_its_own_bucket_alone(running: Services) -> None:
+def test_key_only_reaches_its_own_bucket(running: Services) -> None:
     for name, own, other in (("mlflow", "mlflow", "dvc"), ("dvc", "dvc", "mlflow")):
         client = s3_client(running.s3_url, getattr(running, name))
         client.put_object(Bucket=own, Key="mine", Body=b"1")
@@ -65,10 +65,10 @@ def test_a_key_reaches_its_own_bucket_alone(running: Services) -> None:
         s3_client(running.s3_url, ("dvc", "guessed")).list_objects_v2(Bucket="dvc")
 
 
-def test_dvc_pushes_and_pulls_with_the_environment_alone(running: Services, tmp_path: Path) -> None:
-    def dvc(*words: str) -> None:
+def test_dvc_pushes_and_pulls_with_credentials_from_the_environment(running: Services, tmp_path: Path) -> None:
+    def dvc(*args: str) -> None:
         subprocess.run(
-            [sys.executable, "-m", "dvc", *words], cwd=tmp_path, check=True, env=os.environ | running.environment(),
+            [sys.executable, "-m", "dvc", *args], cwd=tmp_path, check=True, env=os.environ | running.environment(),
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_dvc_pushes_and_pulls_with_the_environment_alone(running: Services, tmp_
     assert (tmp_path / "row").read_text() == "1"
 
 
-def test_mlflow_answers_to_no_strange_name(running: Services) -> None:
+def test_mlflow_rejects_unknown_host_names(running: Services) -> None:
     request = urllib.request.Request(f"{running.tracking_uri}/api/2.0/mlflow/experiments/get?experiment_id=0")
     request.add_header("Host", "evil.example")
     with pytest.raises(urllib.error.HTTPError, match="403"):

@@ -1,4 +1,4 @@
-"""The step table, dvc.yaml and the command line say the same. (The compiled pipeline: pipelines/test_training.py.)"""
+"""dvc.yaml and the command line agree with the step table; pipelines/test_training.py compares the pipeline."""
 
 import ast
 import shlex
@@ -28,7 +28,7 @@ def stages() -> dict[str, PipelineStage]:
         return {stage.name: stage for stage in repo.index.stages if isinstance(stage, PipelineStage)}
 
 
-def test_every_input_is_made_by_an_earlier_step() -> None:
+def test_every_input_is_the_output_of_an_earlier_step() -> None:
     made = {"data": {"data"}}
     for step in STEPS.values():
         for port, path in step.inputs.items():
@@ -43,12 +43,12 @@ def test_dvc_has_the_steps_in_order(stages: dict[str, PipelineStage]) -> None:
 
 
 @EACH
-def test_dvc_stage_is_the_step(step: Step, stages: dict[str, PipelineStage]) -> None:
+def test_dvc_stage_agrees_with_the_step(step: Step, stages: dict[str, PipelineStage]) -> None:
     stage = stages[step.name]
     assert shlex.split(stage.cmd) == step.command()
     assert stage.desc == step.title
     assert [out.def_path for out in stage.outs] == list(step.outputs.values())
-    # Else DVC removes the output before the step has checked its input.
+    # Otherwise DVC would remove the output before the step has checked its input.
     assert all(out.persist for out in stage.outs)
     params = [dep for dep in stage.deps if hasattr(dep, "params")]
     assert [(dep.def_path, dep.params) for dep in params] == [("params.yaml", list(step.sections))]
@@ -66,13 +66,13 @@ def test_dvc_stage_depends_on_the_packages_that_the_step_imports(step: Step, sta
     assert {folder for folder in imported if folder != own and not folder.startswith(f"{own}/")} == set(named[1:])
 
 
-def test_dvc_yaml_stays_short(stages: dict[str, PipelineStage]) -> None:
+def test_dvc_yaml_has_at_most_30_dependencies_on_code(stages: dict[str, PipelineStage]) -> None:
     assert sum(dep.def_path.startswith("components/") for stage in stages.values() for dep in stage.deps) <= 30
 
 
 @EACH
-def test_dvc_sees_of_the_step_s_folder_what_the_step_needs(step: Step) -> None:
-    """What .dvcignore hides could change without a rerun; what it does not hide reruns the step for nothing."""
+def test_dvcignore_hides_no_code_that_a_step_imports(step: Step) -> None:
+    """A change in a hidden file would not run the step again; one in a file that is not needed would, in vain."""
     folder = f"components/{step.name}"
     needed = {path for path in reached(ROOT / folder / "step.py") if path.startswith(f"{folder}/")} | BY_PATH
     needed |= {f"{folder}/__init__.py", f"{folder}/step.py"}
@@ -90,7 +90,7 @@ def test_steps_do_not_import_each_other() -> None:
 
 
 @EACH
-def test_command_line_takes_the_step_s_words_and_has_its_defaults(step: Step) -> None:
+def test_command_line_has_a_flag_for_each_port_with_its_default(step: Step) -> None:
     words = step.command()[3:]
     given, bare = vars(parser().parse_args(words)), vars(parser().parse_args(words[:1]))
     for port, path in {**step.inputs, **step.outputs}.items():
@@ -99,7 +99,7 @@ def test_command_line_takes_the_step_s_words_and_has_its_defaults(step: Step) ->
         assert bare[port] == (None if port == "data" else Path(path))
 
 
-def test_command_puts_other_paths_in_their_ports() -> None:
+def test_command_uses_the_given_paths() -> None:
     assert STEPS["grpo"].command("p.yaml", {"sft": "/in/1", "out": "/out/1"}) == [
         "python", "-m", "components", "grpo", "--params", "p.yaml",
         "--ingest", "artifacts/ingest", "--sft", "/in/1", "--out", "/out/1",
@@ -107,8 +107,10 @@ def test_command_puts_other_paths_in_their_ports() -> None:
 
 
 def reached(file: Path) -> set[str]:
-    """Our modules that `file` imports, at any depth and anywhere in the code, as paths below the root; without those
-    that are not depended on, and what only they import."""
+    """Our modules that `file` imports, directly or indirectly, as paths relative to the root.
+
+    Modules that stages do not depend on are left out, and so are their own imports.
+    """
     found: set[str] = set()
     waiting = [file]
     while waiting:

@@ -1,4 +1,4 @@
-"""What a figure was made with: machine, date and versions, for results files. No step's output holds it."""
+"""Date, machine and package versions for results files. No step writes them into its output."""
 
 import datetime
 import importlib.metadata
@@ -11,10 +11,10 @@ VERSIONS = ("torch", "transformers", "trl", "peft")
 
 
 def machine_facts(versions: Sequence[str] = VERSIONS) -> dict[str, Any]:
-    """`{"date", "machine", "python", "versions"}` of this process.
+    """Returns `{"date", "machine", "python", "versions"}` for this process.
 
     Args:
-        versions: packages to name.
+        versions: packages whose versions are included.
     """
     return {
         "date": datetime.date.today().isoformat(),
@@ -24,7 +24,7 @@ def machine_facts(versions: Sequence[str] = VERSIONS) -> dict[str, Any]:
     }
 
 
-def facts_line(where: dict[str, Any]) -> str:
-    """One line of it."""
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['date']}; {where['machine']}; Python {where['python']}, {versions}."
+def facts_line(facts: dict[str, Any]) -> str:
+    """Formats `machine_facts` as one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return f"{facts['date']}; {facts['machine']}; Python {facts['python']}, {versions}."

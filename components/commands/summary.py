@@ -1,4 +1,4 @@
-"""`python -m components summary`: what a run came to, on the screen: the table, the registry's verdict, the report."""
+"""`python -m components summary`: prints the metrics table, the promotion decision and the report path of a run."""
 
 import argparse
 import json
@@ -22,13 +22,13 @@ from components.shared.scoring.shots import GROUPS
 FIGURE = "bins.png"
 
 
-def main(words: Sequence[str]) -> None:
-    """Prints the summary of what lies in artifacts/.
+def main(arguments: Sequence[str]) -> None:
+    """Prints the summary of the outputs in artifacts/.
 
     Raises:
-        ConcordError: there is nothing to sum up yet.
+        ConcordError: nothing has been evaluated yet.
     """
-    parser = argparse.ArgumentParser(prog="python -m components summary", description="What the last run came to.")
+    parser = argparse.ArgumentParser(prog="python -m components summary", description="Prints the results of a run.")
     for name, default in (
         ("params", "params.yaml"),
         ("evaluate", "artifacts/evaluate"),
@@ -36,16 +36,16 @@ def main(words: Sequence[str]) -> None:
         ("report", "reports/evaluate"),
     ):
         parser.add_argument(f"--{name}", type=Path, default=Path(default), help="(default: %(default)s)")
-    parser.add_argument("--write", type=Path, help="also write it to this Markdown file, its figure beside")
-    given = parser.parse_args(words)
-    settings = load_settings(given.params)
-    figures = _read(given.evaluate / "metrics.json")
-    titles = _read(given.evaluate / "titles.json")
+    parser.add_argument("--write", type=Path, help="also write it to this Markdown file, with its figure as a PNG")
+    options = parser.parse_args(arguments)
+    settings = load_settings(options.params)
+    figures = _read(options.evaluate / "metrics.json")
+    titles = _read(options.evaluate / "titles.json")
     if figures is None or titles is None:
         raise ConcordError(
-            f"{given.evaluate}: no metrics.json and titles.json there, nothing has been evaluated yet. Run: make run"
+            f"{options.evaluate}: metrics.json or titles.json is missing; nothing has been evaluated yet. Run: make run"
         )
-    registration = _read(given.register / "registration.json")
+    registration = _read(options.register / "registration.json")
     rows = [(titles[name], figures[name]) for name in MODELS]
     if registration and registration["champion_before"]:
         champion = registration["champion_before"]
@@ -55,41 +55,41 @@ def main(words: Sequence[str]) -> None:
         console = Console(highlight=False, width=120)
     show(console, rows, settings.task.unit)
     console.print(Text(verdict(registration)), soft_wrap=True)
-    if given.write:
-        write_text(given.write, markdown(settings.experiment, rows, settings.task.unit, verdict(registration)))
-        figure = given.report / FIGURE
+    if options.write:
+        write_text(options.write, markdown(settings.experiment, rows, settings.task.unit, verdict(registration)))
+        figure = options.report / FIGURE
         if figure.exists():
-            write_bytes(given.write.with_suffix(".png"), figure.read_bytes())
-    console.print(Text(f"Report: {given.report / 'report.html'}"), soft_wrap=True)
+            write_bytes(options.write.with_suffix(".png"), figure.read_bytes())
+    console.print(Text(f"Report: {options.report / 'report.html'}"), soft_wrap=True)
 
 
 def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str) -> None:
-    """Prints a row a model; below each figure its interval.
+    """Prints one row per model; below each value its interval.
 
     Args:
-        console: on a narrow one the table comes in two.
-        rows: title and what `components.shared.reporting.metrics.evaluate` gave, None where it is not known.
-        unit: the task's.
+        console: if it is narrow, the table is split into two.
+        rows: title, and the result of `components.shared.reporting.metrics.evaluate` or None if it is not known.
+        unit: unit of the task.
     """
     known = next(figures for _, figures in rows if figures)
     counts = {group: known["groups"][group]["n"] for group in GROUPS}
-    whole = _table(rows, ("mae", "gm", "shape"))
-    wanted = Measurement.get(console, console.options.update(width=1000), whole).maximum
-    for table in [whole] if wanted <= console.width else [_table(rows, ("mae",)), _table(rows, ("gm", "shape"))]:
-        console.print(table)
-    where = ", ".join(f"{counts[group]} {group}" for group in GROUPS[1:])
-    of = f"In {unit}; " if unit else ""
+    table = _table(rows, ("mae", "gm", "shape"))
+    width = Measurement.get(console, console.options.update(width=1000), table).maximum
+    for part in [table] if width <= console.width else [_table(rows, ("mae",)), _table(rows, ("gm", "shape"))]:
+        console.print(part)
+    sizes = ", ".join(f"{counts[group]} {group}" for group in GROUPS[1:])
+    prefix = f"Errors in {unit}; " if unit else ""
     console.print(
         Text(
-            f"{of}{counts['all']} test images ({where}). Below each figure its 95 % interval. GM: errors floored at "
-            f"{known['gm_floor']:g}. Unparseable answers count as the farther end of the range."
+            f"{prefix}{counts['all']} test images ({sizes}). Below each value: its 95 % interval. GM: errors floored "
+            f"at {known['gm_floor']:g}. Unparseable answers count as the end of the range farther from the target."
         ),
         style="dim",
     )
 
 
-def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str, said: str) -> str:
-    """The same table for a results file."""
+def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str, decision: str) -> str:
+    """Formats the table and the promotion decision for a results file."""
     heads = [f"{part} {group}" for part in ("MAE", "GM") for group in GROUPS] + ["sd ratio", "unparseable"]
     known = next(figures for _, figures in rows if figures)
     lines = [f"# Run: {experiment}", "", f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
@@ -97,8 +97,8 @@ def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]],
         cells = [cell for part in ("mae", "gm", "shape") for cell in _cells(figures, part)]
         lines.append(f"| {name} | " + " | ".join(_flat(cell) for cell in cells) + " |")
     sizes = ", ".join(f"{group} {known['groups'][group]['n']}" for group in GROUPS)
-    of = f"In {unit}. " if unit else ""
-    lines += ["", f"{of}Test images: {sizes}. In brackets: 95 % bootstrap interval over images. {said}"]
+    prefix = f"Errors in {unit}. " if unit else ""
+    lines += ["", f"{prefix}Test images: {sizes}. In brackets: 95 % bootstrap interval over images. {decision}"]
     return "\n".join([*lines, "", facts_line(machine_facts())]) + "\n"
 
 
@@ -111,7 +111,7 @@ def _table(rows: Sequence[tuple[str, dict[str, Any] | None]], parts: Sequence[st
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("", no_wrap=True)
     for part in parts:
-        table.add_column("", width=1)  # sets MAE, GM and the rest apart
+        table.add_column("", width=1)  # a gap between MAE, GM and the rest
         for head in ("sd\nratio", "unpar-\nseable") if part == "shape" else (f"{part.upper()}\n{g}" for g in GROUPS):
             table.add_column(head, justify="right", no_wrap=True)
     for name, figures in rows:
@@ -130,7 +130,7 @@ def _cells(figures: dict[str, Any] | None, part: str) -> list[Text]:
 
 
 def _cell(value: float | None, ci: Sequence[float] | None, unit: str = "") -> Text:
-    """`14.9` above `14.2–15.6`: three digits each, so that nine columns hold an interval."""
+    """`14.9` above `14.2–15.6`; three digits each, so that nine columns with intervals fit the screen."""
     if value is None:
         return Text("–")
     cell = Text(f"{_short(value)}{unit}")
@@ -142,12 +142,12 @@ def _short(value: float) -> str:
 
 
 def verdict(registration: dict[str, Any] | None) -> str:
-    """One sentence: what was registered or refused, and why."""
+    """One sentence: which version was registered, whether it was promoted, and why."""
     if registration is None:
         return "Nothing is registered yet."
-    who = f"{registration['name']} version {registration['version']}"
+    version = f"{registration['name']} version {registration['version']}"
     state = "is now champion" if registration["promoted"] else "is registered as challenger, not promoted"
-    return f"{who} {state}: {registration['reason']}"
+    return f"{version} {state}: {registration['reason']}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

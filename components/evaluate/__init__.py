@@ -1,1 +1,1 @@
-"""The judgement on the test set: what a model answers, how far off it is, and where."""
+"""Evaluates the models on the test set: answers, errors by shot group, plots and the HTML report."""

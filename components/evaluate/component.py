@@ -1,4 +1,4 @@
-"""The Kubeflow face of evaluate: the same command, in a container."""
+"""The Kubeflow component of evaluate: the same command in a container."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
@@ -22,7 +22,7 @@ def evaluate(
     page: Output[HTML],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Judges every model on the test set, by shot group."""
+    """Evaluates every model on the test set, by shot group."""
     return container(
         "evaluate",
         code,

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else. Tables first, then figures, then the images it is worst at."""
+"""Writes the report, one self-contained HTML file: tables, figures, and the images with the largest errors."""
 
 import base64
 import io
@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 from components.evaluate.plots import COLOURS, FIGURES
-from components.evaluate.results import Judged, Judgement
+from components.evaluate.results import EvaluationResults, ModelResults
 from components.settings import Settings
-from components.shared.rows.histogram import LabelBin, share_metrics
+from components.shared.rows.histogram import LabelBin, distribution_metrics
 from components.shared.rows.rows import read_rows
 from components.shared.scoring.answers import decimals
 from components.shared.scoring.shots import GROUPS, SHOTS
@@ -21,72 +21,69 @@ from components.steps import STEPS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 TAIL = "tail.png"
-DATA_DOCS = "../data_docs/index.html"  # where validate has put them, from reports/evaluate
-WORST = 6
-SIDE = 128  # pixels of an inlined image
+DATA_DOCS = "../data_docs/index.html"  # validate's output, relative to reports/evaluate
+WORST_IMAGES = 6  # per shot group
+THUMBNAIL_SIDE = 128  # pixels
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a table: the value, its interval, and whether it is the best of its column."""
+    """One cell of a table: the value, its interval, and whether it is the best of its column."""
 
     value: str
     interval: str = ""
     best: bool = False
 
 
-def write_report(judgement: Judgement, histogram: Sequence[LabelBin], ingest: Path, folder: Path) -> None:
-    """Writes `folder`/report.html, with the figures that lie there inside.
+def write_report(results: EvaluationResults, histogram: Sequence[LabelBin], ingest: Path, folder: Path) -> None:
+    """Writes `folder`/report.html with the figures of that folder embedded.
 
     Args:
         histogram: the labels of all splits.
-        ingest: row shards; the images of the worst answers come from its test split.
+        ingest: row shards; the images with the largest errors come from the test split.
     """
     from jinja2 import Environment, StrictUndefined
 
-    task = judgement.settings.task
+    task = results.settings.task
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html = page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         task=task,
-        counts={group: int(judgement.models[0].predictions.members(group).sum()) for group in GROUPS},
-        rows=table(judgement),
-        floor=f"{judgement.models[0].predictions.floor:g}",
-        resamples=judgement.settings.evaluate.bootstrap,
-        differences=difference_rows(judgement),
-        verdict=verdict(judgement),
+        counts={group: int(results.models[0].predictions.members(group).sum()) for group in GROUPS},
+        rows=table(results),
+        floor=f"{results.models[0].predictions.floor:g}",
+        resamples=results.settings.evaluate.bootstrap,
+        differences=difference_rows(results),
+        verdict=verdict(results),
         figures=[(name, title, _inline((folder / f"{name}.png").read_bytes())) for name, title in FIGURES.items()],
         tail=_inline((folder / TAIL).read_bytes()),
-        data=share_metrics(histogram),
+        data=distribution_metrics(histogram),
         docs=DATA_DOCS,
-        worst=worst_images(judgement, ingest),
-        titles={model.name: model.title for model in judgement.models},
+        worst=worst_images(results, ingest),
+        titles={model.name: model.title for model in results.models},
         colours=COLOURS,
-        settings=settings_text(judgement.settings),
+        settings=settings_text(results.settings),
     )
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
-def table(judgement: Judgement) -> list[tuple[Judged, list[Cell]]]:
-    """A row a model: MAE of each group, GM of each group, sd ratio, share of unparseable answers."""
+def table(results: EvaluationResults) -> list[tuple[ModelResults, list[Cell]]]:
+    """One row per model: MAE by group, GM by group, sd ratio, share of unparseable answers."""
     columns: list[list[Cell]] = []
     for metric in ("mae", "gm"):
         for group in GROUPS:
             figures = [
-                (m.figures["groups"][group][metric], m.figures["groups"][group][f"{metric}_ci"])
-                for m in judgement.models
+                (m.metrics["groups"][group][metric], m.metrics["groups"][group][f"{metric}_ci"]) for m in results.models
             ]
             columns.append(_column(figures, lambda value: value))
-    ratios = [(model.figures["sd_ratio"], model.figures["sd_ratio_ci"]) for model in judgement.models]
+    ratios = [(model.metrics["sd_ratio"], model.metrics["sd_ratio_ci"]) for model in results.models]
     columns.append(_column(ratios, lambda value: abs(value - 1)))
-    shares = [
-        (100 * m.figures["unparseable"], [100 * x for x in m.figures["unparseable_ci"]]) for m in judgement.models
-    ]
+    shares = [(100 * m.metrics["unparseable"], [100 * x for x in m.metrics["unparseable_ci"]]) for m in results.models]
     columns.append(_column(shares, lambda value: value, unit=" %"))
-    return [(model, [column[row] for column in columns]) for row, model in enumerate(judgement.models)]
+    return [(model, [column[row] for column in columns]) for row, model in enumerate(results.models)]
 
 
 def _column(figures: Sequence[tuple[float | None, list[float] | None]], badness: Any, unit: str = "") -> list[Cell]:
-    """Cells of a column; the smallest badness is the best, and of equals all are."""
+    """Cells of a column; all cells with the smallest badness are marked as best."""
     known = [badness(value) for value, _ in figures if value is not None]
     least = min(known) if known else None
     cells = []
@@ -99,17 +96,17 @@ def _column(figures: Sequence[tuple[float | None, list[float] | None]], badness:
     return cells
 
 
-def difference_rows(judgement: Judgement) -> list[dict[str, str]]:
-    """GRPO against SFT by group, in words."""
+def difference_rows(results: EvaluationResults) -> list[dict[str, str]]:
+    """Rows of the table GRPO against SFT, one per group."""
     rows = []
-    for group, found in judgement.differences.items():
-        if found["difference"] is None:
+    for group, paired in results.differences.items():
+        if paired["difference"] is None:
             rows.append(
                 {"group": group, "n": "0", "difference": "–", "interval": "", "says": "no test images", "kind": ""}
             )
             continue
-        low, high = found["ci"]
-        says, kind = "no difference shown: the interval holds 0", ""
+        low, high = paired["ci"]
+        says, kind = "no difference shown: the interval contains 0", ""
         if high < 0:
             says, kind = "better", "gain"
         elif low > 0:
@@ -117,8 +114,8 @@ def difference_rows(judgement: Judgement) -> list[dict[str, str]]:
         rows.append(
             {
                 "group": group,
-                "n": str(found["n"]),
-                "difference": f"{found['difference']:+.2f}",
+                "n": str(paired["n"]),
+                "difference": f"{paired['difference']:+.2f}",
                 "interval": f"{low:+.2f} to {high:+.2f}",
                 "says": says,
                 "kind": kind,
@@ -127,45 +124,49 @@ def difference_rows(judgement: Judgement) -> list[dict[str, str]]:
     return rows
 
 
-def verdict(judgement: Judgement) -> list[str]:
-    """Where the method gains and where it loses against SFT, a sentence each; losses are never left out."""
-    ours = next(m for m in judgement.models if m.name == "grpo")
-    theirs = next(m for m in judgement.models if m.name == "sft")
-    unit = f" {judgement.settings.task.unit}".rstrip()
-    known = {group: d for group, d in judgement.differences.items() if d["difference"] is not None}
+def verdict(results: EvaluationResults) -> list[str]:
+    """Sentences that say where GRPO is better than SFT and where it is worse; every loss is listed."""
+    ours = next(m for m in results.models if m.name == "grpo")
+    theirs = next(m for m in results.models if m.name == "sft")
+    unit = f" {results.settings.task.unit}".rstrip()
+    known = {group: d for group, d in results.differences.items() if d["difference"] is not None}
     better = [f"{group} ({d['difference']:+.2f}{unit})" for group, d in known.items() if d["ci"][1] < 0]
     worse = [f"{group} ({d['difference']:+.2f}{unit})" for group, d in known.items() if d["ci"][0] > 0]
-    open_ = [f"{group} ({d['difference']:+.2f}{unit})" for group, d in known.items() if d["ci"][0] <= 0 <= d["ci"][1]]
+    undecided = [
+        f"{group} ({d['difference']:+.2f}{unit})" for group, d in known.items() if d["ci"][0] <= 0 <= d["ci"][1]
+    ]
     sentences = []
     for start, groups in (
         (f"{ours.title} is better than {theirs.title} on", better),
-        (f"{ours.title} loses to {theirs.title} on", worse),
-        ("No difference is shown on", open_),
+        (f"{ours.title} is worse than {theirs.title} on", worse),
+        ("No difference is shown on", undecided),
     ):
         if groups:
             sentences.append(f"{start} {', '.join(groups)}.")
-    a, b = ours.figures["sd_ratio"], theirs.figures["sd_ratio"]
+    a, b = ours.metrics["sd_ratio"], theirs.metrics["sd_ratio"]
     if a is not None and b is not None and abs(a - 1) > abs(b - 1):
-        sentences.append(f"Its spread is farther from that of the truth: sd ratio {a:.2f} against {b:.2f}.")
-    a, b = ours.figures["unparseable"], theirs.figures["unparseable"]
+        sentences.append(
+            f"The spread of its answers is farther from that of the true values: sd ratio {a:.2f} against {b:.2f}."
+        )
+    a, b = ours.metrics["unparseable"], theirs.metrics["unparseable"]
     if a > b:
         sentences.append(f"More of its answers are unparseable: {100 * a:.2f} % against {100 * b:.2f} %.")
     return sentences
 
 
-def worst_images(judgement: Judgement, ingest: Path) -> dict[str, list[dict[str, str]]]:
-    """The largest errors of GRPO in each shot group: image, truth, and what SFT and GRPO answered."""
-    ours = next(m for m in judgement.models if m.name == "grpo")
-    theirs = next(m for m in judgement.models if m.name == "sft")
-    chosen = {shot: worst_rows(ours, shot, WORST) for shot in SHOTS}
+def worst_images(results: EvaluationResults, ingest: Path) -> dict[str, list[dict[str, str]]]:
+    """The images with the largest errors of GRPO in each shot group, with true value and both answers."""
+    ours = next(m for m in results.models if m.name == "grpo")
+    theirs = next(m for m in results.models if m.name == "sft")
+    chosen = {shot: worst_rows(ours, shot, WORST_IMAGES) for shot in SHOTS}
     ids = ours.table["id"].to_pylist()
     wanted = {ids[row] for rows in chosen.values() for row in rows}
     images: dict[str, str] = {}
     for batch in read_rows(ingest, "test"):
-        for place, id in enumerate(batch.column("id").to_pylist()):
+        for row, id in enumerate(batch.column("id").to_pylist()):
             if id in wanted:
-                images[id] = thumbnail(batch.column("image")[place].as_py()["bytes"])
-    digits = decimals(judgement.settings.task.resolution)
+                images[id] = thumbnail(batch.column("image")[row].as_py()["bytes"])
+    digits = decimals(results.settings.task.resolution)
     return {
         shot: [
             {
@@ -181,15 +182,15 @@ def worst_images(judgement: Judgement, ingest: Path) -> dict[str, list[dict[str,
     }
 
 
-def worst_rows(model: Judged, shot: str, count: int) -> list[int]:
-    """Rows of the largest errors in a shot group, the largest first; ties in the order of the test set."""
+def worst_rows(model: ModelResults, shot: str, count: int) -> list[int]:
+    """Row numbers of the `count` largest errors in a shot group, largest first; ties in test set order."""
     rows = np.flatnonzero(model.predictions.members(shot))
     order = np.argsort(-model.predictions.errors[rows], kind="stable")
     return [int(row) for row in rows[order[:count]]]
 
 
-def _answer(model: Judged, row: int, digits: int) -> str:
-    """The number, or the start of the text where it holds none."""
+def _answer(model: ModelResults, row: int, digits: int) -> str:
+    """The number that the model answered, or the start of an unparseable text."""
     value = model.predictions.values[row]
     if np.isfinite(value):
         return f"{value:.{digits}f}"
@@ -198,13 +199,13 @@ def _answer(model: Judged, row: int, digits: int) -> str:
 
 
 def thumbnail(data: bytes) -> str:
-    """An encoded image, made small, as a data URI."""
+    """Shrinks an encoded image and returns it as a data URI."""
     from PIL import Image
 
     from components.shared.rows.images import decode_image
 
     image = decode_image(data)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "PNG")
     return _inline(out.getvalue())
@@ -215,7 +216,7 @@ def _inline(png: bytes) -> str:
 
 
 def settings_text(settings: Settings) -> str:
-    """The sections that evaluate goes by, as params.yaml has them. It is not told the others."""
+    """The sections of params.yaml that evaluate depends on; the step does not receive the others."""
     tree: Mapping[str, Any] = settings.tree()
     return yaml.safe_dump(
         {name: tree[name] for name in STEPS["evaluate"].sections}, sort_keys=False, allow_unicode=True

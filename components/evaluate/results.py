@@ -1,4 +1,4 @@
-"""What the judgement found, as the report, the figures and the files share it."""
+"""The results of the evaluation, as the report, the plots and the output files use them."""
 
 import json
 from collections.abc import Sequence
@@ -18,50 +18,50 @@ MODELS = ("base", "sft", "grpo")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One model and its answers.
+class ModelResults:
+    """One model's answers and metrics.
 
     Attributes:
         name: `base`, `sft` or `grpo`.
-        title: what a person reads.
+        title: name shown to users.
         table: the predictions, see `components.shared.reporting.predictions.SCHEMA`.
         predictions: the same as arrays.
-        figures: what `components.shared.reporting.metrics.evaluate` gives.
+        metrics: result of `components.shared.reporting.metrics.evaluate`.
     """
 
     name: str
     title: str
     table: pa.Table
     predictions: Predictions
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """All of it.
+class EvaluationResults:
+    """The results of all models.
 
     Attributes:
         train: training targets `(N,)`.
-        models: in the order of `MODELS`, on the same test images.
+        models: in the order of `MODELS`, for the same test images.
         differences: shot group -> paired difference of absolute errors, GRPO minus SFT.
     """
 
     settings: Settings
     train: Array
     shots: ShotTable
-    models: Sequence[Judged]
+    models: Sequence[ModelResults]
     differences: dict[str, dict[str, Any]]
 
 
 def titles(settings: Model, grpo: Path) -> dict[str, str]:
-    """What the models are called before people.
+    """Names of the models shown to users.
 
     Args:
-        grpo: its model folder; the metrics there say which reward it was trained with.
+        grpo: its model folder; the metrics file in it says which reward it was trained with.
     """
     with open(metrics_file(grpo), encoding="utf-8") as file:
-        kept = json.load(file)
-    reward = next((name for name in get_args(RewardName) if f"reward/{name}" in kept), None)
+        metrics = json.load(file)
+    reward = next((name for name in get_args(RewardName) if f"reward/{name}" in metrics), None)
     return {
         "base": "untrained" if settings.name == "tiny" else "base model",
         "sft": "SFT",
@@ -69,8 +69,8 @@ def titles(settings: Model, grpo: Path) -> dict[str, str]:
     }
 
 
-def differences(models: Sequence[Judged], settings: Evaluate) -> dict[str, dict[str, Any]]:
-    """GRPO against SFT on the same images, group by group; below 0, GRPO is better."""
+def differences(models: Sequence[ModelResults], settings: Evaluate) -> dict[str, dict[str, Any]]:
+    """Paired differences GRPO minus SFT by shot group; below 0, GRPO is better."""
     ours, theirs = (next(m.predictions for m in models if m.name == name) for name in ("grpo", "sft"))
     return {
         group: paired_difference([ours.errors], [theirs.errors], ours.members(group), settings.bootstrap, settings.seed)

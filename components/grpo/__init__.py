@@ -1,1 +1,1 @@
-"""GRPO with a reward over the whole batch."""
+"""GRPO with a reward that compares the whole batch."""

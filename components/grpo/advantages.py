@@ -1,7 +1,7 @@
-"""From rewards to advantages: each reward centred in its group and scaled on its own, then summed.
+"""Advantages from rewards: each reward is centred in its group and scaled on its own, then the rewards are summed.
 
-GRPO (Shao et al. 2024, arXiv 2402.03300) divides by the group's standard deviation. One slot moves a batch's CCC by
-about 1/B, so the CCC reward's spread is small and a summed format reward would drown it: hence each on its own.
+GRPO (Shao et al. 2024, arXiv 2402.03300) divides by the group's standard deviation. One slot changes a batch's CCC by
+about 1/B, so the CCC reward has a small spread. If the rewards were summed first, the format reward would dominate.
 """
 
 from typing import Literal
@@ -16,14 +16,14 @@ EPSILON = 1e-6
 
 
 def group_advantages(rewards: ArrayLike, weights: ArrayLike, scale: Scale) -> Array:
-    """The advantage of each generation within its group.
+    """Computes the advantage of each generation within its group.
 
     Args:
         rewards: `(K, B, G)`, K rewards of B inputs with G generations.
         weights: `(K,)`.
-        scale: what a reward's in-group difference is divided by: `group`, the group's own standard deviation (GRPO);
-            `batch`, the root of the mean in-group variance over the batch, which leaves a group's weight to its spread;
-            `none`, nothing.
+        scale: what a reward's difference from its group mean is divided by. `group`: the group's standard deviation
+            (GRPO). `batch`: the root of the mean in-group variance over the batch, so that groups with a larger spread
+            keep more weight. `none`: nothing.
 
     Returns:
         `(B, G)`, mean 0 in every group. A reward without any spread adds nothing.

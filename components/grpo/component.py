@@ -1,4 +1,4 @@
-"""The Kubeflow face of grpo: the same command, in a container."""
+"""The Kubeflow component of grpo: the same command, in a container."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
@@ -18,7 +18,7 @@ def grpo(
     out: Output[Model],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Trains on from the warm start with the batch-level reward."""
+    """Trains the warm start further with the batch-level reward."""
     return container(
         "grpo",
         code,

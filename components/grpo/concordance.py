@@ -1,9 +1,11 @@
-"""Lin's concordance correlation, whole and slot by slot in closed form.
+"""Lin's concordance correlation coefficient (CCC): of two vectors, and as a reward for every slot of a batch.
 
-Lin (1989), "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45:255-268. The slot-wise
-use as a reward is that of Du, Song and Li (arXiv 2605.01402): each generation replaces its own input's anchor in the
-batch of anchors, and is rewarded with the concordance of the whole batch.
+Lin (1989), "A concordance correlation coefficient to evaluate reproducibility", Biometrics 45:255-268. Du, Song and Li
+(arXiv 2605.01402) use it as a reward: each generation replaces its own input's anchor in the batch of anchors, and its
+reward is the CCC of that batch.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,10 +14,10 @@ Array = NDArray[np.float64]
 
 
 def concordance(predictions: ArrayLike, targets: ArrayLike) -> float:
-    """CCC of two vectors, population moments (1/N); 0 where both are constant and equal.
+    """Computes the CCC of two vectors with population moments (1/N); 0 where both are constant and equal.
 
     Args:
-        predictions, targets: `(N,)`, the same unit.
+        predictions, targets: `(N,)`, in the same unit.
     """
     p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     p, t = _common_frame(p, t)
@@ -25,23 +27,27 @@ def concordance(predictions: ArrayLike, targets: ArrayLike) -> float:
 
 
 def slot_concordance(predictions: ArrayLike, targets: ArrayLike) -> Array:
-    """CCC of the batch of anchors with one generation in its input's slot, for every generation.
+    """Computes, for every generation, the CCC of the batch of anchors with that generation in its input's slot.
+
+    A group's anchor is the mean of its valid answers. Replacing one slot changes three running sums, so the cost is
+    O(B*G).
 
     Args:
         predictions: `(B, G)`, NaN where a completion holds no valid answer.
         targets: `(B,)`, finite.
 
     Returns:
-        `(B, G)` in [-1, 1]. An invalid generation gets -1. It takes no part in its group's anchor (the mean of the
-        group's valid answers), and a group without a valid answer takes no part in anybody's comparison.
+        `(B, G)` in [-1, 1]. An invalid generation gets -1 and is left out of its group's anchor. A group without a
+        valid answer is left out of the batch that the others are compared with.
 
-    Replacing one slot changes three running sums, so the cost is O(B*G).
+    Raises:
+        ValueError: the shapes do not match, or a target is not finite.
     """
     return _slotwise(predictions, targets, _lin)
 
 
 def slot_pearson(predictions: ArrayLike, targets: ArrayLike) -> Array:
-    """As `slot_concordance`, with Pearson's correlation: blind to scale and mean. For ablations."""
+    """`slot_concordance` with Pearson's correlation, which ignores scale and mean. For ablations."""
     return _slotwise(predictions, targets, _pearson)
 
 
@@ -53,7 +59,11 @@ def _pearson(cov: Array, var_v: Array, var_t: float, gap: Array) -> tuple[Array,
     return cov, np.sqrt(var_v * var_t)
 
 
-def _slotwise(predictions: ArrayLike, targets: ArrayLike, ratio) -> Array:  # type: ignore[no-untyped-def]
+def _slotwise(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    ratio: Callable[[Array, Array, float, Array], tuple[Array, Array]],
+) -> Array:
     p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if p.ndim != 2 or t.shape != p.shape[:1]:
         raise ValueError(f"predictions must be (B, G) and targets (B,), got {p.shape} and {t.shape}")
@@ -72,7 +82,7 @@ def _slotwise(predictions: ArrayLike, targets: ArrayLike, ratio) -> Array:  # ty
     mean = (anchor.sum() + change) / n
     square = (np.sum(anchor**2) + p**2 - anchor[:, None] ** 2) / n
     product = (np.sum(anchor * t) + change * t[:, None]) / n
-    # Where all are equal, the difference of the sums is rounding noise, which a correlation would divide by itself.
+    # Where all values are equal, this difference is rounding noise, and a correlation would divide noise by noise.
     var_v = square - mean**2
     var_v = np.where(var_v > 1e-13 * square, var_v, 0.0)
     var_t = t.var() if np.ptp(t) > 0 else 0.0
@@ -84,9 +94,11 @@ def _slotwise(predictions: ArrayLike, targets: ArrayLike, ratio) -> Array:  # ty
 
 
 def _common_frame(p: Array, t: Array) -> tuple[Array, Array]:
-    """Both, shifted by the targets' mean and divided by the largest magnitude: CCC and Pearson stay as they are, and
-    sums of squares neither overflow nor cancel."""
-    # Half first: the difference of two values near the largest float overflows, that of their halves does not.
+    """Shifts both by the targets' mean and divides them by the largest magnitude.
+
+    CCC and Pearson's correlation do not change, and sums of squares neither overflow nor cancel.
+    """
+    # Halved first: the difference of two values near the largest float overflows, the difference of their halves not.
     centre = np.mean(t * 0.5 / len(t)) * len(t)
     p, t = p * 0.5 - centre, t * 0.5 - centre
     size = max(float(np.nanmax(np.abs(p))), float(np.max(np.abs(t))))

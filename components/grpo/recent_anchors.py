@@ -1,50 +1,72 @@
-"""Anchors of earlier steps, which join the comparison of this one: a batch of eight inputs, which is what one GPU has,
-then still sees the tail.
+"""Anchors of earlier steps that join the comparison, so that a batch of few inputs still sees rare values.
 
-They are compared with, never rewarded. They come from an older policy, so their age is bounded.
+They are compared with and never rewarded. They come from an older policy, so their age is bounded.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from components.grpo.concordance import Array
 
 
-class RecentAnchors:
-    """The last inputs' anchors and targets, oldest first."""
+class RecentAnchors(TrainerCallback, ExportableState):
+    """The last inputs' anchors and targets.
+
+    A callback only so that transformers saves `state()` in a checkpoint's trainer_state.json. On resume, transformers
+    replaces the callback by a new one with that state.
+
+    Attributes:
+        rows: `[step, anchor, target]` of each input, oldest first.
+    """
+
+    rows: list[list[float]]
 
     def __init__(self, inputs: int, steps: int) -> None:
-        """Nothing is remembered yet.
+        """Starts empty.
 
         Args:
-            inputs: how many are remembered, at most.
+            inputs: how many are kept, at most.
             steps: for how many optimizer steps.
         """
         self._inputs, self._steps = inputs, steps
-        self._rows: Array = np.empty((0, 3))  # step, anchor, target
+        self.rows = []
 
     def joined(self, step: int, predictions: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
-        """Predictions `(B + K, G)` and targets `(B + K,)`: the batch, then what is remembered, as if all of its answers
-        were its anchor. So a slot-wise reward's first B rows are the batch's, compared over both."""
+        """Appends the K kept anchors to a batch, each as an input whose answers all equal its anchor.
+
+        The first B rows of a slot-wise reward of the result are those of the batch, compared with both.
+
+        Args:
+            step: the current optimizer step.
+            predictions: `(B, G)`.
+            targets: `(B,)`.
+
+        Returns:
+            Predictions `(B + K, G)` and targets `(B + K,)`.
+        """
         p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
-        known = self._rows[self._rows[:, 0] >= step - self._steps]
-        return np.concatenate([p, np.repeat(known[:, 1:2], p.shape[1], axis=1)]), np.concatenate([t, known[:, 2]])
+        rows = np.array(self.rows, np.float64).reshape(-1, 3)
+        kept = rows[rows[:, 0] >= step - self._steps]
+        return np.concatenate([p, np.repeat(kept[:, 1:2], p.shape[1], axis=1)]), np.concatenate([t, kept[:, 2]])
 
     def add(self, step: int, predictions: ArrayLike, targets: ArrayLike) -> None:
-        """Remembers the anchors of a batch, `(B, G)` with NaN for no valid answer, and its targets `(B,)`; an input
-        without a valid answer has none."""
+        """Keeps the anchors of a batch; an input without a valid answer has none.
+
+        Args:
+            step: the current optimizer step.
+            predictions: `(B, G)`, NaN where a completion holds no valid answer.
+            targets: `(B,)`.
+        """
         p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
         answered = np.isfinite(p).any(axis=1)
         anchors = np.nanmean(p[answered], axis=1)
         new = np.stack([np.full(len(anchors), float(step)), anchors, t[answered]], axis=1)
-        self._rows = np.concatenate([self._rows, new])[-self._inputs :]
+        self.rows = [*self.rows, *new.tolist()][-self._inputs :]
 
-    def state(self) -> list[Any]:
-        """What is remembered, as JSON holds it without loss."""
-        return self._rows.tolist()
-
-    def restore(self, state: list[Any]) -> None:
-        """What `state` gave."""
-        self._rows = np.array(state, np.float64).reshape(-1, 3)
+    def state(self) -> dict[str, Any]:
+        """Returns what transformers writes to a checkpoint; JSON keeps the floats exactly."""
+        return {"args": {"inputs": self._inputs, "steps": self._steps}, "attributes": {"rows": self.rows}}

@@ -1,4 +1,4 @@
-"""Rewards of GRPO: how good each generation of a batch is, as numbers in and numbers out."""
+"""The rewards of GRPO as pure functions of predictions and targets."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,15 +11,15 @@ FORMAT = 0.5
 
 
 def regression_reward(name: RewardName, predictions: ArrayLike, targets: ArrayLike, low: float, high: float) -> Array:
-    """The reward called `name` of each generation.
+    """Computes the reward called `name` for each generation.
 
     Args:
         predictions: `(B, G)`, NaN where a completion holds no valid answer.
         targets: `(B,)`, finite.
-        low, high: the task's range; errors are divided by its width, so that every reward lies in [-1, 1].
+        low, high: the task's range. Errors are divided by its width, so that every reward lies in [-1, 1].
 
     Returns:
-        `(B, G)`; an invalid generation gets -1, the lowest value that any valid one can have.
+        `(B, G)`; an invalid generation gets -1, the lowest reward that a valid one can get.
     """
     if name == "ccc":
         return slot_concordance(predictions, targets)
@@ -32,5 +32,5 @@ def regression_reward(name: RewardName, predictions: ArrayLike, targets: ArrayLi
 
 
 def format_reward(predictions: ArrayLike) -> Array:
-    """0.5 where the completion holds a valid answer in the range, else 0. Same shape as `predictions`."""
+    """Returns 0.5 where the completion holds a valid answer within the range, else 0; same shape as `predictions`."""
     return np.where(np.isfinite(np.asarray(predictions, np.float64)), FORMAT, 0.0)

@@ -1,4 +1,4 @@
-"""Answers drawn by vLLM in place of the model that is trained: what TRL is told, and what vLLM must not say."""
+"""Sampling with vLLM: the arguments for TRL, and the tokens that vLLM must not sample."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -10,22 +10,22 @@ from components.errors import ConcordError
 from components.settings import Vllm
 from components.shared.model.suppression import placeholder_ids
 
-# The trainer says it where it says why a prefix is not shared.
-UNSHARED = "vLLM draws them, and is given each answer's prompt and picture anew"
+# Why sampling does not share the prefix then.
+UNSHARED_REASON = "vLLM samples them, and gets prompt and image once per answer"
 
 
 def vllm_arguments(vllm: Vllm | None) -> dict[str, Any]:
-    """Our settings in TRL's words.
+    """Translates the settings `grpo.vllm` into arguments of GRPOConfig.
 
     Raises:
-        ConcordError: vLLM is asked for and not installed.
+        ConcordError: the settings ask for vLLM and it is not installed.
     """
     if vllm is None:
         return {}
     if find_spec("vllm") is None:
         raise ConcordError(
             "grpo.vllm: vLLM is not installed. Install this package's extra of that name (pip install '.[vllm]'), or "
-            "set grpo.vllm to null: then the model that is trained draws its own answers."
+            "set grpo.vllm to null: then the trained model samples its own answers."
         )
     return {
         "use_vllm": True,
@@ -37,6 +37,6 @@ def vllm_arguments(vllm: Vllm | None) -> dict[str, Any]:
 
 
 def forbid_placeholders(args: GRPOConfig, model: PreTrainedModel, processor: Any) -> None:
-    """Keeps vLLM from sampling placeholder tokens: the bias that suppresses them here is in no weights that it gets."""
-    words = processor.tokenizer.convert_ids_to_tokens(placeholder_ids(model, processor))
-    args.generation_kwargs = {**(args.generation_kwargs or {}), "bad_words": words}
+    """Keeps vLLM from sampling placeholder tokens: the bias that suppresses them here is not in the weights it gets."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(placeholder_ids(model, processor))
+    args.generation_kwargs = {**(args.generation_kwargs or {}), "bad_words": tokens}

@@ -1,1 +1,1 @@
-"""Raw input -> row shards of train, val and test."""
+"""Ingest: converts raw input to Parquet shards of train, val and test."""

@@ -1,4 +1,4 @@
-"""How far the splits are from the balanced rule, where whole subjects leave it no choice."""
+"""Measures how far a split by subject is from the balanced rule, which whole subjects can only approximate."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,13 @@ def balance(histogram: Sequence[LabelBin], max_per_label: int) -> dict[str, dict
     """How far val and test are from the balanced rule, in rows.
 
     Returns:
-        Split -> `wanted` by the rule, `met` of these, and `over`: rows of labels that have enough already.
+        Split -> `wanted`: rows that the rule asks for; `met`: how many of these the split has; `over`: rows beyond what
+        the rule asks for of their label.
     """
-    found = {}
+    rows = {}
     for split in ("val", "test"):
         wanted = [min(sum(bin.rows.values()) // 3, max_per_label) for bin in histogram]
-        got = [bin.rows[split] for bin in histogram]
-        met = sum(min(pair) for pair in zip(wanted, got, strict=True))
-        found[split] = {"wanted": sum(wanted), "met": met, "over": sum(got) - met}
-    return found
+        actual = [bin.rows[split] for bin in histogram]
+        met = sum(min(pair) for pair in zip(wanted, actual, strict=True))
+        rows[split] = {"wanted": sum(wanted), "met": met, "over": sum(actual) - met}
+    return rows

@@ -1,4 +1,4 @@
-"""The Kubeflow face of ingest: the same command, in a container."""
+"""The Kubeflow component of ingest: runs the step's command in a container."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Metrics, Output
@@ -17,7 +17,7 @@ def ingest(
     out: Output[Dataset],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Splits the raw input and packs it into Parquet shards."""
+    """Splits the raw input and writes it to Parquet shards."""
     return container(
         "ingest",
         code,

@@ -1,4 +1,4 @@
-"""Rows that cannot be used, set aside: each with its line and the reason, counted, and up to a share of the input."""
+"""Collects the errors of input rows, and sets bad rows aside as long as their share stays within a limit."""
 
 import csv
 import io
@@ -10,29 +10,31 @@ from pathlib import Path
 
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.io.text import shown
+from components.shared.io.text import quoted
 
-FAULTS_TOLD = 10
-NAME = "quarantine.csv"
-_KEPT = 200  # characters of a value that the table keeps
+ERRORS_SHOWN = 10
+QUARANTINE_FILE = "quarantine.csv"
+_MAX_VALUE = 200  # characters of a value that quarantine.csv keeps
 
 
 class BadValueError(ValueError):
-    """A value that cannot be used: its kind of fault (a short noun), and what to do about it."""
+    """A value that cannot be used, with the kind of error (a short noun phrase) and its remedy."""
 
     def __init__(self, kind: str, remedy: str) -> None:
-        """Both are shown to a person."""
+        """Both texts appear in error messages and in quarantine.csv."""
         super().__init__(kind)
         self.kind, self.remedy = kind, remedy
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RowError:
     """One reason why a row cannot be used.
 
     Attributes:
         line: line of the table on which the row begins.
-        column, value: None where the whole row is meant.
+        column, value: None if the error concerns the whole row.
+        kind: kind of error, a short noun phrase.
+        remedy: what to do about it.
     """
 
     line: int
@@ -42,114 +44,115 @@ class Fault:
     remedy: str
 
 
-class Faults:
-    """Faults of one table, collected so that all are told at once: the first ten in full, the rest by kind."""
+class TableErrors:
+    """All errors of one table, to be reported together: the first ten in full, the rest as counts by kind."""
 
     def __init__(self, table: Path) -> None:
-        """None so far."""
+        """Starts without errors."""
         self.table = table
-        self.all: list[Fault] = []
+        self.errors: list[RowError] = []
 
     @property
     def count(self) -> int:
-        """How many; a row may have several."""
-        return len(self.all)
+        """Number of errors; a row may have several."""
+        return len(self.errors)
 
     @property
     def lines(self) -> set[int]:
-        """The rows that have one."""
-        return {fault.line for fault in self.all}
+        """Line numbers of the rows with errors."""
+        return {error.line for error in self.errors}
 
     def add(self, line: int, column: str | None, value: str | None, bad: BadValueError) -> None:
-        """Takes a fault down; `column` and `value` are None where the whole record is meant."""
-        kept = value if value is None or len(value) <= _KEPT else value[: _KEPT - 1] + "…"
-        self.all.append(Fault(line, column, kept, bad.kind, bad.remedy))
+        """Records an error; `column` and `value` are None if it concerns the whole row."""
+        short = value if value is None or len(value) <= _MAX_VALUE else value[: _MAX_VALUE - 1] + "…"
+        self.errors.append(RowError(line, column, short, bad.kind, bad.remedy))
 
-    def tell(self, more: str = "") -> None:
-        """Ends the step where a fault was found.
+    def raise_if_any(self, summary: str = "") -> None:
+        """Raises an error that reports all recorded errors, if there are any.
 
         Args:
-            more: ends the first line.
+            summary: appended to the first line of the message.
 
         Raises:
-            ConcordError: there is at least one.
+            ConcordError: at least one error is recorded.
         """
-        if not self.all:
+        if not self.errors:
             return
-        lines = [f"{self.table}: {self.count} {'fault' if self.count == 1 else 'faults'}{more}"]
-        for fault in self.all[:FAULTS_TOLD]:
-            place = f"{self.table.name}:{fault.line}" + (f": {fault.column}" if fault.column else "")
-            found = f" {shown(fault.value)}" if fault.value is not None else ""
-            lines.append(f"  {place}: {fault.kind}{found}; {fault.remedy}")
-        if untold := Counter(fault.kind for fault in self.all[FAULTS_TOLD:]):
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in untold.most_common())
-            lines.append(f"  and {untold.total()} more ({kinds})")
+        lines = [f"{self.table}: {self.count} {'error' if self.count == 1 else 'errors'}{summary}"]
+        for error in self.errors[:ERRORS_SHOWN]:
+            location = f"{self.table.name}:{error.line}" + (f": {error.column}" if error.column else "")
+            value = f" {quoted(error.value)}" if error.value is not None else ""
+            lines.append(f"  {location}: {error.kind}{value}; {error.remedy}")
+        if rest := Counter(error.kind for error in self.errors[ERRORS_SHOWN:]):
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in rest.most_common())
+            lines.append(f"  and {rest.total()} more ({kinds})")
         raise ConcordError("\n".join(lines))
 
 
 class Quarantine:
-    """Where faulty rows go in place of ending the step, as long as their share stays within `ingest.max_quarantined`.
+    """Sets rows with errors aside, as long as their share stays within `ingest.max_quarantined`.
 
     Attributes:
-        open: whether any row may be set aside. If none may, every fault ends the step.
-        low, high: the task's range; with an open quarantine a target beyond it is set aside too.
-        read: rows read, set aside or not.
-        rows: rows set aside.
+        enabled: whether any row may be set aside; if not, every error ends the step.
+        low, high: the task's range; an enabled quarantine also takes rows whose target is outside.
+        read: number of rows read, including those set aside.
+        rows: number of rows set aside.
     """
 
     def __init__(self, limit: float = 0, low: float = -math.inf, high: float = math.inf) -> None:
-        """Empty.
+        """Starts empty.
 
         Args:
-            limit: share of rows that it takes.
+            limit: largest share of rows that may be set aside.
+            low, high: the task's range.
         """
         self._limit, self.low, self.high = limit, low, high
-        self.open = limit > 0
+        self.enabled = limit > 0
         self.read = self.rows = 0
-        self._faults: list[tuple[str, Fault]] = []
+        self._errors: list[tuple[str, RowError]] = []
 
     @classmethod
-    def of(cls, settings: Settings) -> "Quarantine":
-        """As the settings have it."""
+    def from_settings(cls, settings: Settings) -> "Quarantine":
+        """A quarantine with the limit and the range from the settings."""
         return cls(settings.ingest.max_quarantined, settings.task.low, settings.task.high)
 
-    def settle(self, read: int, tables: Sequence[Faults]) -> None:
-        """Takes in what was found in a source of `read` rows, in one table or in several.
+    def add(self, read: int, tables: Sequence[TableErrors]) -> None:
+        """Sets aside the rows with errors of a source of `read` rows.
 
         Raises:
-            ConcordError: more rows are faulty than may be set aside; the faults of the first such table are told.
+            ConcordError: there are more such rows than the limit allows; reports the first table with errors.
         """
-        bad = sum(len(faults.lines) for faults in tables)
+        bad = sum(len(table.lines) for table in tables)
         if bad > self._limit * read:
-            allowed = f"; ingest.max_quarantined allows {self._limit:.2%}" if self.open else ""
-            for faults in tables:
-                faults.tell(f" ({bad} of {read} rows, {bad / read:.2%}{allowed})" if self.open else "")
+            allowed = f"; ingest.max_quarantined allows {self._limit:.2%}" if self.enabled else ""
+            for table in tables:
+                table.raise_if_any(f" ({bad} of {read} rows, {bad / read:.2%}{allowed})" if self.enabled else "")
         self.read += read
         self.rows += bad
-        self._faults += [(faults.table.name, fault) for faults in tables for fault in faults.all]
+        self._errors += [(table.table.name, error) for table in tables for error in table.errors]
 
-    def table(self) -> str:
-        """CSV: a line a fault, in the order of the source; a row with two faults has two lines."""
+    def to_csv(self) -> str:
+        """The content of quarantine.csv: one line per error, sorted by source and line."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["source", "line", "column", "value", "reason", "remedy"])
-        for source, fault in sorted(self._faults, key=lambda pair: (pair[0], pair[1].line)):
-            writer.writerow([source, fault.line, fault.column or "", fault.value or "", fault.kind, fault.remedy])
+        for source, error in sorted(self._errors, key=lambda pair: (pair[0], pair[1].line)):
+            writer.writerow([source, error.line, error.column or "", error.value or "", error.kind, error.remedy])
         return out.getvalue()
 
-    def reasons(self) -> dict[str, int]:
-        """Kind of fault -> rows that have it."""
-        found = {(source, fault.line, fault.kind) for source, fault in self._faults}
-        return dict(sorted(Counter(kind for _, _, kind in found).items()))
+    def rows_per_reason(self) -> dict[str, int]:
+        """Kind of error -> number of rows that have it."""
+        reasons = {(source, error.line, error.kind) for source, error in self._errors}
+        return dict(sorted(Counter(kind for _, _, kind in reasons).items()))
 
-    def account(self, kept: int) -> None:
-        """Nothing was dropped without a word.
+    def check_row_counts(self, kept: int) -> None:
+        """Asserts that rows read == rows kept + rows quarantined.
 
         Args:
-            kept: rows that went on.
+            kept: number of rows written to the shards.
 
         Raises:
-            RuntimeError: rows are missing or came twice, which is a defect of ours.
+            RuntimeError: rows are missing or were written twice, which is a bug in a source.
         """
         if self.read != kept + self.rows:
             raise RuntimeError(f"{self.read} rows read, but {kept} kept and {self.rows} quarantined")

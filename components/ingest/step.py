@@ -1,4 +1,4 @@
-"""Ingest: the raw input, split and packed into Parquet shards with the image bytes inside."""
+"""The ingest step: reads the raw input, splits it, and writes Parquet shards that contain the images."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from components.console import console
 from components.ingest.balance import balance
-from components.ingest.quarantine import NAME, Quarantine
+from components.ingest.quarantine import QUARANTINE_FILE, Quarantine
 from components.ingest.sources.benchmark import read_bone_age, read_faces, read_movies
 from components.ingest.sources.folder import read_folder
 from components.ingest.sources.gauges import read_gauges
 from components.ingest.sources.release import read_release
 from components.settings import Ingest, Settings
 from components.shared.io.atomic import new_folder, write_json, write_text
-from components.shared.io.progress import counted
-from components.shared.rows.histogram import histogram_csv, label_histogram, share_metrics
+from components.shared.io.progress import with_progress
+from components.shared.rows.histogram import distribution_metrics, histogram_csv, label_histogram
 from components.shared.rows.rows import SPLITS, Row, ShardWriter
 from components.shared.tracking.step_run import StepRun
 from components.steps import metrics_file
@@ -31,50 +31,54 @@ SOURCES = {
 
 
 def run(settings: Settings, track: StepRun, *, data: Path, out: Path) -> None:
-    """Writes train-, val- and test- shards to `out`, with metrics.json and histogram.csv (rows per label and split).
+    """Writes the shards of all splits to `out`, with metrics.json and histogram.csv (rows per label and split).
 
-    Where ingest.max_quarantined is above 0, quarantine.csv beside them holds the rows that cannot be used and why.
+    If ingest.max_quarantined is above 0, also writes quarantine.csv: the rows that cannot be used, with reasons.
 
     Args:
-        data: folder that holds the table named by ingest.csv.
+        data: folder with the raw input.
+        out: output folder.
 
     Raises:
-        ConcordError: the raw input has more faults than may be quarantined; all that can be seen without opening images
-            (with a quarantine: all) are told at once.
+        ConcordError: more rows have errors than may be quarantined. Reports all errors together; without a quarantine,
+            images are not opened, so broken ones are not among them.
     """
-    del track  # no curves
+    del track  # ingest logs no metrics over time
     with new_folder(out) as folder:
-        quarantine = Quarantine.of(settings)
+        quarantine = Quarantine.from_settings(settings)
         rows = SOURCES[settings.ingest.source](data, settings, quarantine=quarantine)
         targets = _write_shards(rows, folder, settings.ingest)
         kept = sum(map(len, targets.values()))
-        quarantine.account(kept)
+        quarantine.check_row_counts(kept)
         histogram = label_histogram(targets, settings.task)
         write_text(folder / "histogram.csv", histogram_csv(histogram, settings.task))
-        metrics = share_metrics(histogram)
-        far = balance(histogram, settings.ingest.max_per_label) if settings.ingest.split == "subject" else {}
-        metrics |= {"balance": far} if far else {}
-        if quarantine.open:
-            write_text(folder / NAME, quarantine.table())
+        metrics = distribution_metrics(histogram)
+        by_subject = settings.ingest.split == "subject"
+        split_balance = balance(histogram, settings.ingest.max_per_label) if by_subject else {}
+        metrics |= {"balance": split_balance} if split_balance else {}
+        if quarantine.enabled:
+            write_text(folder / QUARANTINE_FILE, quarantine.to_csv())
             metrics |= {"read": quarantine.read, "kept": kept, "quarantined": quarantine.rows}
         write_json(metrics_file(folder), metrics)
     console.print(", ".join(f"{split} {len(targets[split])}" for split in SPLITS) + " rows")
-    for split, rows_of in far.items():
-        told = "{met} of the {wanted} rows that the balanced rule asks for, and {over} over".format(**rows_of)
-        console.print(f"by subject, {split} has {told}")
+    for split, counts in split_balance.items():
+        message = "{met} of the {wanted} rows that the balanced rule asks for, and {over} more".format(**counts)
+        console.print(f"by subject, {split} has {message}")
     if quarantine.rows:
-        reasons = ", ".join(f"{kind}: {count}" for kind, count in quarantine.reasons().items())
-        told = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {out / NAME}"
-        console.print(told, markup=False, soft_wrap=True)
+        reasons = ", ".join(f"{kind}: {count}" for kind, count in quarantine.rows_per_reason().items())
+        message = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {out / QUARANTINE_FILE}"
+        console.print(message, markup=False, soft_wrap=True)
 
 
 def _write_shards(rows: Iterator[tuple[str, Row]], folder: Path, settings: Ingest) -> Mapping[str, list[float]]:
-    """Writes every row to its split's shards and gives the targets of each split."""
+    """Writes every row to its split's shards; returns split -> targets."""
     targets: dict[str, list[float]] = {split: [] for split in SPLITS}
     with ExitStack() as stack:
-        known = settings.subject_column is not None
-        writers = {split: stack.enter_context(ShardWriter(folder, split, settings.shard_mb, known)) for split in SPLITS}
-        for split, row in counted(rows, "packing rows"):
+        subjects = settings.subject_column is not None
+        writers = {
+            split: stack.enter_context(ShardWriter(folder, split, settings.shard_mb, subjects)) for split in SPLITS
+        }
+        for split, row in with_progress(rows, "writing rows"):
             writers[split].add(row)
             targets[split].append(row.target)
     return targets

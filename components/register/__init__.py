@@ -1,1 +1,1 @@
-"""The model registry: versions, the rule that makes one champion, and the way back."""
+"""Registers models in MLflow, promotes a challenger to champion by a rule, and rolls back."""

@@ -1,4 +1,4 @@
-"""The Kubeflow face of register: the same command, in a container."""
+"""The Kubeflow component of register: the same command in a container."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
@@ -20,7 +20,7 @@ def register(
     out: Output[Artifact],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Registers the model and promotes it when it is better than today's champion."""
+    """Registers the model and promotes it if it is better than the current champion."""
     return container(
         "register",
         code,

@@ -1,4 +1,4 @@
-"""A model as MLflow keeps it: weights, processor, the code it needs, pinned requirements, an explicit signature."""
+"""Packages a model for MLflow: weights, processor, the code it needs, pinned requirements and a signature."""
 
 import ast
 import importlib.metadata
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 ROOT = Path(__file__).parents[2]
-SERVED = Path(__file__).with_name("served_model.py")
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
-# What the served code imports. Explicit: MLflow would find them by running the model, and would take in far more.
+# Imports of the served code. MLflow's own inference runs the model and lists far more packages.
 REQUIREMENTS = (
     "accelerate", "jinja2", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors",
     "tokenizers", "torch", "transformers",
@@ -27,7 +27,7 @@ REQUIREMENTS = (
 
 
 def served_settings(settings: Settings) -> dict[str, Any]:
-    """What the served model keeps of params.yaml; MLflow lets whoever loads it override them (`model_config`)."""
+    """Returns the settings stored with the model; a user can override them when loading it (`model_config`)."""
     return {
         "question": settings.task.question,
         "low": settings.task.low,
@@ -47,25 +47,26 @@ def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
         weights: a model folder.
 
     Returns:
-        MLflow's id of it, `m-...`.
+        MLflow's model id, `m-...`.
 
     Raises:
-        ConcordError: the store is away.
+        ConcordError: the store cannot be reached.
     """
     quiet()
     import mlflow
     from mlflow.models import Model
 
     mlflow.set_tracking_uri(tracking_uri())
-    mlflow.set_experiment(experiment_id=track.experiment_id)  # else the model goes to another than its run
+    # Otherwise the model is stored in another experiment than its run.
+    mlflow.set_experiment(experiment_id=track.experiment_id)
     with tempfile.TemporaryDirectory() as folder, mlflow_errors("store the model"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*input example")  # the signature is given, and checked by the step
+        warnings.filterwarnings("ignore", "(?s).*input example")  # the signature is explicit, and the step verifies it
         info = Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
             name="model",
             run_id=track.run_id,
-            python_model=str(SERVED),
+            python_model=str(SERVED_MODEL),
             artifacts={"model": str(weights)},
             code_paths=[str(served_code(Path(folder)))],
             model_config=served_settings(settings),
@@ -76,7 +77,7 @@ def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
 
 
 def signature() -> "ModelSignature":
-    """Image bytes and an optional question in, a number (or NaN) out."""
+    """Returns the signature: image bytes and an optional question as input, a number or NaN as output."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -87,31 +88,31 @@ def signature() -> "ModelSignature":
 
 
 def pinned_requirements() -> list[str]:
-    """REQUIREMENTS at the versions that are installed, without local builds (`+cpu`), which no index has."""
+    """Returns REQUIREMENTS at the installed versions, without local suffixes such as `+cpu`, which no index has."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def served_code(folder: Path) -> Path:
-    """Copies the modules of ours that the served model imports, and no others, below `folder`; returns the package."""
-    for file in [ROOT / "components" / "__init__.py", *_imported(SERVED)]:
+    """Copies only the modules of this repository that the served model imports; returns the copied package."""
+    for file in [ROOT / "components" / "__init__.py", *_imported_files(SERVED_MODEL)]:
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     return folder / "components"
 
 
-def _imported(file: Path) -> Iterator[Path]:
-    """Our modules that a file imports, at any depth and anywhere in the code, with the packages that hold them."""
-    waiting, seen = [file], {file}
-    while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+def _imported_files(file: Path) -> Iterator[Path]:
+    """Yields the files of this repository that a file imports, recursively, including imports inside functions."""
+    pending, seen = [file], {file}
+    while pending:
+        for node in ast.walk(ast.parse(pending.pop().read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             for module in modules:
                 path = ROOT.joinpath(*module.split("."))
-                for found in (path.with_suffix(".py"), path / "__init__.py", path.parent / "__init__.py"):
-                    if module.startswith("components.") and found.is_file() and found not in seen:
-                        seen.add(found)
-                        waiting.append(found)
-                        yield found
+                for source in (path.with_suffix(".py"), path / "__init__.py", path.parent / "__init__.py"):
+                    if module.startswith("components.") and source.is_file() and source not in seen:
+                        seen.add(source)
+                        pending.append(source)
+                        yield source

@@ -1,7 +1,7 @@
-"""Versions, aliases and their history in MLflow's model registry.
+"""Versions, aliases and the champion history in MLflow's model registry.
 
-Aliases keep no history, so it is kept in tags: on the model, the versions that were champion, in order; on a version,
-who promoted or rolled it back, when and why.
+MLflow keeps no history of aliases, so tags store it: on the model, the versions that were champion, in order; on a
+version, who promoted or rolled it back, when and why.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ CHALLENGER = "challenger"
 FINGERPRINT = "concord.fingerprint"
 REASON = "concord.reason"
 HISTORY = "concord.champions"  # on the model: version numbers, the newest last
-PROMOTED = "concord.promoted."  # by, at, why, previous
-ROLLED_BACK = "concord.rolled_back."  # by, at, why, to
-LONGEST_HISTORY = 200
-LONGEST_DESCRIPTION = 4000  # MLflow's own limit is 5000
+PROMOTED = "concord.promoted."  # + by, at, why, previous
+ROLLED_BACK = "concord.rolled_back."  # + by, at, why, to
+MAX_HISTORY = 200
+MAX_DESCRIPTION = 4000  # MLflow's own limit is 5000
 
 
 class Registry:
     """One registered model."""
 
     def __init__(self, client: "MlflowClient", name: str) -> None:
-        """`name` need not exist yet; `create` sees to that."""
+        """The model `name` need not exist yet; `create` creates it."""
         self.client = client
         self.name = name
 
     def create(self) -> None:
-        """Makes the registered model where there is none."""
+        """Creates the registered model if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         with mlflow_errors(f"create the registered model {self.name}"):
@@ -49,36 +49,36 @@ class Registry:
                     raise
 
     def versions(self) -> list["ModelVersion"]:
-        """Every version, the newest first; none where the model does not exist."""
+        """Returns all versions, the newest first; an empty list if the model does not exist."""
         with mlflow_errors(f"list the versions of {self.name}"):
-            found = self.client.search_model_versions(f"name = '{self.name}'")
-        return sorted(found, key=lambda version: int(version.version), reverse=True)
+            versions = self.client.search_model_versions(f"name = '{self.name}'")
+        return sorted(versions, key=lambda version: int(version.version), reverse=True)
 
     def version(self, number: str) -> "ModelVersion":
-        """A version with its tags.
+        """Returns a version with its tags.
 
         Raises:
-            ConcordError: there is no such version.
+            ConcordError: the version does not exist.
         """
-        found = next((version for version in self.versions() if str(version.version) == number), None)
-        if found is None:
+        version = next((version for version in self.versions() if str(version.version) == number), None)
+        if version is None:
             raise ConcordError(
-                f"{self.name}: no version {number} in the registry. See: python -m components registry show"
+                f"{self.name}: no version {number} in the registry. List them: python -m components registry show"
             )
-        return found
+        return version
 
-    def with_fingerprint(self, mark: str) -> "ModelVersion | None":
-        """The version that was registered from these weights and settings, if there is one."""
-        return next((version for version in self.versions() if version.tags.get(FINGERPRINT) == mark), None)
+    def with_fingerprint(self, fingerprint: str) -> "ModelVersion | None":
+        """Returns the version that was registered from these weights and settings, or None."""
+        return next((version for version in self.versions() if version.tags.get(FINGERPRINT) == fingerprint), None)
 
     def aliases(self) -> dict[str, str]:
-        """Alias -> version number."""
+        """Returns alias -> version number."""
         with mlflow_errors(f"read the aliases of {self.name}"):
-            found = self.client.get_registered_model(self.name).aliases
-        return {alias: str(number) for alias, number in found.items()}
+            aliases = self.client.get_registered_model(self.name).aliases
+        return {alias: str(number) for alias, number in aliases.items()}
 
     def champion(self) -> str | None:
-        """Number of the version with the alias champion."""
+        """Returns the number of the version with the alias `champion`, or None."""
         return self.aliases().get(CHAMPION)
 
     def tag(self, number: str, tags: Mapping[str, str]) -> None:
@@ -88,25 +88,25 @@ class Registry:
                 self.client.set_model_version_tag(self.name, number, key, value)
 
     def describe(self, number: str, reason: str) -> None:
-        """The reason as tag and as description, which the UI shows."""
+        """Stores the reason as a tag and as the description that the UI shows."""
         self.tag(number, {REASON: reason})
         with mlflow_errors(f"describe version {number} of {self.name}"):
-            self.client.update_model_version(self.name, number, description=reason[:LONGEST_DESCRIPTION])
+            self.client.update_model_version(self.name, number, description=reason[:MAX_DESCRIPTION])
 
     def challenge(self, number: str) -> None:
         """Makes a version the challenger."""
         self._alias(CHALLENGER, number)
 
     def promote(self, number: str, why: str) -> str | None:
-        """Makes a version champion and writes down who, when, why and whom it follows; that one's number is returned.
+        """Makes a version champion and records who did it, when and why; returns the previous champion's number.
 
-        A kill in between leaves the old champion in place; doing it again mends the rest.
+        If the process is killed in between, the old champion stays; calling `promote` again completes the promotion.
         """
         history = self._history()
         previous = history[-1] if history else None
         if previous == number:
             return self.version(number).tags.get(f"{PROMOTED}previous") or None
-        self.tag(number, _stamp(PROMOTED, why) | {f"{PROMOTED}previous": previous or ""})
+        self.tag(number, _who_when_why(PROMOTED, why) | {f"{PROMOTED}previous": previous or ""})
         for key in ("by", "at", "why", "to"):
             with mlflow_errors(f"tag version {number} of {self.name}"), contextlib.suppress(KeyError):
                 self.client.delete_model_version_tag(self.name, number, f"{ROLLED_BACK}{key}")
@@ -115,37 +115,37 @@ class Registry:
         return previous
 
     def rollback(self, why: str) -> tuple[str, str]:
-        """Makes the champion before today's champion again; returns both numbers, today's first.
+        """Makes the previous champion the champion again; returns the numbers of the current and the previous one.
 
         Raises:
-            ConcordError: there is no champion, or none before it.
+            ConcordError: there is no champion, or no previous one.
         """
         number = self.champion()
         if number is None:
             raise ConcordError(f"{self.name}: there is no champion to roll back. Promote a version first.")
-        present = {str(version.version) for version in self.versions()}
-        earlier = [known for known in self._history()[:-1] if known in present]
+        existing = {str(version.version) for version in self.versions()}
+        earlier = [version for version in self._history()[:-1] if version in existing]
         while earlier and earlier[-1] == number:
             earlier.pop()
         if not earlier:
             raise ConcordError(
-                f"{self.name}: version {number} is the first champion, there is none to go back to. "
-                "Promote another by hand: python -m components registry promote --version N --reason ..."
+                f"{self.name}: version {number} is the first champion, so there is no previous one. "
+                "Promote another version: python -m components registry promote --version N --reason ..."
             )
-        back = earlier[-1]
-        self.tag(number, _stamp(ROLLED_BACK, why) | {f"{ROLLED_BACK}to": back})
-        self._alias(CHAMPION, back)
+        previous = earlier[-1]
+        self.tag(number, _who_when_why(ROLLED_BACK, why) | {f"{ROLLED_BACK}to": previous})
+        self._alias(CHAMPION, previous)
         self._set_history(earlier)
-        return number, back
+        return number, previous
 
     def _history(self) -> list[str]:
-        """Numbers of the versions that were champion, today's last.
+        """Returns the numbers of the versions that were champion, the current one last.
 
-        The alias is what counts: where a kill or a hand in MLflow's UI made the two differ, the history follows it.
+        The alias takes precedence: if a kill or a change in MLflow's UI made the two differ, the history is adapted.
         """
         with mlflow_errors(f"read {self.name}"):
-            kept = self.client.get_registered_model(self.name).tags.get(HISTORY, "")
-        history = [number for number in kept.split(",") if number]
+            tag = self.client.get_registered_model(self.name).tags.get(HISTORY, "")
+        history = [number for number in tag.split(",") if number]
         number = self.champion()
         if number is None:
             return []
@@ -157,17 +157,18 @@ class Registry:
 
     def _set_history(self, numbers: list[str]) -> None:
         with mlflow_errors(f"tag {self.name}"):
-            kept = ",".join(numbers[-LONGEST_HISTORY:])
-            self.client.set_registered_model_tag(self.name, HISTORY, kept)
+            tag = ",".join(numbers[-MAX_HISTORY:])
+            self.client.set_registered_model_tag(self.name, HISTORY, tag)
 
     def _alias(self, alias: str, number: str) -> None:
         with mlflow_errors(f"make version {number} of {self.name} {alias}"):
             self.client.set_registered_model_alias(self.name, alias, number)
 
 
-def _stamp(prefix: str, why: str) -> dict[str, str]:
+def _who_when_why(prefix: str, why: str) -> dict[str, str]:
+    """Tags of a promotion or a rollback."""
     try:
         who = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         who = str(os.getuid())
     return {f"{prefix}by": who, f"{prefix}at": datetime.now(UTC).isoformat(timespec="seconds"), f"{prefix}why": why}

@@ -1,7 +1,7 @@
-"""The registered model: an image and a question in, a number out.
+"""The registered model: takes an image and a question, returns a number.
 
-MLflow stores this file as it stands and runs it where the model is loaded (models-from-code): nothing is pickled. Its
-imports of ours travel along, so it does not need this repository.
+MLflow stores this file and runs it where the model is loaded (models-from-code), so nothing is pickled. The modules of
+this repository that it imports are stored with it, so the model can be loaded without a checkout.
 """
 
 from typing import Any
@@ -12,22 +12,22 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class ImageRegressor(PythonModel):
-    """Reads one number off each image."""
+    """Predicts one number for each image."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads weights and processor, onto the accelerator where there is one."""
+        """Loads weights and processor, onto the accelerator if there is one."""
         from components.settings import Model
         from components.shared.model.device import device
         from components.shared.model.loading import load
 
-        chosen, folder = context.model_config, context.artifacts["model"]
+        config, folder = context.model_config, context.artifacts["model"]
         loading = Model(
             name=folder,
             revision=None,
-            dtype=chosen["dtype"],
-            attention=chosen["attention"],
+            dtype=config["dtype"],
+            attention=config["attention"],
             compile=False,
-            max_pixels=None,  # the processor in the folder keeps to it
+            max_pixels=None,  # the stored processor already has this limit
             freeze_vision=False,
             lora=None,
             tiny=None,
@@ -39,37 +39,39 @@ class ImageRegressor(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Answers.
+        """Predicts one number for each image.
 
         Args:
-            model_input: a row an image. `image`: the encoded file (PNG, JPEG, ...), bytes; `question`: text, may be
-                missing or null for the task's own.
+            model_input: one row per image. `image`: the bytes of an encoded file (PNG, JPEG, ...); `question`: text; if
+                it is missing or null, the task's question is used.
 
         Returns:
-            `value`, a row an image: the number, NaN where the model's answer holds none within the task's range.
+            `value`, one row per image: the number, or NaN if the answer has no number within the task's range.
         """
         import pyarrow as pa
 
-        from components.shared.model.generation import answer
+        from components.shared.model.generation import generate_answers
         from components.shared.scoring.answers import parse_answers
 
-        chosen = context.model_config
-        asked = (
+        config = context.model_config
+        texts = (
             model_input["question"] if "question" in model_input else pd.Series(None, model_input.index, dtype=object)
         )
-        questions = [chosen["question"] if pd.isna(text) else str(text) for text in asked]
+        questions = [config["question"] if pd.isna(text) else str(text) for text in texts]
         images = [{"bytes": bytes(data)} for data in model_input["image"]]
         rows = pa.record_batch(
             {
-                "id": pa.array([str(place) for place in range(len(images))]),
+                "id": pa.array([str(index) for index in range(len(images))]),
                 "image": pa.array(images, pa.struct([("bytes", pa.binary())])),
                 "question": pa.array(questions, pa.string()),
             }
         )
-        texts: list[str] = []
-        for _, found in answer(self._model, self._processor, [rows], chosen["batch_size"], chosen["max_new_tokens"]):
-            texts += found
-        return pd.DataFrame({"value": parse_answers(texts, chosen["low"], chosen["high"])})
+        answers: list[str] = []
+        for _, batch in generate_answers(
+            self._model, self._processor, [rows], config["batch_size"], config["max_new_tokens"]
+        ):
+            answers += batch
+        return pd.DataFrame({"value": parse_answers(answers, config["low"], config["high"])})
 
 
 set_model(ImageRegressor())

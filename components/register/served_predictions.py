@@ -1,4 +1,4 @@
-"""A registered version, asked about the test images in an interpreter of its own."""
+"""Predicts the test images with a registered version in a separate Python process."""
 
 import os
 import subprocess
@@ -18,39 +18,40 @@ from components.shared.rows.rows import shards
 from components.shared.scoring.errors import Predictions
 from components.shared.tracking.connection import absolute_tracking_uri
 
-PREDICT = Path(__file__).with_name("predict_isolated.py")
+SCRIPT = Path(__file__).with_name("predict_isolated.py")
 
 
-def ask(name: str, number: str, ingest: Path, batch_size: int) -> pa.Table:
-    """`id` and `value` of every test image; null where there is no valid answer.
+def served_predictions(name: str, number: str, ingest: Path, batch_size: int) -> pa.Table:
+    """Returns `id` and `value` of every test image; null if the answer is invalid.
 
-    The other interpreter has the model's own code and not this repository's: that of a champion may be older.
+    The other process uses the code stored with the version, which for a champion may be older than this checkout.
 
     Args:
-        name, number: of the registered version.
+        name: registered model.
+        number: its version.
         ingest: row shards.
-        batch_size: images that are answered together.
+        batch_size: images per batch.
 
     Raises:
-        ConcordError: the version cannot be loaded or does not answer.
+        ConcordError: the version cannot be loaded or fails to predict.
     """
     shards(ingest, "test")
     uri = f"models:/{name}/{number}"
-    console.print(f"asking {uri} about the test images")
+    console.print(f"predicting the test images with {uri}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "answers.parquet")
-        words = [sys.executable, "-I", str(PREDICT), uri, str(ingest.resolve()), str(batch_size), str(out)]
+        command = [sys.executable, "-I", str(SCRIPT), uri, str(ingest.resolve()), str(batch_size), str(out)]
         environment = os.environ | {"MLFLOW_TRACKING_URI": absolute_tracking_uri()}
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ConcordError(f"{uri} could not be loaded and asked: {masked(lines[-1])[:500]}")
+        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise ConcordError(f"{uri} could not be loaded or could not predict: {masked(lines[-1])[:500]}")
         return pq.read_table(out)
 
 
-def as_answers(found: pa.Table, like: Predictions, task: Task) -> Predictions:
-    """Answers of another version, judged under today's task on the images of `like`."""
-    values = found["value"].to_numpy(zero_copy_only=False)
-    inside = (values >= task.low) & (values <= task.high)
-    values = np.where(inside, values, np.nan)
-    return Predictions(like.targets, values, like.shots, task.low, task.high, task.resolution)
+def comparable_predictions(served: pa.Table, reference: Predictions, task: Task) -> Predictions:
+    """Returns another version's predictions for the images of `reference`; values outside the task's range are NaN."""
+    values = served["value"].to_numpy(zero_copy_only=False)
+    in_range = (values >= task.low) & (values <= task.high)
+    values = np.where(in_range, values, np.nan)
+    return Predictions(reference.targets, values, reference.shots, task.low, task.high, task.resolution)

@@ -1,4 +1,4 @@
-"""Registration: the model goes into MLflow's registry as challenger, and becomes champion where the rule says so."""
+"""Registers the model in MLflow as challenger, and makes it champion if the promotion rule is met."""
 
 import json
 from collections.abc import Mapping
@@ -6,38 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ConcordError
-from components.register.ancestry import ancestry_tags, params_of_all, trace
+from components.register.ancestry import ancestry_params, ancestry_tags, trace_ancestry
 from components.register.packaging import log_model, served_settings
 from components.register.promotion import decide
 from components.register.registry import FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
-from components.register.served_predictions import as_answers, ask
+from components.register.served_predictions import comparable_predictions, served_predictions
 from components.settings import Settings
 from components.shared.io.atomic import new_folder, write_json
-from components.shared.io.secrets import masked_leaves
+from components.shared.io.secrets import masked_json
 from components.shared.reporting import metrics
 from components.shared.reporting.predictions import predictions_file, read_predictions, to_predictions
 from components.shared.scoring.errors import Predictions
 from components.shared.scoring.shots import GROUPS
 from components.shared.tracking.connection import mlflow_errors
-from components.shared.tracking.step_run import StepRun, fingerprint, run_that_gave
+from components.shared.tracking.lineage import fingerprint
+from components.shared.tracking.past_runs import find_producer_in_pipeline
+from components.shared.tracking.step_run import StepRun
 
 DECISION = "concord.decision"
 VERIFIED = "concord.verified"
 
 
 def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluate: Path, out: Path) -> None:
-    """Registers the model, checks that the registry gives it back, decides, and writes registration.json.
+    """Registers the model, verifies its predictions, applies the promotion rule, and writes registration.json.
 
-    After a kill, or with the same weights and settings, it goes on with the version that is there.
+    After a kill, or with the same weights and settings, the existing version is used.
 
     Args:
-        ingest: row shards; the registered model and the champion are asked about the test split.
+        ingest: row shards; the registered model and the champion predict the test split.
         grpo: the model folder.
-        evaluate: what evaluate wrote about it.
-        out: registration.json (version, promoted, reason, metrics, champion before, runs), metrics.json.
+        evaluate: output of evaluate for this model.
+        out: registration.json (version, promoted, reason, metrics, previous champion, runs) and metrics.json.
 
     Raises:
-        ConcordError: the registry gives other answers than evaluate wrote, or is away.
+        ConcordError: the registered model predicts other values than evaluate wrote, or the registry cannot be reached.
     """
     registry = Registry(track.client, settings.registry.model)
     registry.create()
@@ -47,38 +49,39 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluat
     _link(registry, number, settings, track, evaluate, runs)
     _verify(registry, number, settings, ingest, evaluate)
     registry.challenge(number)
-    if registry.champion() == number:  # a run that was killed, or one with nothing new
-        settled = _settled(registry, number)
+    if registry.champion() == number:  # this run follows a killed one, or has the same model and settings
+        outcome = _earlier_decision(registry, number)
     else:
-        settled = _decide(registry, number, settings, ours, ingest, evaluate)
-        registry.tag(number, {DECISION: json.dumps(settled)})
-        registry.describe(number, settled["reason"])
-        if settled["promoted"]:
-            registry.promote(number, settled["reason"])
+        outcome = _decide(registry, number, settings, ours, ingest, evaluate)
+        registry.tag(number, {DECISION: json.dumps(outcome)})
+        registry.describe(number, outcome["reason"])
+        if outcome["promoted"]:
+            registry.promote(number, outcome["reason"])
     figures = metrics.evaluate(ours, settings.registry.bootstrap, settings.registry.seed)
-    known = {"name": registry.name, "version": number, "metrics": figures, "runs": runs}
-    with new_folder(out) as place:
-        write_json(place / "registration.json", known | settled)
-        write_json(place / "metrics.json", _scalars(settled))
+    registration = {"name": registry.name, "version": number, "metrics": figures, "runs": runs}
+    with new_folder(out) as folder:
+        write_json(folder / "registration.json", registration | outcome)
+        write_json(folder / "metrics.json", _metrics(outcome))
 
 
 def _runs(track: StepRun) -> dict[str, str | None]:
-    """MLflow runs that the version comes from: the experiment's, this step's, and those that made its inputs."""
-    made = {port: run_that_gave(track, port, digest) for port, digest in track.inputs.items()}
-    return {"experiment": track.parent_id, "register": track.run_id, **made}
+    """Ids of the MLflow runs behind the version: the experiment's, this step's, and those that wrote its inputs."""
+    producers = {port: find_producer_in_pipeline(track, port, digest) for port, digest in track.inputs.items()}
+    return {"experiment": track.parent_id, "register": track.run_id, **producers}
 
 
 def _register(registry: Registry, settings: Settings, track: StepRun, grpo: Path) -> str:
-    """The version of these weights, served with these settings: found again, or stored and registered."""
-    mark = fingerprint({"weights": track.inputs["grpo"], "served": served_settings(settings), "model": registry.name})
-    found = registry.with_fingerprint(mark)
-    if found is None:
-        stored = log_model(track, grpo, settings)
+    """Returns the version with these weights and served settings, creating it if it does not exist."""
+    identity = {"weights": track.inputs["grpo"], "served": served_settings(settings), "model": registry.name}
+    digest = fingerprint(identity)
+    version = registry.with_fingerprint(digest)
+    if version is None:
+        model_id = log_model(track, grpo, settings)
         with mlflow_errors(f"register a version of {registry.name}"):
-            found = track.client.create_model_version(
-                registry.name, f"models:/{stored}", track.run_id, {FINGERPRINT: mark}, model_id=stored
+            version = track.client.create_model_version(
+                registry.name, f"models:/{model_id}", track.run_id, {FINGERPRINT: digest}, model_id=model_id
             )
-    return str(found.version)
+    return str(version.version)
 
 
 def _link(
@@ -89,83 +92,83 @@ def _link(
     evaluate: Path,
     runs: Mapping[str, str | None],
 ) -> None:
-    """Ties the version to metrics, settings, data, code and runs."""
+    """Tags the version with its metrics, settings, data, code and runs."""
     figures = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))["grpo"]
     tags = {f"concord.in.{port}": digest for port, digest in track.inputs.items()}
     tags |= {f"concord.mae.{group}": str(figures["groups"][group]["mae"]) for group in GROUPS}
     tags |= {f"concord.run.{name}": run_id for name, run_id in runs.items() if run_id}
-    ancestors = trace(track)
+    ancestors = trace_ancestry(track)
     tags |= ancestry_tags(track, ancestors)
     tags |= {
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": json.dumps(masked_leaves({**settings.tree(), **params_of_all(ancestors)})),
+        "concord.settings": json.dumps(masked_json({**settings.tree(), **ancestry_params(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)
 
 
 def _verify(registry: Registry, number: str, settings: Settings, ingest: Path, evaluate: Path) -> None:
-    """Holds the answers of the registered model against evaluate's, number by number."""
+    """Compares the predictions of the registered model with those of evaluate, value by value."""
     file = predictions_file(evaluate, "grpo")
     expected = read_predictions(file)
-    found = ask(registry.name, number, ingest, settings.evaluate.batch_size)
-    if found["id"].to_pylist() != expected["id"].to_pylist():
-        raise ConcordError(f"{file}: not about the test images in {ingest}. Run the evaluate step again.")
-    rows = zip(expected["id"].to_pylist(), expected["value"].to_pylist(), found["value"].to_pylist(), strict=True)
+    served = served_predictions(registry.name, number, ingest, settings.evaluate.batch_size)
+    if served["id"].to_pylist() != expected["id"].to_pylist():
+        raise ConcordError(f"{file}: its test images are not those in {ingest}. Run the evaluate step again.")
+    rows = zip(expected["id"].to_pylist(), expected["value"].to_pylist(), served["value"].to_pylist(), strict=True)
     wrong = [row for row in rows if row[1] != row[2]]
     registry.tag(number, {VERIFIED: "false" if wrong else "true"})
     if wrong:
-        id, was, now = wrong[0]
+        id, evaluated, predicted = wrong[0]
         raise ConcordError(
-            f"{registry.name} version {number}: loaded from the registry it answers {len(wrong)} of {found.num_rows} "
-            f"test images differently from {file} (first {id}: {now}, was {was}). Run evaluate and register again, on "
-            "one machine and with the same libraries. The version gets no alias."
+            f"{registry.name} version {number}: loaded from the registry, it predicts {len(wrong)} of "
+            f"{served.num_rows} test images differently from {file} (first {id}: {predicted}, was {evaluated}). Run "
+            "evaluate and register again, on one machine and with the same libraries. The version gets no alias."
         )
 
 
 def _decide(
     registry: Registry, number: str, settings: Settings, ours: Predictions, ingest: Path, evaluate: Path
 ) -> dict[str, Any]:
-    """Whether the version is to be champion, why, and the champion that it was held against."""
+    """Returns whether the version becomes champion, why, and the champion that it was compared with."""
     rule, champion = settings.registry, registry.champion()
     before: dict[str, Any] | None = None
     if champion is None:
-        against = "the SFT warm start (there is no champion yet)"
-        bar = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
+        baseline_name = "the SFT warm start (there is no champion yet)"
+        baseline = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
     else:
-        against = f"the champion (version {champion})"
+        baseline_name = f"the champion (version {champion})"
         before = {"version": champion, "metrics": None}
         try:
-            found = ask(registry.name, champion, ingest, settings.evaluate.batch_size)
+            served = served_predictions(registry.name, champion, ingest, settings.evaluate.batch_size)
         except ConcordError as error:
-            reason = f"{against} could not be judged on today's test images, so nothing is shown against it: {error}"
+            reason = f"{baseline_name} could not predict the current test images, so no gain can be shown: {error}"
             return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
-        bar = as_answers(found, ours, settings.task)
-        before["metrics"] = metrics.evaluate(bar, rule.bootstrap, rule.seed)
-    decision = decide(ours, bar, against, rule, settings.task.unit)
+        baseline = comparable_predictions(served, ours, settings.task)
+        before["metrics"] = metrics.evaluate(baseline, rule.bootstrap, rule.seed)
+    decision = decide(ours, baseline, baseline_name, rule, settings.task.unit)
     promote, reason = decision.promote, decision.reason
     tags = registry.version(number).tags
     if promote and f"{ROLLED_BACK}at" in tags:
         who, when, why = (tags[f"{ROLLED_BACK}{key}"] for key in ("by", "at", "why"))
         promote = False
-        reason = f"rolled back by {who} at {when} ({why}), so only a person may promote it. The rule is met {reason}"
+        reason = f"rolled back by {who} at {when} ({why}), so it must be promoted by hand. The rule is met {reason}"
     met = {check.name: check.met for check in decision.checks}
     return {"promoted": promote, "reason": reason, "champion_before": before, "met": met, "few": decision.few}
 
 
-def _settled(registry: Registry, number: str) -> dict[str, Any]:
-    """What was decided about a version that is champion already."""
+def _earlier_decision(registry: Registry, number: str) -> dict[str, Any]:
+    """Returns the stored decision about a version that is already champion."""
     tags = registry.version(number).tags
-    decided: dict[str, Any] = json.loads(tags[DECISION]) if DECISION in tags else {}
-    if decided.get("promoted"):
-        return decided
+    decision: dict[str, Any] = json.loads(tags[DECISION]) if DECISION in tags else {}
+    if decision.get("promoted"):
+        return decision
     reason = f"promoted by hand: {tags.get(f'{PROMOTED}why', 'no reason given')}"
-    return {"champion_before": None, "met": None, "few": None, **decided, "promoted": True, "reason": reason}
+    return {"champion_before": None, "met": None, "few": None, **decision, "promoted": True, "reason": reason}
 
 
-def _scalars(settled: Mapping[str, Any]) -> dict[str, Any]:
-    few = settled["few"] or {}
+def _metrics(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    few = outcome["few"] or {}
     low, high = few.get("ci") or (None, None)
     difference = {"value": few.get("difference"), "low": low, "high": high}
-    return {"promoted": int(settled["promoted"]), "few_difference": difference}
+    return {"promoted": int(outcome["promoted"]), "few_difference": difference}

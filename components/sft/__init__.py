@@ -1,1 +1,1 @@
-"""The warm start."""
+"""Supervised fine-tuning (SFT): trains the warm start for GRPO."""

@@ -1,4 +1,4 @@
-"""The Kubeflow face of sft: the same command, in a container."""
+"""The Kubeflow component of sft: the same command in a container."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output

@@ -1,7 +1,8 @@
-"""SFT warm start: the answer's tokens by teacher forcing, until validation MAE stops improving.
+"""Trains the warm start: SFT on the answers' tokens until validation MAE stops improving.
 
-RL on data that SFT has memorised learns nothing, and RL on a model that has not learned to see yet is slower than more
-SFT. So the pictures are changed (their reading is not), and the end is decided by greedy answers to validation images.
+GRPO learns nothing from data that SFT has memorised, and it is slower than more SFT while the model cannot yet read the
+images. So the images are augmented (without changing their label), and early stopping uses the MAE of greedy answers to
+validation images.
 """
 
 from pathlib import Path
@@ -13,11 +14,11 @@ from components.sft.trainer import WarmStartTrainer, sft_presentations, training
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
 from components.shared.model.lora import merged, trainable
-from components.shared.tracking.lineage import code_identity, code_mark
+from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
-from components.shared.training.ranks import node_cache, ranks, trained
+from components.shared.training.ranks import model_on_main_rank, node_cache, ranks
 from components.steps import STEPS
 
 
@@ -25,21 +26,21 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     """Trains the warm start and writes it to `out`, with metrics.json and curve.csv.
 
     Args:
-        track: rank 0's; None on the others, which take part in the training and write nothing.
+        track: MLflow run on rank 0; None on the other ranks, which train but write nothing.
         ingest: row shards.
-        validate: the validation's result; it is not read, but nothing unchecked is trained on.
-        state: training state goes to a folder below it; a killed run goes on from there.
+        validate: output of the validate step; not read, but required so that only validated data is trained on.
+        state: folder of the checkpoints; a killed run resumes from them.
     """
     del validate
     base, processor = base_model(settings, ingest)
-    set_seed(settings.sft.seed)  # of the adapters' first weights; the trainer sets it too late for them
+    set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
     step = STEPS["sft"]
-    code = code_mark(code_identity(step))
-    folder = state_folder(state, settings, step.sections, {"ingest": ingest}, code, world_size)
+    code = code_fingerprint(code_identity(step))
+    checkpoints = state_folder(state, settings, step.sections, {"ingest": ingest}, code, world_size)
     with node_cache() as cache:
         arguments = training_arguments(
-            settings.sft, settings.model, folder, world_size, settings.launcher.loader_workers
+            settings.sft, settings.model, checkpoints, world_size, settings.launcher.loader_workers
         )
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
         rows = sft_presentations(settings, ingest, cache, count, processor)
@@ -52,11 +53,11 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
             ingest=ingest,
         )
         trainer.follow(track)
-        trainer.train(resume_from_checkpoint=resume_point(folder))
-    whole = trained(trainer, lambda: trainable(base_model(settings, ingest)[0], settings.model))
-    if whole is None:
+        trainer.train(resume_from_checkpoint=resume_point(checkpoints))
+    model = model_on_main_rank(trainer, lambda: trainable(base_model(settings, ingest)[0], settings.model))
+    if model is None:
         return
     history = trainer.state.log_history
-    with new_folder(out) as place:
-        save(merged(whole), processor, place)
-        write_results(place, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})
+    with new_folder(out) as folder:
+        save(merged(model), processor, folder)
+        write_results(folder, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, with a look at greedy validation MAE in place of a validation loss, and with whole checkpoints."""
+"""TRL's SFTTrainer with early stopping on greedy validation MAE instead of validation loss, and atomic checkpoints."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -17,33 +17,33 @@ from trl.data_utils import apply_chat_template
 from components.errors import ConcordError
 from components.settings import Model, Settings, Sft
 from components.shared.model.device import on_accelerator
-from components.shared.model.generation import answers
-from components.shared.model.prompts import answer_tokens, completion, prompt_with_image
-from components.shared.rows.rows import read_rows, read_table, stretch
+from components.shared.model.generation import collect_answers
+from components.shared.model.prompts import completion, max_answer_tokens, prompt_with_image
+from components.shared.rows.rows import read_rows, read_table, slice_rows
 from components.shared.scoring.errors import Predictions
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
-from components.shared.training.curves import Follow
-from components.shared.training.data_wait import WaitsForData
+from components.shared.training.curves import CurveCallback
+from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.presentations import presentations, training_rows
 
-IGNORED = -100  # the label of a token that is not learned
+IGNORED = -100  # label of a token without a loss
 
 
 def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1, loader_workers: int = 0) -> SFTConfig:
-    """Our settings in TRL's words.
+    """Converts our settings to TRL's.
 
     Args:
-        world_size: number of ranks; `batch_size` is shared out among them, so that a step shows the same pictures
-            whatever their number.
-        loader_workers: processes of each rank that make batches ready; they decide nothing about them.
+        world_size: number of ranks; `batch_size` is divided among them, so that a step uses the same images for any
+            number of ranks.
+        loader_workers: data loader processes of each rank; they do not change the batches.
 
     Raises:
-        ConcordError: it cannot be shared out evenly.
+        ConcordError: `batch_size` cannot be divided evenly over the ranks.
     """
     if sft.batch_size % world_size:
         raise ConcordError(
-            f"sft: batch_size {sft.batch_size} cannot be shared out evenly over {world_size} ranks. "
+            f"sft.batch_size: {sft.batch_size} cannot be divided evenly over {world_size} ranks. "
             f"Make it a multiple of {world_size}, or change launcher.num_processes."
         )
     return SFTConfig(
@@ -63,7 +63,7 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         save_strategy="steps",
         save_steps=sft.eval_every,
         load_best_model_at_end=True,
-        restore_callback_states_from_checkpoint=True,  # the patience that is used up already
+        restore_callback_states_from_checkpoint=True,  # includes the patience that early stopping has used up
         metric_for_best_model="val_mae",
         greater_is_better=False,
         logging_steps=50,
@@ -81,10 +81,10 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
 
 
 def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int, processor: Any) -> Dataset:
-    """`count` presentations of the training split as TRL's SFT wants them: prompt, completion, images.
+    """Returns `count` presentations of the training split in TRL's SFT format: prompt, completion, images.
 
-    Prompt and completion are text already: a template is filled in once for each question and target, where TRL's
-    collator would do it for each row of each batch.
+    The chat template is applied here, once per question and target; TRL's collator would apply it to each row of each
+    batch.
     """
 
     @lru_cache(maxsize=4096)
@@ -97,33 +97,35 @@ def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int,
         count,
         settings.sft.seed,
         settings.sft.augment,
-        lambda row, picture: {**texts(row["question"], row["target"]), "images": [picture]},
+        lambda row, image: {**texts(row["question"], row["target"]), "images": [image]},
     )
 
 
-class InOrder(SFTTrainer):
-    """SFT on presentations in their order, which is a shuffle already, with the language model's head on the columns of
-    answers alone: a few of some hundreds."""
+class OrderedSFTTrainer(SFTTrainer):
+    """SFT that keeps the order of the presentations, which are shuffled already.
 
-    _metrics: Any  # TRL's own, without a declared type
+    The LM head runs only on the columns of the answers, a few out of some hundreds.
+    """
+
+    _metrics: Any  # TRL declares no type
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross entropy per answer token, over all micro-batches and ranks of the step, as TRL has it."""
+        """Cross entropy per answer token over all micro-batches and ranks of the step, equal to TRL's loss."""
         labels = inputs.pop("labels")[:, 1:]
         columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
         outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
-        logits, wanted = outputs.logits.float().flatten(0, 1), labels[:, columns].flatten()
-        answered = (wanted != IGNORED).sum()
-        loss = cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
-        loss = loss / (answered if num_items_in_batch is None else num_items_in_batch)
+        logits, targets = outputs.logits.float().flatten(0, 1), labels[:, columns].flatten()
+        count = (targets != IGNORED).sum()
+        loss = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
-        right = torch.stack([(logits.argmax(dim=-1) == wanted).sum(), answered])
-        right = self.accelerator.gather(right[None]).sum(dim=0)
+        correct = torch.stack([(logits.argmax(dim=-1) == targets).sum(), count])
+        correct = self.accelerator.gather(correct[None]).sum(dim=0)
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["mean_token_accuracy"].append((right[0] / right[1]).item())
+        self._metrics[mode]["mean_token_accuracy"].append((correct[0] / correct[1]).item())
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
@@ -131,57 +133,57 @@ class InOrder(SFTTrainer):
         return SequentialSampler(rows)
 
 
-class WarmStartTrainer(WaitsForData, SealedCheckpoints, InOrder):
-    """SFT whose evaluation is the MAE of greedy answers to validation images; it ends when that stops falling."""
+class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
+    """SFT that evaluates the MAE of greedy answers to validation images and stops when it no longer falls."""
 
-    control: Any  # transformers' own, without a declared type
+    control: Any  # transformers declares no type
 
     def __init__(self, *, settings: Settings, ingest: Path, **kwargs: Any) -> None:
-        """Takes SFTTrainer's arguments besides.
+        """Accepts SFTTrainer's arguments as well.
 
         Args:
-            ingest: row shards, for the validation split.
+            ingest: row shards; the validation split is read from them.
         """
-        # The base class wants a dataset wherever an evaluation is planned; ours reads the shards itself.
+        # The base class requires an evaluation dataset; `evaluate` reads the shards instead.
         super().__init__(eval_dataset=kwargs["train_dataset"], **kwargs)
         self._settings, self._ingest = settings, ingest
         self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.sft.patience))
 
     def follow(self, track: StepRun | None) -> None:
-        """Sends the curves to the tracker."""
+        """Logs the training curves to the tracker."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(Follow(track, ("loss", "val_mae", "val_unparseable"), self.waiting))
+        self.add_callback(CurveCallback(track, ("loss", "val_mae", "val_unparseable"), self.data_wait))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Greedy MAE, in the task's unit, over the first `eval_rows` validation images (their order is a shuffle)."""
+        """MAE of greedy answers to the first `eval_rows` images of the (shuffled) val split, in the task's unit."""
         task, sft = self._settings.task, self._settings.sft
         targets = read_table(self._ingest, "val", ["target"])["target"].to_numpy()[: sft.eval_rows]
-        values = self._values(len(targets))
+        values = self._validation_answers(len(targets))
         shots = np.full(len(values), "all")
-        judged = Predictions(targets, values, shots, task.low, task.high, task.resolution)
+        predictions = Predictions(targets, values, shots, task.low, task.high, task.resolution)
         figures = {
-            "val_mae": float(judged.errors.mean()),
-            "val_unparseable": float(judged.unparseable.mean()),
-            "val_sd_ratio": float(judged.scored.std() / max(judged.targets.std(), 1e-12)),
+            "val_mae": float(predictions.errors.mean()),
+            "val_unparseable": float(predictions.unparseable.mean()),
+            "val_sd_ratio": float(predictions.scored.std() / max(predictions.targets.std(), 1e-12)),
         }
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, _prefixed(figures))
         return _prefixed(figures)
 
-    def _values(self, count: int) -> np.ndarray:
-        """The answers to the first `count` validation images, `(count,)`, NaN for no valid one.
+    def _validation_answers(self, count: int) -> np.ndarray:
+        """Answers to the first `count` validation images, `(count,)`, NaN where an answer is invalid.
 
-        Each rank reads as many of them, so that all take part in every collective; where the count does not divide,
-        stretches overlap.
+        Each rank generates the same number of answers, since every rank must join the collectives; if the count is not
+        a multiple of the number of ranks, their shares overlap.
         """
         task, world = self._settings.task, self.accelerator.num_processes
         share = -(-count // world)
         starts = [min(rank * share, count - share) for rank in range(world)]
-        rows = stretch(read_rows(self._ingest, "val"), starts[self.accelerator.process_index], share)
-        model, length = self.accelerator.unwrap_model(self.model), answer_tokens(self.processing_class, task)
+        rows = slice_rows(read_rows(self._ingest, "val"), starts[self.accelerator.process_index], share)
+        model, length = self.accelerator.unwrap_model(self.model), max_answer_tokens(self.processing_class, task)
         batch_size = 2 * self.args.per_device_train_batch_size
-        _, _, mine = answers(model, self.processing_class, rows, batch_size, length, task)
-        parts = gather(torch.tensor(mine, device=self.accelerator.device)).cpu().numpy().reshape(world, share)
+        _, _, own = collect_answers(model, self.processing_class, rows, batch_size, length, task)
+        parts = gather(torch.tensor(own, device=self.accelerator.device)).cpu().numpy().reshape(world, share)
         values = np.empty(count)
         for start, part in zip(starts, parts, strict=True):
             values[start : start + share] = part
@@ -189,5 +191,5 @@ class WarmStartTrainer(WaitsForData, SealedCheckpoints, InOrder):
 
 
 def _prefixed(figures: dict[str, float]) -> dict[str, float]:
-    """transformers looks for the metric to go by under an `eval_` prefix."""
+    """transformers looks up `metric_for_best_model` with an `eval_` prefix."""
     return {f"eval_{name}": value for name, value in figures.items()}

@@ -1,1 +1,1 @@
-"""Row shards -> expectations kept, or the run stops."""
+"""Checks the row shards against expectations, and stops the run if one that is an error is not met."""

@@ -1,4 +1,4 @@
-"""The Kubeflow face of validate: the same command, in a container."""
+"""The Kubeflow component of validate: the same command in a container."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output

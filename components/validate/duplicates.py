@@ -1,54 +1,54 @@
-"""One picture in several rows: found by a quick look at each, settled by every pixel of those that may be one."""
+"""Finds identical pictures: candidates by reduced images and perceptual hashes, confirmed at full resolution."""
 
 from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 
-from components.validate.image_scan import Part, contents
+from components.validate.image_scan import RowGroup, full_resolution_hashes
 from components.validate.perceptual_hash import nearest_in_earlier_split
 
-# The hashes of a picture looked at in part and in full differ in 10 bits at most in noise of many sizes.
-ALIKE = 16
+# The perceptual hashes of a picture and of its reduced form differ in at most 10 bits, even for noise of many sizes.
+CANDIDATE_BITS = 16
 
 
-def settle(table: pd.DataFrame, parts: list[Part]) -> pd.DataFrame:
-    """The table with a `content` that two rows share where every pixel of theirs is the same, and nowhere else.
+def confirm_duplicates(table: pd.DataFrame, groups: list[RowGroup]) -> pd.DataFrame:
+    """Returns the table with a `content` hash that is equal for two rows only if all their pixels are equal.
 
-    Two JPEG files are one picture where they also are in the reduced form that was looked at: copies, other metadata,
-    another order of the same coefficients.
+    Two JPEG files are the same picture if their reduced images are also equal: copies, changed metadata, or another
+    order of the same coefficients.
 
     Args:
-        table: a row for each image, in the parts' order, as `looks` gives it.
-        parts: where the images are.
+        table: one row per image, in the order of the row groups, as from `scan_images`.
+        groups: the row groups with the images.
 
     Raises:
         ConcordError: a shard is damaged.
     """
-    rows = np.flatnonzero(suspects(table))
-    starts = np.cumsum([0, *(part.rows for part in parts)])
-    places: dict[int, list[int]] = defaultdict(list)
-    for row, part in zip(rows, np.searchsorted(starts, rows, side="right") - 1, strict=True):
-        places[int(part)].append(int(row - starts[part]))
-    found = contents([(parts[part], some) for part, some in places.items()])
-    settled = [content for some in found for content in some]
+    rows = np.flatnonzero(duplicate_candidates(table))
+    starts = np.cumsum([0, *(group.rows for group in groups)])
+    indices: dict[int, list[int]] = defaultdict(list)
+    for row, group in zip(rows, np.searchsorted(starts, rows, side="right") - 1, strict=True):
+        indices[int(group)].append(int(row - starts[group]))
+    hashes = full_resolution_hashes([(groups[group], selected) for group, selected in indices.items()])
+    full = [content for in_group in hashes for content in in_group]
     content = table["content"].to_numpy(object, copy=True)
-    # Every pixel may be more than there is memory for where the reduced ones were not.
-    content[rows] = [new or old for new, old in zip(settled, content[rows], strict=True)]
+    # Decoding at full resolution may run out of memory where the reduced image did not: then the old hash stays.
+    content[rows] = [new or old for new, old in zip(full, content[rows], strict=True)]
     return table.assign(content=content)
 
 
-def suspects(table: pd.DataFrame) -> np.ndarray:
-    """Which rows `(N,)` were looked at in a reduced form, and may be of a picture that another row has too."""
+def duplicate_candidates(table: pd.DataFrame) -> np.ndarray:
+    """Returns a mask `(N,)` of the rows whose hash is of a reduced image and that may equal another row's picture."""
     reduced = table["reduced"].to_numpy(bool)
-    again = table["content"].duplicated(keep=False).to_numpy() & table["content"].notna().to_numpy()
-    whole = table["content"].notna().to_numpy() & ~reduced
-    if not (reduced.any() and whole.any()):
-        return reduced & again
-    # Saved in two formats: one of them in full.
+    repeated = table["content"].duplicated(keep=False).to_numpy() & table["content"].notna().to_numpy()
+    full = table["content"].notna().to_numpy() & ~reduced
+    if not (reduced.any() and full.any()):
+        return reduced & repeated
+    # One picture saved in two formats may be hashed in its reduced and in its full form.
     hashed = table["hash"].notna().to_numpy()
-    suspect = again | (~hashed & (whole & ~hashed).any())  # flat ones have no hash
-    at = np.flatnonzero(hashed & (reduced | whole))
-    other, _ = nearest_in_earlier_split(table["hash"].iloc[at].tolist(), reduced[at].astype(np.int64), ALIKE)
-    suspect[at[other >= 0]] = True
-    return reduced & suspect
+    candidates = repeated | (~hashed & (full & ~hashed).any())  # images of one shade have no perceptual hash
+    at = np.flatnonzero(hashed & (reduced | full))
+    other, _ = nearest_in_earlier_split(table["hash"].iloc[at].tolist(), reduced[at].astype(np.int64), CANDIDATE_BITS)
+    candidates[at[other >= 0]] = True
+    return reduced & candidates

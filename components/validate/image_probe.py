@@ -1,4 +1,4 @@
-"""One image, looked at closely: does it decode to its last pixel, and what would the model see?"""
+"""Decodes one image completely and describes it: size, mode, content hash, thumbnail, or the decoding error."""
 
 from dataclasses import dataclass, replace
 
@@ -10,23 +10,25 @@ from xxhash import xxh3_128
 from components.shared.rows.images import BadImageError, into_rgb, into_small_grey, open_image
 from components.validate.perceptual_hash import SIDE, thumbnail
 
-# Modes that become 8-bit RGB with every value as it is. Others are converted, and lose depth, gamut or transparency.
+# Modes that convert to 8-bit RGB without loss. Other modes lose depth, gamut or transparency.
 PLAIN_MODES = ("1", "L", "P", "RGB")
-_COLOURS = np.uint32(0x00FFFFFF)
+_RGB_BYTES = np.uint32(0x00FFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was found.
+class ImageProbe:
+    """The description of one image.
 
     Attributes:
-        width, height: in pixels, as stored; None where not even the header can be read.
-        mode, format: Pillow's names.
-        content: XXH3 (128 bits) of what the model sees, so that one picture saved twice is one; None where undecodable.
-            It tells pictures apart by the million; against somebody who makes two of one hash it is no proof.
-        reduced: whether `content` is of less than every pixel: then equal ones are of pictures that may be one.
-        thumbnail: the picture small and grey, to find what looks like it; None where undecodable.
-        fault: why it does not decode, in words; None where it does.
+        width: in pixels, as stored; None if the header cannot be read.
+        height: likewise.
+        mode: Pillow's name.
+        format: Pillow's name.
+        content: 128-bit XXH3 of the pixels that the model gets, so that one picture saved in two formats has one hash;
+            None if the image cannot be decoded. The hash does not protect against deliberate collisions.
+        reduced: whether `content` is of a reduced image; then equal hashes mean that the pictures may be equal.
+        thumbnail: small grey image for the perceptual hash; None if the image cannot be decoded.
+        fault: why the image cannot be decoded; None if it can.
     """
 
     width: int | None = None
@@ -39,43 +41,43 @@ class Look:
     fault: str | None = None
 
 
-def look(data: bytes | None, reduce: bool = False) -> Look:
-    """Decodes an encoded image completely. Never raises: a decoder may fail in any way on broken bytes.
+def probe_image(data: bytes | None, reduce: bool = False) -> ImageProbe:
+    """Decodes an encoded image completely. Never raises, because a decoder may raise anything on damaged bytes.
 
     Args:
-        data: the file.
-        reduce: where `into_small_grey` can, look at that: all of `Look` but `content` is the same, thumbnails within a
-            rounding, for half the time.
+        data: the encoded file.
+        reduce: decode at reduced size if `into_small_grey` supports the image. This takes half the time; all fields but
+            `content` and `reduced` are the same, thumbnails up to rounding.
     """
     try:
         image = open_image(data)
-    except BadImageError as bad:
-        return Look(fault=str(bad))
+    except BadImageError as error:
+        return ImageProbe(fault=str(error))
     with image:
         size = image.size
-        seen = Look(*size, image.mode, image.format)
+        probe = ImageProbe(*size, image.mode, image.format)
         try:
             small = into_small_grey(image, 2 * SIDE) if reduce else None
             pixels = small or into_rgb(image)
-        except BadImageError as bad:
-            return replace(seen, fault=str(bad))
+        except BadImageError as error:
+            return replace(probe, fault=str(error))
     if small:
-        return replace(seen, content=_quick(small, size), reduced=True, thumbnail=thumbnail(small, size))
-    return replace(seen, content=_content(pixels), thumbnail=thumbnail(pixels))
+        return replace(probe, content=_reduced_hash(small, size), reduced=True, thumbnail=thumbnail(small, size))
+    return replace(probe, content=_full_hash(pixels), thumbnail=thumbnail(pixels))
 
 
-def _quick(small: Image.Image, of: tuple[int, int]) -> str:
-    """The hash of a reduced picture, with the size that it has in full."""
-    return xxh3_128(f"of {of}".encode() + small.tobytes()).hexdigest()
+def _reduced_hash(small: Image.Image, full_size: tuple[int, int]) -> str:
+    """Hash of a reduced grey image and its size at full resolution."""
+    return xxh3_128(f"of {full_size}".encode() + small.tobytes()).hexdigest()
 
 
-def _content(pixels: Image.Image) -> str:
-    """The hash of an RGB picture."""
+def _full_hash(pixels: Image.Image) -> str:
+    """Hash of an RGB image."""
     digest = xxh3_128(f"{pixels.size}".encode())
     try:
-        packed = np.frombuffer(pa.array(pixels).values.buffers()[1], np.uint32)  # as Pillow has it, not copied
-    except ValueError:  # too large for one piece of memory, which goes by the size alone
+        packed = np.frombuffer(pa.array(pixels).values.buffers()[1], np.uint32)  # Pillow's memory, not copied
+    except ValueError:  # Pillow stores an image of this size in several blocks; that depends on the size alone
         digest.update(np.asarray(pixels).data)
     else:
-        digest.update((packed & _COLOURS).data)  # the fourth byte may be anything
+        digest.update((packed & _RGB_BYTES).data)  # the fourth byte is undefined
     return digest.hexdigest()

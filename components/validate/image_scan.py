@@ -1,4 +1,4 @@
-"""Every image of the shards looked at, on all cores: the pixels stay where they are decoded, the findings come back."""
+"""Probes all images of the shards on all cores. Pixels stay in the worker processes; only descriptions return."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 
 from components.errors import ConcordError
 from components.shared.io.process_pool import process_pool
-from components.shared.rows.images import prepare
+from components.shared.rows.images import load_decoders
 from components.shared.rows.rows import SPLITS, shards
-from components.validate.image_probe import Look, look
+from components.validate.image_probe import ImageProbe, probe_image
 from components.validate.perceptual_hash import perceptual_hashes
 
 T = TypeVar("T")
 R = TypeVar("R")
-FEW = 2048  # rows that are looked at sooner than processes are up
-MOST_PROCESSES = 8  # each holds some 150 MB
-FOUND = pa.schema(
+MIN_ROWS_FOR_PROCESSES = 2048  # fewer rows are probed before worker processes have started
+MAX_PROCESSES = 8  # each takes about 150 MB
+SCAN_COLUMNS = pa.schema(
     [
         ("width", pa.int64()),
         ("height", pa.int64()),
@@ -36,106 +36,109 @@ FOUND = pa.schema(
 
 
 @dataclass(frozen=True)
-class Part:
-    """A row group of a shard: what was written at one go, some 8 MB or 1,024 rows.
+class RowGroup:
+    """A row group of a shard, about 8 MB or 1,024 rows.
 
     Attributes:
-        rows: how many it has.
+        split: the split of the shard.
+        path: the shard.
+        index: of the row group in the shard.
+        rows: number of rows.
     """
 
     split: str
     path: Path
-    group: int
+    index: int
     rows: int
 
 
-def parts(folder: Path) -> list[Part]:
-    """All of them, in order."""
-    found = []
+def row_groups(folder: Path) -> list[RowGroup]:
+    """Returns all row groups of the shards in a folder, in order."""
+    groups = []
     for split in SPLITS:
         for path in shards(folder, split):
             metadata = pq.read_metadata(path)
-            groups = range(metadata.num_row_groups)
-            found += [Part(split, path, group, metadata.row_group(group).num_rows) for group in groups]
-    return found
+            indices = range(metadata.num_row_groups)
+            groups += [RowGroup(split, path, index, metadata.row_group(index).num_rows) for index in indices]
+    return groups
 
 
-def looks(of: list[Part]) -> Iterator[pa.Table]:
-    """For each part, in order, its rows: split, id, origin, target, subject (if the shards have it), and `FOUND`: as in
-    `Look`, with the perceptual hash (see near.py) in place of the thumbnail.
+def scan_images(groups: list[RowGroup]) -> Iterator[pa.Table]:
+    """Yields one table per row group, in order: split, id, origin, target, subject (if the shards have it), and
+    `SCAN_COLUMNS`, which are the fields of `ImageProbe` with the perceptual hash instead of the thumbnail.
 
     Raises:
-        ConcordError: a shard is damaged, or a process ended while it decoded.
+        ConcordError: a shard is damaged, or a worker process was killed.
     """
-    yield from _each(look_at, of, sum(part.rows for part in of))
+    yield from _map(scan_row_group, groups, sum(group.rows for group in groups))
 
 
-def contents(of: list[tuple[Part, list[int]]]) -> Iterator[list[str | None]]:
-    """Of some rows of each part, `Look.content` by every pixel.
+def full_resolution_hashes(selected: list[tuple[RowGroup, list[int]]]) -> Iterator[list[str | None]]:
+    """Yields the full-resolution content hashes of the selected rows of each row group.
 
     Args:
-        of: parts, and the places of the rows in each.
+        selected: row groups, each with the indices of rows in it.
 
     Raises:
-        ConcordError: as `looks`.
+        ConcordError: see `scan_images`.
     """
-    yield from _each(_contents, of, sum(len(places) for _, places in of))
+    yield from _map(_hash_rows, selected, sum(len(indices) for _, indices in selected))
 
 
-def _each(call: Callable[[T], R], of: list[T], rows: int) -> Iterator[R]:
-    """`map(call, of)`, in processes where `rows` are worth it."""
-    if rows <= FEW:
-        yield from map(call, of)
+def _map(function: Callable[[T], R], items: list[T], rows: int) -> Iterator[R]:
+    """`map(function, items)`, in worker processes if the number of rows is large enough."""
+    if rows <= MIN_ROWS_FOR_PROCESSES:
+        yield from map(function, items)
         return
-    with process_pool(min(len(os.sched_getaffinity(0)), MOST_PROCESSES)) as pool:
+    with process_pool(min(len(os.sched_getaffinity(0)), MAX_PROCESSES)) as pool:
         try:
-            yield from pool.map(call, of)
+            yield from pool.map(function, items)
         except BrokenProcessPool:
             raise ConcordError(
-                "a process ended while it decoded images; mostly memory ran out. Free some, or "
+                "a worker process was killed while it decoded images, probably because memory ran out. Free memory, or "
                 "remove images of many million pixels, and run the step again."
             ) from None
 
 
-def look_at(part: Part) -> pa.Table:
-    """One part's rows and what was found in their images, one image decoded at a time.
+def scan_row_group(group: RowGroup) -> pa.Table:
+    """Returns the rows of a row group with `SCAN_COLUMNS`; decodes one image at a time.
 
     Raises:
         ConcordError: the shard is damaged.
     """
-    prepare()
-    table = _read(part)
-    seen = [look(data.as_py(), reduce=True) for data in _images(table)]
-    table = table.drop_columns("image").add_column(0, "split", pa.repeat(part.split, part.rows))
-    for field in FOUND:
-        values = _hashes(seen) if field.name == "hash" else [getattr(one, field.name) for one in seen]
+    load_decoders()
+    table = _read(group)
+    probes = [probe_image(data.as_py(), reduce=True) for data in _images(table)]
+    table = table.drop_columns("image").add_column(0, "split", pa.repeat(group.split, group.rows))
+    for field in SCAN_COLUMNS:
+        values = _hashes(probes) if field.name == "hash" else [getattr(probe, field.name) for probe in probes]
         table = table.append_column(field, pa.array(values, field.type))
     return table
 
 
-def _contents(some: tuple[Part, list[int]]) -> list[str | None]:
-    prepare()
-    part, places = some
-    images = _images(_read(part))
-    return [look(images[place].as_py()).content for place in places]
+def _hash_rows(selected: tuple[RowGroup, list[int]]) -> list[str | None]:
+    load_decoders()
+    group, indices = selected
+    images = _images(_read(group))
+    return [probe_image(images[index].as_py()).content for index in indices]
 
 
 def _images(table: pa.Table) -> pa.Array:
     return table.column("image").combine_chunks().field("bytes")
 
 
-def _read(part: Part) -> pa.Table:
+def _read(group: RowGroup) -> pa.Table:
     try:
-        with pq.ParquetFile(part.path) as file:
+        with pq.ParquetFile(group.path) as file:
             names = [name for name in ("id", "origin", "target", "subject") if name in file.schema_arrow.names]
-            return file.read_row_group(part.group, columns=[*names, "image.bytes"])
+            return file.read_row_group(group.index, columns=[*names, "image.bytes"])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:120]
-        place = f"{part.path.parent}: a {part.split} shard is damaged ({part.path.name}: {reason})"
-        raise ConcordError(f"{place}. Run the ingest step again.") from None
+        message = f"{group.path.parent}: a {group.split} shard is damaged ({group.path.name}: {reason})"
+        raise ConcordError(f"{message}. Run the ingest step again.") from None
 
 
-def _hashes(seen: list[Look]) -> list[bytes | None]:
-    """None where there is no thumbnail too."""
-    known = iter(perceptual_hashes([one.thumbnail for one in seen if one.thumbnail]))
-    return [next(known) if one.thumbnail else None for one in seen]
+def _hashes(probes: list[ImageProbe]) -> list[bytes | None]:
+    """Perceptual hashes; None for images without a thumbnail or of one shade."""
+    hashes = iter(perceptual_hashes([probe.thumbnail for probe in probes if probe.thumbnail]))
+    return [next(hashes) if probe.thumbnail else None for probe in probes]

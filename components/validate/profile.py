@@ -1,4 +1,4 @@
-"""What a data version looks like in numbers: what is kept of it with the run, for later versions to be held against.
+"""The profile of a data version: counts that are stored with the run, so that later versions can be compared with it.
 
 {"version": 1, "unit": "%", "splits": {"train": {"rows": 3, "labels": [[20.0, 2], [21.0, 1]],
  "sizes": {"64x64": 3}, "modes": {"RGB": 3}}, "val": ..., "test": ...}}
@@ -18,14 +18,15 @@ VERSION = 1
 
 
 def profile(rows: pd.DataFrame, histogram: Sequence[LabelBin], task: Task) -> dict[str, Any]:
-    """Counts per split: rows, labels (lower end of the bin, ascending), sizes (see `size_classes`), Pillow's modes.
+    """Counts rows, labels (lower ends of bins, ascending), sizes (see `size_classes`) and Pillow's modes per split.
 
     Args:
-        rows: as `row_table` gives it.
-        histogram: of the valid targets in it.
+        rows: as from `row_table`.
+        histogram: of the valid targets in `rows`.
+        task: its unit is stored.
     """
     known = rows[rows["width"].notna()]
-    looks = known.assign(size=size_classes(known["width"].to_numpy(float), known["height"].to_numpy(float)))
+    images = known.assign(size=size_classes(known["width"].to_numpy(float), known["height"].to_numpy(float)))
     return {
         "version": VERSION,
         "unit": task.unit,
@@ -33,8 +34,8 @@ def profile(rows: pd.DataFrame, histogram: Sequence[LabelBin], task: Task) -> di
             split: {
                 "rows": int((rows["split"] == split).sum()),
                 "labels": [[bin.label, bin.rows[split]] for bin in histogram if bin.rows[split]],
-                "sizes": _counts(looks.loc[looks["split"] == split, "size"]),
-                "modes": _counts(looks.loc[looks["split"] == split, "mode"]),
+                "sizes": _counts(images.loc[images["split"] == split, "size"]),
+                "modes": _counts(images.loc[images["split"] == split, "mode"]),
             }
             for split in SPLITS
         },
@@ -42,8 +43,8 @@ def profile(rows: pd.DataFrame, histogram: Sequence[LabelBin], task: Task) -> di
 
 
 def size_classes(width: np.ndarray, height: np.ndarray) -> list[str]:
-    """`WIDTHxHEIGHT` of each image, both to the nearest half octave (45, 64, 91, 128, ...): of photographs, few have
-    one size to the pixel, and some pixels more are no change."""
+    """Returns `WIDTHxHEIGHT` of each image, both rounded to half octaves (45, 64, 91, 128, ...), because photographs
+    rarely have equal sizes and a few pixels more are not a change."""
     rounded = [np.rint(2 ** (np.rint(2 * np.log2(side)) / 2)).astype(int) for side in (width, height)]
     return [f"{wide}x{high}" for wide, high in zip(*rounded, strict=True)]
 

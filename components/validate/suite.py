@@ -12,18 +12,20 @@ import pandas as pd
 from components.shared.io.atomic import new_folder
 from components.validate.checks import Check
 
-EXAMPLES = 3
-# Columns that say which row it is, where a table has them.
-_PLACE = ("split", "id", "origin", "fault", "target", "shard", "field", "expected", "found")
+MAX_EXAMPLES = 3
+# Columns that identify a row in reports; each table has some of them.
+_IDENTIFYING_COLUMNS = ("split", "id", "origin", "fault", "target", "shard", "field", "expected", "found")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one expectation turned out.
+    """The result of one check.
 
     Attributes:
-        observed: rows that do not meet it and rows in all, or the figure itself.
-        rows: the first rows that do not meet it, each column -> value.
+        check: the check.
+        success: whether it is met.
+        observed: number of rows and of rows that do not meet it, or the figure itself.
+        rows: the first rows that do not meet it, each as column -> value.
     """
 
     check: Check
@@ -32,18 +34,18 @@ class Outcome:
     rows: list[dict[str, Any]]
 
 
-def load() -> None:
-    """Imports Great Expectations, which takes 7 s, once for the process."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import: nothing is sent anywhere
+def import_great_expectations() -> None:
+    """Imports Great Expectations, which takes 7 s."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; disables telemetry
     import great_expectations.expectations  # noqa: F401
 
 
 class Suite:
-    """An ephemeral data context: nothing is kept but the Data Docs."""
+    """Runs checks in an ephemeral data context, which leaves nothing but the Data Docs."""
 
     def __init__(self) -> None:
-        """Nothing has run."""
-        load()
+        """Creates the context; no check has run."""
+        import_great_expectations()
         import great_expectations as gx
         from great_expectations.data_context.types.base import ProgressBarsConfig
 
@@ -52,10 +54,10 @@ class Suite:
         self._source = self._context.data_sources.add_pandas("splits")
 
     def run(self, name: str, table: pd.DataFrame, checks: Sequence[Check]) -> list[Outcome]:
-        """Holds a table against its expectations.
+        """Runs the checks on a table and returns their outcomes in order.
 
         Raises:
-            RuntimeError: an expectation could not be computed, which is a defect of ours.
+            RuntimeError: an expectation could not be computed, which is a bug in a check.
         """
         import great_expectations as gx
         import great_expectations.expectations as gxe
@@ -65,25 +67,25 @@ class Suite:
             kind = getattr(gxe, check.expectation)
             severity = "critical" if check.severity == "error" else "warning"
             meta = {"check": check.name}
-            suite.add_expectation(kind(**check.arguments, notes=check.words, meta=meta, severity=severity))
+            suite.add_expectation(kind(**check.arguments, notes=check.description, meta=meta, severity=severity))
         batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
         definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
         result = self._context.validation_definitions.add(definition).run(
             batch_parameters={"dataframe": table},
             result_format={
                 "result_format": "SUMMARY",
-                "unexpected_index_column_names": [column for column in _PLACE if column in table],
-                "partial_unexpected_count": EXAMPLES,
+                "unexpected_index_column_names": [column for column in _IDENTIFYING_COLUMNS if column in table],
+                "partial_unexpected_count": MAX_EXAMPLES,
             },
         )
         items: list[Any] = list(result.results)
-        found = {item.expectation_config.meta["check"]: item for item in items}
-        return [_outcome(check, found[check.name]) for check in checks]
+        by_name = {item.expectation_config.meta["check"]: item for item in items}
+        return [_outcome(check, by_name[check.name]) for check in checks]
 
     def write_docs(self, folder: Path) -> Path:
-        """Writes the Data Docs of all runs so far and gives the page to open. An earlier folder is replaced."""
-        with new_folder(folder) as place:
-            store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": os.fspath(place.resolve())}
+        """Writes the Data Docs of all runs so far, replacing the folder, and returns the path of the start page."""
+        with new_folder(folder) as new:
+            store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": os.fspath(new.resolve())}
             index = {"class_name": "DefaultSiteIndexBuilder"}
             site: Any = {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": store}
             self._context.add_data_docs_site(site_name="docs", site_config=site)
@@ -99,5 +101,7 @@ def _outcome(check: Check, item: Any) -> Outcome:
         observed = {"rows": result["element_count"], "unexpected": result["unexpected_count"]}
     else:
         observed = {"value": result["observed_value"]}
-    observed = {name: np.asarray(value).item() for name, value in observed.items()}  # numpy's scalars, for JSON
+    observed = {
+        name: np.asarray(value).item() for name, value in observed.items()
+    }  # NumPy scalars to Python's, for JSON
     return Outcome(check, bool(item.success), observed, result.get("partial_unexpected_index_list") or [])

@@ -1,4 +1,4 @@
-"""What the expectations are held against: the shards' fields, a row for each image, a row of figures for the splits."""
+"""Builds the tables that the expectations check: fields of the shards, one row per image, and summary figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from components.errors import ConcordError
 from components.settings import Task
-from components.shared.io.progress import counted
-from components.shared.io.text import shown
+from components.shared.io.progress import with_progress
+from components.shared.io.text import quoted
 from components.shared.rows.rows import SPLITS, schema, shards
 from components.shared.scoring.shots import SHOTS, ShotTable, label_bins
-from components.validate.duplicates import settle
-from components.validate.image_scan import looks, parts
+from components.validate.duplicates import confirm_duplicates
+from components.validate.image_scan import row_groups, scan_images
 from components.validate.perceptual_hash import nearest_in_earlier_split
 
 
@@ -25,7 +25,7 @@ class Summary:
 
     Attributes:
         figures: name -> figure.
-        examples: name -> lines that say which rows or labels made the figure, for people.
+        examples: name -> lines that show the rows or labels behind the figure.
     """
 
     figures: dict[str, float]
@@ -33,24 +33,24 @@ class Summary:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row, a column a figure."""
+        """The figures as one row, a column for each."""
         return pd.DataFrame([self.figures])
 
 
 def field_table(folder: Path) -> pd.DataFrame:
-    """A row for each shard and field: `shard`, `field`, and its type as `expected` and as `found`.
+    """Returns one row for each shard and field: `shard`, `field`, and its `expected` and `found` type.
 
     Raises:
-        ConcordError: a split has no shard, or a shard is no whole Parquet file.
+        ConcordError: a split has no shard, or a shard is not a complete Parquet file.
     """
-    found = {path: _fields(path) for split in SPLITS for path in shards(folder, split)}
-    subjects = any("subject" in there for there in found.values())  # then in all of them
-    wanted = {field.name: str(field.type) for field in schema(subjects)}
+    shard_fields = {path: _fields(path) for split in SPLITS for path in shards(folder, split)}
+    subjects = any("subject" in fields for fields in shard_fields.values())  # then all shards must have it
+    expected = {field.name: str(field.type) for field in schema(subjects)}
     rows = []
-    for path, there in found.items():
+    for path, fields in shard_fields.items():
         rows += [
-            {"shard": path.name, "field": name, "expected": wanted.get(name, "no"), "found": there.get(name, "no")}
-            for name in {**wanted, **there}
+            {"shard": path.name, "field": name, "expected": expected.get(name, "no"), "found": fields.get(name, "no")}
+            for name in {**expected, **fields}
         ]
     return pd.DataFrame(rows)
 
@@ -60,24 +60,24 @@ def _fields(path: Path) -> dict[str, str]:
         return {field.name: str(field.type) for field in pq.read_schema(path)}
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise ConcordError(f"{path}: no whole Parquet file ({reason}). Run the ingest step again.") from None
+        raise ConcordError(f"{path}: not a complete Parquet file ({reason}). Run the ingest step again.") from None
 
 
 def row_table(folder: Path, task: Task) -> pd.DataFrame:
-    """A row for each image, in the shards' order: split, id, origin, target, subject (None where the shards have
-    none), and what a close look at the image gave.
+    """Returns one row per image, in the order of the shards: split, id, origin, target, subject (None if the shards
+    have none), and the description of the image.
 
-    Columns beside those of `looks`: `decodes`; `side`, the shorter one (empty where undecodable); `finite` (empty where
-    the target is); `off_step`, how far the target is from a whole step of the resolution, in steps (empty where the
-    target is empty or not finite). A row takes some 300 bytes, its image none.
+    Columns in addition to those of `scan_images`: `decodes`; `side`, the shorter side (empty if the image cannot be
+    decoded); `finite` (empty if the target is); `off_step`, the distance of the target from the nearest multiple of the
+    resolution, in steps (empty if the target is empty or not finite). A row takes about 300 bytes; images are not kept.
 
     Raises:
         ConcordError: a shard is damaged.
     """
-    found = parts(folder)
-    done = list(counted(looks(found), "decoding images, 8 MB at a time", len(found)))
-    table = pa.concat_tables(done).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    table = settle(table, found).drop(columns="reduced")
+    groups = row_groups(folder)
+    scanned = list(with_progress(scan_images(groups), "decoding images, 8 MB at a time", len(groups)))
+    table = pa.concat_tables(scanned).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    table = confirm_duplicates(table, groups).drop(columns="reduced")
     if "subject" not in table:
         table["subject"] = None
     steps = table["target"].where(np.isfinite(table["target"])) / task.resolution
@@ -89,17 +89,18 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
 
 
 def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
-    """Leakage between splits, imbalance, and the shot groups of the test split.
+    """Computes leakage between splits, imbalance, and the sizes of the test split's shot groups.
 
     Args:
-        near_bits: hashes that differ in no more bits are of pictures that look alike.
-        rows: as `row_table` gives it. Rows without a finite target take no part in the counts.
+        rows: as from `row_table`. Rows without a finite target are not counted.
+        task: its range, bins and shot limits.
+        near_bits: images whose perceptual hashes differ in at most this many bits are near duplicates.
     """
     figures: dict[str, float] = {}
     examples: dict[str, list[str]] = {}
     figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
-    figures["near_duplicates"], examples["near_duplicates"] = _alike_images(rows, near_bits)
-    figures["images_with_two_targets"], examples["images_with_two_targets"] = _contradictions(rows)
+    figures["near_duplicates"], examples["near_duplicates"] = _near_duplicates(rows, near_bits)
+    figures["images_with_two_targets"], examples["images_with_two_targets"] = _images_with_two_targets(rows)
     if rows["subject"].notna().any():
         figures["subjects_in_two_splits"], examples["subjects_in_two_splits"] = _shared_subjects(rows)
     targets = valid_targets(rows, task)
@@ -123,13 +124,13 @@ def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
 
 
 def valid_targets(rows: pd.DataFrame, task: Task) -> dict[str, np.ndarray]:
-    """Split -> its targets that are finite and in the task's range, `(N,)`."""
+    """Returns split -> its targets that are finite and in the task's range, `(N,)`."""
     known = rows[np.isfinite(rows["target"]) & rows["target"].between(task.low, task.high)]
     return {split: known.loc[known["split"] == split, "target"].to_numpy() for split in SPLITS}
 
 
 def _bin_counts(targets: np.ndarray, task: Task) -> "pd.Series[int]":
-    """Rows per label bin, indexed by the bin's lower end: fullest first, and of equal ones the lowest."""
+    """Rows per label bin, indexed by the bin's lower end, sorted by rows (descending), then by label."""
     width = round(task.bin_width / task.resolution) * task.resolution
     ends = pd.Series(label_bins(targets, task.bin_width, task.resolution) * width)
     return ends.value_counts().sort_index().sort_values(ascending=False, kind="stable")
@@ -143,35 +144,35 @@ def _fullest(counts: "pd.Series[int]", split: str) -> list[str]:
     return [f"{split}: {fullest} rows with label {most:g}, {emptiest} with {least:g}, {counts.mean():.1f} on average"]
 
 
-def _alike_images(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]]:
-    """How many images look like one of an earlier split and are not the same, and the most alike of them."""
+def _near_duplicates(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]]:
+    """Counts images that look like one of an earlier split but are not identical, with the nearest as examples."""
     known = rows[rows["hash"].notna()]
     order = {split: k for k, split in enumerate(SPLITS)}
-    other, apart = nearest_in_earlier_split(known["hash"].tolist(), known["split"].map(order).to_numpy(), near_bits)
-    alike = known.assign(other=other, apart=apart)[other >= 0]
+    other, distance = nearest_in_earlier_split(known["hash"].tolist(), known["split"].map(order).to_numpy(), near_bits)
+    near = known.assign(other=other, distance=distance)[other >= 0]
     splits_of = known.groupby("content")["split"].nunique()
-    alike = alike[alike["content"].map(splits_of) == 1]  # else it is counted as the same
+    near = near[near["content"].map(splits_of) == 1]  # others are counted by images_in_two_splits
     examples = []
-    for row in alike.sort_values("apart", kind="stable").head(3).itertuples():
+    for row in near.sort_values("distance", kind="stable").head(3).itertuples():
         twin = known.iloc[row.other]
-        examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.apart} of 256 bits apart")
-    return len(alike), examples
+        examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.distance} of 256 bits apart")
+    return len(near), examples
 
 
 def _shared_subjects(rows: pd.DataFrame) -> tuple[int, list[str]]:
-    """How many subjects are in more than one split, and the first of them with a row of each."""
+    """Counts subjects in more than one split, with the first of them and one row per split as examples."""
     known = rows[rows["subject"].notna()]
     splits = known.groupby("subject", sort=False)["split"].nunique()
     examples = []
     for subject in splits.index[splits > 1][:3]:
-        some = known[known["subject"] == subject].drop_duplicates("split")
-        places = ", ".join(f"{row.origin} ({row.split})" for row in some.itertuples())
-        examples.append(f"{shown(subject)}: {places}")
+        same = known[known["subject"] == subject].drop_duplicates("split")
+        origins = ", ".join(f"{row.origin} ({row.split})" for row in same.itertuples())
+        examples.append(f"{quoted(subject)}: {origins}")
     return int((splits > 1).sum()), examples
 
 
-def _contradictions(rows: pd.DataFrame) -> tuple[int, list[str]]:
-    """How many pictures have more than one target, and the first of them with their rows."""
+def _images_with_two_targets(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """Counts pictures with more than one target, with the rows of the first of them as examples."""
     known = rows[rows["content"].notna() & np.isfinite(rows["target"])]
     targets = known.groupby("content", sort=False)["target"].nunique()
     examples = []
@@ -182,7 +183,7 @@ def _contradictions(rows: pd.DataFrame) -> tuple[int, list[str]]:
 
 
 def _shared_images(rows: pd.DataFrame) -> tuple[int, list[str]]:
-    """How many pictures are in more than one split, and the first of them with their rows."""
+    """Counts pictures in more than one split, with the rows of the first of them as examples."""
     known = rows[rows["content"].notna()]
     repeated = known[known.duplicated("content", keep=False)]
     splits = repeated.groupby("content", sort=False)["split"].nunique()

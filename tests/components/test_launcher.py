@@ -1,4 +1,4 @@
-"""When a step starts itself on many ranks, and when it does not. (The ranks themselves: tests/e2e/test_ranks.py.)"""
+"""When a step starts ranks, and when it does not. tests/e2e/test_ranks.py tests the ranks themselves."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
         ({"num_processes": 1, "config": "zero3.yaml", "loader_workers": 0}, True),  # offloading, on one GPU
     ],
 )
-def test_it_launches_unless_somebody_has(
+def test_ranks_are_started_unless_a_launcher_has(
     settings: dict[str, object], wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert to_launch(Launcher.model_validate(settings)) == wanted
@@ -30,26 +30,28 @@ def test_it_launches_unless_somebody_has(
     assert not to_launch(Launcher.model_validate(settings))
 
 
-def test_the_steps_that_train_are_those_that_run_on_ranks() -> None:
+def test_only_sft_and_grpo_run_on_ranks() -> None:
     assert [step.name for step in STEPS.values() if step.parallel] == ["sft", "grpo"]
 
 
-def test_a_config_that_is_not_there() -> None:
+def test_a_missing_accelerate_config_is_reported() -> None:
     with pytest.raises(ConcordError, match=r"launcher.config: fsdp.yaml: no such file. `accelerate config` writes one"):
         launch(Launcher(num_processes=2, config="fsdp.yaml", loader_workers=0), ["sft"])
 
 
-def test_other_steps_refuse_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four of them would write one output."""
+def test_other_steps_refuse_to_run_on_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four processes would write the same output."""
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert main(["ingest", "--params", str(ROOT / "params.yaml")]) == 1
     assert "ingest: runs as one process, and 4 were started" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
-def test_kubeflow_gives_the_section_as_a_variable(
+def test_kubeflow_passes_the_section_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A word of the command line would be an input of the step, and reruns it for another number of ranks."""
+    """A flag would be an input of the step, and another number of ranks would run it again."""
     monkeypatch.setenv(SECTION, '{"num_processes": 3, "loader_workers": 0, "config": "not-there.yaml"}')
     (tmp_path / "in").mkdir()
     words = ["--params", str(ROOT / "params.yaml"), "--ingest", str(tmp_path / "in"), "--sft", str(tmp_path / "in")]

@@ -1,4 +1,4 @@
-"""The command line: exit codes, and errors that a person can use."""
+"""The command line: exit codes and error messages."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EACH = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
+def stderr_of(capsys: pytest.CaptureFixture[str]) -> str:
     return re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
@@ -31,11 +31,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "words", [[], ["sftt"], ["sft", "--ingset", "x"], ["validate", "--data", "x"], ["sft", "--params"]]
 )
-def test_a_wrong_command_line_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_usage_error_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert "usage: python -m components" in told(capsys)
+    assert "usage: python -m components" in stderr_of(capsys)
 
 
 def test_help_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,8 +47,8 @@ def test_help_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
         assert step.title in out
 
 
-def test_help_needs_no_library_of_a_step() -> None:
-    """Else every call would cost their import, which is seconds."""
+def test_help_imports_no_library_of_a_step() -> None:
+    """Importing them takes seconds."""
     code = (
         "import sys; from components.__main__ import parser; parser().format_help(); "
         "heavy = ('torch', 'transformers', 'mlflow', 'kfp', 'great_expectations', 'dvc'); "
@@ -58,16 +58,16 @@ def test_help_needs_no_library_of_a_step() -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_missing_params_are_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_params_file_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ingest"]) == 1
-    assert "error params.yaml: no such file. Give the params file with --params FILE." in told(capsys)
+    assert "error params.yaml: no such file. Give the params file with --params FILE." in stderr_of(capsys)
 
 
-def test_faulty_params_are_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_exits_with_1_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "p.yaml").write_text(text.replace("  reward: ccc", "  rewrd: ccc"), encoding="utf-8")
     assert main(["grpo", "--params", "p.yaml"]) == 1
-    message = told(capsys)
+    message = stderr_of(capsys)
     assert "p.yaml: grpo.rewrd: unknown key, did you mean reward?" in message
     assert "Traceback" not in message
     assert os.listdir(tmp_path) == ["p.yaml"]
@@ -80,22 +80,22 @@ def test_faulty_params_are_1_and_named(tmp_path: Path, capsys: pytest.CaptureFix
         ("sft", "artifacts/ingest: missing, and sft reads it. Make it first: python -m components ingest"),
     ],
 )
-def test_a_missing_input_is_1_and_named(step: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_input_exits_with_1_and_is_named(step: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([step, "--params", str(ROOT / "params.yaml")]) == 1
-    assert message in told(capsys)
+    assert message in stderr_of(capsys)
 
 
 @EACH
-def test_on_kubeflow_the_remedy_fits_a_pod(step: Step, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_pod_the_remedy_for_a_missing_input_names_kubeflow(step: Step, capsys: pytest.CaptureFixture[str]) -> None:
     artifacts = {port: {"artifacts": [{"uri": f"s3://artifacts/run/{port}/out"}]} for port in step.inputs}
-    told_by_kubeflow = {"inputs": {"artifacts": artifacts}, "outputs": {"outputFile": "/out/executor_output.json"}}
-    words = [step.name, "--params", str(ROOT / "params.yaml"), "--executor-input", json.dumps(told_by_kubeflow)]
+    executor_input = {"inputs": {"artifacts": artifacts}, "outputs": {"outputFile": "/out/executor_output.json"}}
+    words = [step.name, "--params", str(ROOT / "params.yaml"), "--executor-input", json.dumps(executor_input)]
     assert main(words) == 1
-    message = told(capsys)
+    message = stderr_of(capsys)
     first = next(iter(step.inputs))
     assert f"{step.inputs[first]}: " in message
     wanted = (
-        "Set the pipeline's data_uri to s3://" if first == "data" else f"no object at s3://artifacts/run/{first}/out"
+        "data_uri to the s3://" if first == "data" else f"no object at s3://artifacts/run/{first}/out"
     )
     assert wanted in message
     assert "make" not in re.sub(r"makes all outputs again", "", message)
@@ -103,37 +103,39 @@ def test_on_kubeflow_the_remedy_fits_a_pod(step: Step, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/data", "s3:/bucket"])
-def test_data_that_no_step_can_read_is_named(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unsupported_address_of_data_is_reported(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ingest", "--params", str(ROOT / "params.yaml"), "--data", address]) == 1
-    assert "error --data: " in (message := told(capsys))
+    assert "error --data: " in (message := stderr_of(capsys))
     assert "write s3://bucket/prefix" in message or "copy the data to s3://bucket/prefix" in message
 
 
-def test_the_settings_say_where_the_raw_input_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_raw_input_is_that_of_the_settings_or_of_the_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("  path: data ", "  path: ../elsewhere "), encoding="utf-8")
     assert main(["ingest"]) == 1
-    assert "../elsewhere: missing" in told(capsys)
+    assert "../elsewhere: missing" in stderr_of(capsys)
     assert main(["ingest", "--data", "given"]) == 1
-    assert "given: missing" in told(capsys)
+    assert "given: missing" in stderr_of(capsys)
 
 
-def test_raw_input_of_another_hash_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_raw_input_with_another_hash_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (store / "raw").mkdir()
     (store / "raw" / "scenes.csv").write_text("id\n", encoding="utf-8")
     words = ["ingest", "--params", str(ROOT / "params.yaml"), "--data", "raw", "--data-hash"]
     assert main([*words, "0" * 32 + ".dir"]) == 1
-    message = told(capsys)
+    message = stderr_of(capsys)
     assert "raw: its hash is " in message
     assert "0" * 32 in message
     found = re.search(r"its hash is (\S+),", message)
     assert found
     main([*words, found[1]])  # the same hash: it goes on, to what is wrong with the table
-    assert "its hash is" not in told(capsys)
+    assert "its hash is" not in stderr_of(capsys)
 
 
-def test_a_step_waits_for_another_that_makes_the_same(tmp_path: Path) -> None:
-    """A step may outlive the `make run` that started it, and the next run must not write beside it."""
+def test_a_step_waits_for_another_run_that_writes_the_same_output(tmp_path: Path) -> None:
+    """A step may outlive the `make run` that started it; the next run must not write at the same time."""
     code = (
         "import sys; from pathlib import Path; from components.shared.io.locks import output_lock\n"
         "with output_lock(Path(sys.argv[1])): print('in', flush=True)"
@@ -151,7 +153,7 @@ def test_a_step_waits_for_another_that_makes_the_same(tmp_path: Path) -> None:
         ) as second:
             assert second.stderr is not None
             assert second.stdout is not None
-            assert "artifacts/sft is being made by process 4711; waiting" in second.stderr.readline()
+            assert "artifacts/sft is being written by process 4711; waiting" in second.stderr.readline()
             time.sleep(0.2)
             assert second.poll() is None
             fcntl.flock(file, fcntl.LOCK_UN)

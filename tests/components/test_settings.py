@@ -1,4 +1,4 @@
-"""params.yaml: what is in it, and what every kind of mistake in it is told as."""
+"""params.yaml: its content, and the message for each kind of mistake in it."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.errors import ConcordError
-from components.settings import UNDECISIVE, Settings, load_settings
+from components.settings import WITHOUT_EFFECT, Settings, load_settings
 from components.steps import STEPS
 from tests.support.settings_files import HUB, LORA, PARAMS, RAW, RELEASE, VLLM, full_params, section
 
@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Callable[[Any], str]:
+def message_of(tmp_path: Path) -> Callable[[Any], str]:
     """Loads wrong settings and returns the message."""
     return lambda content: PARAMS.message(content, tmp_path)
 
 
-def test_the_repository_s_experiment_loads_and_says_what_the_file_says(tmp_path: Path) -> None:
+def test_params_yaml_loads_with_the_values_of_the_file(tmp_path: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
     assert settings.tree() == RAW
     file = tmp_path / "params.yaml"
@@ -33,19 +33,19 @@ def test_the_repository_s_experiment_loads_and_says_what_the_file_says(tmp_path:
     assert load_settings(file).tree() == full_params()
 
 
-def test_every_section_of_a_step_is_there() -> None:
+def test_params_yaml_has_exactly_the_sections_of_the_steps() -> None:
     for step in STEPS.values():
         assert set(step.sections) <= RAW.keys()
-    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", *UNDECISIVE}
+    assert {name for step in STEPS.values() for name in step.sections} == RAW.keys() - {"experiment", *WITHOUT_EFFECT}
 
 
 @pytest.mark.parametrize("text", ["'0.5'", '"3"', '"1e-4"'])
-def test_a_number_in_quotes_is_told_as_that(text: str, told: Callable[[Any], str]) -> None:
+def test_a_number_in_quotes_is_reported_as_text(text: str, message_of: Callable[[Any], str]) -> None:
     content = (ROOT / "params.yaml").read_text(encoding="utf-8")
     changed = re.sub(r"(\n  beta: )\S+", rf"\g<1>{text}", content)
     assert changed != content
-    assert "params.yaml: grpo.beta: " in told(changed)
-    assert "is text; write the number without quotes" in told(changed)
+    assert "params.yaml: grpo.beta: " in message_of(changed)
+    assert "is text; write the number without quotes" in message_of(changed)
 
 
 @pytest.mark.parametrize("text", ["5e-05", "5E-5", "5.e-5", "5.0e-5", "0.00005", "+5e-5"])
@@ -72,21 +72,25 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("ingest.source", "folders", "ingest.source: input should be 'gauges', 'folder', 'agedb', "),
         ("ingest.source", "release", "ingest: source: release and the section ingest.release go together"),
         ("ingest.release", RELEASE, "ingest: source: release and the section ingest.release go together"),
-        ("ingest.release", RELEASE | {"test": None}, "ingest.release: train and test are annotation files both, or"),
+        (
+            "ingest.release",
+            RELEASE | {"test": None},
+            "ingest.release: train and test are both annotation files or both",
+        ),
         ("ingest.release", RELEASE | {"hub": HUB | {"id": "../x"}}, "ingest.release.hub.id: string should match"),
         ("ingest.release", RELEASE | {"hub": HUB | {"revision": "main"}}, "ingest.release.hub.revision: string should"),
         ("ingest.shard_mb", 257, "ingest.shard_mb: input should be less than or equal to 256, found 257"),
         ("ingest.max_per_label", 0, "ingest.max_per_label: input should be greater than 0, found 0"),
         ("ingest.subject_column", "who", "ingest: source: gauges has no subjects"),
         ("ingest.max_quarantined", 1.5, "ingest.max_quarantined: input should be less than or equal to 1, found 1.5"),
-        ("ingest.max_quarantined", 0.1, "ingest: source: gauges makes its rows from a seed"),
+        ("ingest.max_quarantined", 0.1, "ingest: source: gauges draws its rows and quarantines none"),
         ("validate.near_bits", 17, "validate.near_bits: input should be less than or equal to 16, found 17"),
         ("validate.max_unseen", 2, "validate.max_unseen: input should be less than or equal to 1, found 2"),
         ("validate.drift.max_labels", 0, "validate.drift.max_labels: input should be greater than 0, found 0"),
         ("validate.drift.model", "", "validate.drift.model: string should have at least 1 character, found ''"),
         ("validate.severity.image_size", "info", "validate.severity.image_size: input should be 'error' or 'warning'"),
         ("model.tiny", None, "model: name: tiny needs the section model.tiny"),
-        ("model.name", "no/such-model", "no/such-model is no local folder, so it needs a revision"),
+        ("model.name", "no/such-model", "no/such-model is not a local folder, so it needs a revision"),
         ("model.lora", {"r": 64}, "model.lora.alpha: missing"),
         ("model.lora", LORA | {"dropout": 1.1}, "model.lora.dropout: input should be less than or equal to 1"),
         ("model.max_pixels", 0, "model.max_pixels: input should be greater than 0, found 0"),
@@ -102,26 +106,26 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("register.max_unparseable", 2, "register.max_unparseable: input should be less than or equal to 1, found 2"),
     ],
 )
-def test_values_that_make_no_sense(path: str, value: Any, message: str, told: Callable[[Any], str]) -> None:
+def test_invalid_values_are_reported(path: str, value: Any, message: str, message_of: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     parts = tuple(path.split("."))
     section(raw, parts)[parts[-1]] = value
-    assert message in told(raw)
+    assert message in message_of(raw)
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
-def test_no_number_is_not_a_number(number: str, told: Callable[[Any], str]) -> None:
+def test_infinite_and_nan_values_are_reported(number: str, message_of: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     raw["task"]["high"] = float(number.replace(".", ""))
-    assert "params.yaml: task.high: input should be a finite number" in told(yaml.safe_dump(raw))
+    assert "params.yaml: task.high: input should be a finite number" in message_of(yaml.safe_dump(raw))
 
 
-def test_every_fault_is_told_at_once(told: Callable[[Any], str]) -> None:
+def test_all_errors_are_reported_at_once(message_of: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     raw["grpo"]["num_generations"] = raw["grpo"].pop("generations")
     raw["sft"]["lr"] = "fast"
     raw["evaluation"] = raw.pop("evaluate")
-    assert told(raw).splitlines() == [
+    assert message_of(raw).splitlines() == [
         "params.yaml: sft.lr: input should be a valid number, found 'fast'",
         "params.yaml: grpo.generations: missing; every setting is written out, add it",
         "params.yaml: grpo.num_generations: unknown key, did you mean generations?",
@@ -130,14 +134,14 @@ def test_every_fault_is_told_at_once(told: Callable[[Any], str]) -> None:
     ]
 
 
-def test_a_key_like_no_other_gets_the_list(told: Callable[[Any], str]) -> None:
+def test_an_unknown_key_without_a_similar_one_lists_the_known_keys(message_of: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW)
     raw["validate"]["zzz"] = 1
     known = (
         "drift, max_test_imbalance, max_unseen, max_val_imbalance, min_imbalance, min_rows_per_shot, min_side, "
         "near_bits, severity"
     )
-    assert told(raw) == f"params.yaml: validate.zzz: unknown key, known keys: {known}"
+    assert message_of(raw) == f"params.yaml: validate.zzz: unknown key, known keys: {known}"
 
 
 @pytest.mark.parametrize(
@@ -150,41 +154,41 @@ def test_a_key_like_no_other_gets_the_list(told: Callable[[Any], str]) -> None:
         ("a: 1\n\tb: 2\n", "not valid YAML"),
     ],
 )
-def test_no_settings_at_all(text: str, message: str, told: Callable[[Any], str]) -> None:
-    assert told(text).startswith("params.yaml: ")
-    assert message in told(text)
+def test_a_file_without_sections_is_reported(text: str, message: str, message_of: Callable[[Any], str]) -> None:
+    assert message_of(text).startswith("params.yaml: ")
+    assert message in message_of(text)
 
 
-def test_a_key_that_stands_twice_is_named(told: Callable[[Any], str]) -> None:
+def test_a_duplicate_key_is_named(message_of: Callable[[Any], str]) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     twice = text.replace("\nsft:\n", "\nsft:\n  patience: 7\n")
     assert twice != text
-    message = told(twice)
+    message = message_of(twice)
     assert "patience" in message
     assert "twice" in message
 
 
-def test_not_text(tmp_path: Path) -> None:
+def test_a_binary_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConcordError, match="not valid YAML"):
         load_settings(file)
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConcordError, match=r"nowhere\.yaml: no such file"):
         load_settings(tmp_path / "nowhere.yaml")
     with pytest.raises(ConcordError, match="directory"):
         load_settings(tmp_path)
 
 
-def test_many_faults_fit_a_screen(told: Callable[[Any], str]) -> None:
-    lines = told({"experiment": "x", "sft": {}, "grpo": {}}).splitlines()
+def test_many_errors_are_cut_to_a_screen(message_of: Callable[[Any], str]) -> None:
+    lines = message_of({"experiment": "x", "sft": {}, "grpo": {}}).splitlines()
     assert len(lines) <= 24
     assert lines[-1].startswith("and ")
 
 
-def test_sections_take_the_place_of_the_file_s() -> None:
+def test_given_sections_replace_those_of_the_file() -> None:
     params = ROOT / "params.yaml"
     grpo = json.dumps(RAW["grpo"] | {"reward": "mae"})
     settings = load_settings(params, {"grpo": grpo, "experiment": '"other"'})
@@ -196,7 +200,7 @@ def test_sections_take_the_place_of_the_file_s() -> None:
         load_settings(params, {"grpo": "{reward: mae}"})
 
 
-def test_whole_numbers_will_do_for_floats_and_nothing_else_is_converted() -> None:
+def test_whole_numbers_are_accepted_as_floats_and_nothing_else_is_converted() -> None:
     raw = copy.deepcopy(RAW)
     raw["task"]["low"] = 0
     assert isinstance(Settings.model_validate(raw).task.low, float)
@@ -206,8 +210,8 @@ def test_whole_numbers_will_do_for_floats_and_nothing_else_is_converted() -> Non
             Settings.model_validate(raw)
 
 
-def test_a_section_cluster_says_where_it_went(told: Callable[[Any], str]) -> None:
-    message = told(RAW | {"cluster": {"image": "concord:cpu"}})
+def test_a_section_cluster_is_an_error_that_names_the_new_file(message_of: Callable[[Any], str]) -> None:
+    message = message_of(RAW | {"cluster": {"image": "concord:cpu"}})
     assert message.startswith("params.yaml: cluster: the settings of the cluster have a file of their own")
     assert "--cluster FILE or CONCORD_CLUSTER" in message
     assert "pipelines/clusters/default.yaml" in message

@@ -1,4 +1,4 @@
-"""The composed services: what they hold outlives them, and nobody else can reach what is nobody else's."""
+"""The services in containers: their data outlives the containers, and access is restricted."""
 
 import json
 import shutil
@@ -20,16 +20,18 @@ def inspected(composition: dict[str, str], service: str) -> dict:
 
 
 def statuses(composition: dict[str, str], service: str) -> list[dict[str, str]]:
-    """What the kernel says of each process of the service: Uid, CapEff and so on."""
-    lines = run("docker", "top", container(composition["PROJECT"], service), "-eo", "pid").splitlines()[1:]
-    found = []
-    for pid in lines:
+    """Returns /proc/PID/status (Uid, CapEff, ...) of each process of the service."""
+    pids = run("docker", "top", container(composition["PROJECT"], service), "-eo", "pid").splitlines()[1:]
+    processes = []
+    for pid in pids:
         try:
             status = Path(f"/proc/{pid.strip()}/status").read_text(encoding="utf-8")
-        except FileNotFoundError:  # a health check that has ended
+        except FileNotFoundError:  # a health check that has ended in the meantime
             continue
-        found.append({name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())})
-    return found
+        processes.append(
+            {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
+        )
+    return processes
 
 
 def test_runs_and_objects_outlive_the_containers(composition: dict[str, str]) -> None:
@@ -51,33 +53,33 @@ def test_runs_and_objects_outlive_the_containers(composition: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_each_is_healthy_on_a_read_only_root_and_open_to_this_machine_alone(
+def test_services_are_healthy_restricted_and_only_open_to_this_machine(
     composition: dict[str, str], service: str
 ) -> None:
-    found = inspected(composition, service)
-    assert found["State"]["Health"]["Status"] == "healthy"
-    assert found["HostConfig"]["ReadonlyRootfs"]
-    assert found["HostConfig"]["CapDrop"] == ["ALL"]
-    assert_without_rights(statuses(composition, service))
-    opened = [one["HostIp"] for ports in found["NetworkSettings"]["Ports"].values() for one in ports or []]
-    assert opened == ([] if service == "postgres" else ["127.0.0.1"])
+    details = inspected(composition, service)
+    assert details["State"]["Health"]["Status"] == "healthy"
+    assert details["HostConfig"]["ReadonlyRootfs"]
+    assert details["HostConfig"]["CapDrop"] == ["ALL"]
+    assert_without_privileges(statuses(composition, service))
+    addresses = [port["HostIp"] for ports in details["NetworkSettings"]["Ports"].values() for port in ports or []]
+    assert addresses == ([] if service == "postgres" else ["127.0.0.1"])
 
 
-def assert_without_rights(found: list[dict[str, str]]) -> None:
-    assert found
-    for status in found:
+def assert_without_privileges(processes: list[dict[str, str]]) -> None:
+    assert processes
+    for status in processes:
         assert "0" not in status["Uid"].split(), status["Name"]
         assert (int(status["CapEff"], 16), int(status["CapPrm"], 16)) == (0, 0), status["Name"]
         assert status["NoNewPrivs"] == "1", status["Name"]
 
 
 @pytest.fixture(scope="module")
-def image_of_root(composition: dict[str, str]) -> Iterator[str]:
-    """The S3 server's image as the published one is: it starts as root and has a user `seaweed`; /data is another's."""
+def root_image(composition: dict[str, str]) -> Iterator[str]:
+    """The S3 server's image, changed to start as root like the published one, and with another uid for `seaweed`."""
     tag = f"concord-s3:{composition['PROJECT']}"
-    words = ("--user", "0", "--entrypoint", "sed", "concord-s3", "-i", "s/:10002:/:10003:/", "/etc/passwd")
+    change = ("--user", "0", "--entrypoint", "sed", "concord-s3", "-i", "s/:10002:/:10003:/", "/etc/passwd")
     name = f"{composition['PROJECT']}-changed"
-    run("docker", "run", "--name", name, *words)
+    run("docker", "run", "--name", name, *change)
     try:
         run("docker", "commit", "--change", "USER 0", name, tag)
         yield tag
@@ -86,25 +88,27 @@ def image_of_root(composition: dict[str, str]) -> Iterator[str]:
         run("docker", "rmi", tag)
 
 
-def test_an_image_that_starts_as_root_does_not_stay_it_whatever_the_umask_here(
-    image_of_root: str, shared_folder: Path, tmp_path: Path
+def test_image_that_starts_as_root_switches_users_with_any_umask(
+    root_image: str, shared_folder: Path, tmp_path: Path
 ) -> None:
     scripts = tmp_path / "docker"
     shutil.copytree(ROOT / "docker", scripts, ignore=shutil.ignore_patterns("wheels", "services.env"))
     for name in ("s3", "buckets"):
         (scripts / name).chmod(0o700)
-    with composed(tmp_path, shared_folder, str(scripts / "services"), {"S3_IMAGE": image_of_root}) as running:
-        server = [status for status in statuses(running, "s3") if status["Name"] == "weed"]  # no health check
-        assert_without_rights(server)
+    with composed(tmp_path, shared_folder, str(scripts / "services"), {"S3_IMAGE": root_image}) as running:
+        server = [status for status in statuses(running, "s3") if status["Name"] == "weed"]  # without health checks
+        assert_without_privileges(server)
         assert server[0]["Uid"].split() == ["10003"] * 4
         services = services_of(running)
         dvc = s3_client(services.s3_url, services.dvc)
         dvc.put_object(Bucket="dvc", Key="own", Body=b"1")
-        owners = run("docker", "exec", container(running["PROJECT"], "s3"), "find", "/data", "!", "-uid", "10003")
-        assert owners == ""
+        foreign_files = run(
+            "docker", "exec", container(running["PROJECT"], "s3"), "find", "/data", "!", "-uid", "10003"
+        )
+        assert foreign_files == ""
 
 
-def test_no_secret_stands_in_a_command_line(composition: dict[str, str]) -> None:
+def test_no_command_line_contains_a_secret(composition: dict[str, str]) -> None:
     with open(composition["ENV_FILE"], encoding="utf-8") as file:
         lines = [line.strip().split("=", 1) for line in file if "=" in line and not line.startswith("#")]
     secrets = [value for name, value in lines if name.endswith(("_SECRET", "_PASSWORD"))]

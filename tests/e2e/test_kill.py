@@ -1,4 +1,4 @@
-"""kill -9 in the middle of sft and of grpo: the next run goes on from the last whole checkpoint, to the same bytes.
+"""kill -9 in the middle of sft and of grpo: the next run resumes from the last complete checkpoint, to the same bytes.
 
 Real processes, the real command line. The files of a run that nothing disturbed are compared with those of one that was
 killed twice, once in each step, and found half a checkpoint each time.
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from components.shared.training.checkpoints import WHOLE
+from components.shared.training.checkpoints import SEAL
 from tests.support.gauge_world import ingested, write_params
 from tests.support.raw_folder import content
 
@@ -36,7 +36,7 @@ CHAIN = "import sys; from components.__main__ import main; sys.exit(max([main(w.
 
 @dataclass
 class Place:
-    """Where one run's outputs and training state are."""
+    """The folder of one run's outputs and training state."""
 
     folder: Path
     params: Path
@@ -53,7 +53,7 @@ class Place:
         return f"{step} --params {self.params} --ingest {self.ingest} --state {self.folder}/state {ports[step]}"
 
     def start(self, *words: str) -> "subprocess.Popen[bytes]":
-        """Python with these words, below `folder`."""
+        """Starts Python with these arguments in `folder`."""
         # One thread: how a sum is shared out among threads decides its last bits.
         changes = {
             "OMP_NUM_THREADS": "1",
@@ -71,16 +71,16 @@ class Place:
         return process
 
     def finish(self, process: "subprocess.Popen[bytes]") -> None:
-        """Waits for its good end."""
+        """Waits until it exits with 0."""
         assert process.wait(timeout=600) == 0, self.log()
 
     def log(self) -> str:
-        """What the processes said."""
+        """Output of the processes."""
         return (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
 
     def sealed(self, step: str) -> list[int]:
         """Steps of the whole checkpoints of `step`."""
-        seals = (self.folder / "state" / step).glob(f"*/checkpoint-*/{WHOLE}")
+        seals = (self.folder / "state" / step).glob(f"*/checkpoint-*/{SEAL}")
         return sorted(int(seal.parent.name.rpartition("-")[2]) for seal in seals)
 
     def kill_in(self, step: str, process: "subprocess.Popen[bytes]") -> int:
@@ -93,19 +93,19 @@ class Place:
         return self.sealed(step)[-1]
 
     def half_a_checkpoint(self, step: str, number: int) -> Path:
-        """As a kill in the middle of writing leaves it: files cut off or missing, and no seal."""
+        """Leaves a checkpoint as a kill during writing does: files truncated or missing, and no seal."""
         (folder,) = (self.folder / "state" / step).iterdir()
         half = folder / f"checkpoint-{number}"
         shutil.rmtree(half, ignore_errors=True)
         shutil.copytree(folder / f"checkpoint-{self.sealed(step)[-1]}", half)
-        (half / WHOLE).unlink()
+        (half / SEAL).unlink()
         (half / "optimizer.pt").unlink()
         weights = half / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
         return half
 
     def first_step_of_last_run(self, step: str) -> int:
-        """Where the curve of the newest MLflow run of `step` begins."""
+        """First training step in the curve of the newest MLflow run of `step`."""
         query = """select min(m.step) from metrics m join runs r on r.run_uuid = m.run_uuid
             where m.key = 'loss' and m.step > 0 and r.run_uuid =
             (select run_uuid from runs where name = ? order by start_time desc limit 1)"""
@@ -125,7 +125,7 @@ def places(tmp_path: Path) -> Any:
         process.wait()
 
 
-def test_killed_twice_it_ends_in_the_same_bytes(places: list[Place]) -> None:
+def test_a_training_killed_twice_ends_in_the_same_bytes(places: list[Place]) -> None:
     undisturbed, killed = places
     undisturbed.finish(undisturbed.start("-c", CHAIN, undisturbed.words("sft"), undisturbed.words("grpo")))
 

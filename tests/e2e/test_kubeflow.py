@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.shared.tracking.hashes import dvc_hash
-from components.shared.training.checkpoints import WHOLE
+from components.shared.training.checkpoints import SEAL
 from components.steps import STEPS
 from tests.support.containers import run as docker
 from tests.support.containers import services_of
@@ -34,7 +34,7 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
     "register": {"bootstrap": 50},
 }
 CHANGED = {**SECTIONS, "grpo": {"steps": 4, "checkpoint_every": 2, "beta": 0.05}}
-MADE_BEFORE = re.compile(r"(\w+): made before from the same data, code and settings \(run (\w+)\): fetched")
+MADE_BEFORE = re.compile(r"(\w+): fetched cached outputs of the same data, code and settings \(run (\w+)\)")
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(2400)]
 
 
@@ -45,17 +45,17 @@ class Run:
     Attributes:
         id: Kubeflow's.
         folder: of its outputs and logs, a folder a step.
-        told: its run.json.
-        said: what it printed, with what its containers said.
+        record: its run.json.
+        output: what it printed, with its containers' output.
     """
 
     id: str
     folder: Path
-    told: dict[str, Any]
-    said: str
+    record: dict[str, Any]
+    output: str
 
     def artifact(self, step: str, name: str) -> dict[str, Any]:
-        """What Kubeflow was told of it."""
+        """Metadata that Kubeflow received for an artifact."""
         output = json.loads((self.folder / step / "executor_output.json").read_text(encoding="utf-8"))
         metadata: dict[str, Any] = output["artifacts"][name]["artifacts"][0]["metadata"]
         return metadata
@@ -79,13 +79,13 @@ class World:
             )  # fmt: skip
 
     def finish(self, process: "subprocess.Popen[str]", out: Path) -> Run:
-        """Waits for its good end."""
+        """Waits until it exits with 0."""
         code = process.wait()
-        said = out.with_suffix(".txt").read_text(encoding="utf-8")
-        assert code == 0, said[-8000:]
+        output = out.with_suffix(".txt").read_text(encoding="utf-8")
+        assert code == 0, output[-8000:]
         (folder,) = out.glob("concord-training-*")
-        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return Run(told["run_id"], folder, told, said)
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return Run(record["run_id"], folder, record, output)
 
     @property
     def mlflow(self) -> MlflowClient:
@@ -103,7 +103,7 @@ class World:
         return {name: [run for run in below if run.data.tags["concord.step"] == name] for name in STEPS}
 
     def in_remote(self, md5: str) -> list[str]:
-        """Files of a folder that the DVC remote has: each object is asked for."""
+        """Files of a folder in the DVC remote; checks that each object exists."""
         client = s3_client(self.services.s3_url, self.services.dvc)
         listing = client.get_object(Bucket="dvc", Key=f"files/md5/{md5[:2]}/{md5[2:]}")["Body"].read()
         files = {entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
@@ -121,7 +121,7 @@ def world(composition: dict[str, str], image: str, tmp_path_factory: pytest.Temp
 
 
 def kill_in_grpo(state: Path, process: "subprocess.Popen[str]") -> int:
-    """kill -9 of grpo's container when a quarter is done. Gives the newest whole checkpoint's step."""
+    """Kills grpo's container (-9) after a quarter of its steps; returns the step of the newest complete checkpoint."""
     listing = ("docker", "ps", "--quiet", "--filter", "label=concord.step=grpo", "--filter", "label=concord.run")
     while not (container := docker(*listing)):
         assert process.poll() is None, "grpo never started"
@@ -135,7 +135,7 @@ def kill_in_grpo(state: Path, process: "subprocess.Popen[str]") -> int:
 
 def newest_checkpoint(state: Path) -> int:
     """Its step; 0 where there is none."""
-    seals = state.glob(f"grpo/*/checkpoint-*/{WHOLE}")
+    seals = state.glob(f"grpo/*/checkpoint-*/{SEAL}")
     return max((int(seal.parent.name.rpartition("-")[2]) for seal in seals), default=0)
 
 
@@ -154,17 +154,17 @@ def killed(world: World) -> Iterator[tuple[Run, int]]:
 
 @pytest.fixture(scope="module")
 def laptop(world: World, killed: tuple[Run, int]) -> Path:
-    """A clone with nothing in it that took the run's lock and pulled."""
+    """An empty clone after `lock --run` and `dvc pull`."""
     place = world.repository.clone("laptop")
     world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", killed[0].id, cwd=place)
     world.repository.dvc("pull", "-q", cwd=place)
     return place
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(world: World, killed: tuple[Run, int]) -> None:
+def test_a_killed_training_resumes_from_its_checkpoint(world: World, killed: tuple[Run, int]) -> None:
     run, step = killed
     assert STEPS_OF_GRPO // 4 <= step < STEPS_OF_GRPO
-    ends = [(each["step"], each["exit_code"]) for each in run.told["tries"]]
+    ends = [(each["step"], each["exit_code"]) for each in run.record["attempts"]]
     assert ends == [
         ("ingest", 0), ("validate", 0), ("sft", 0), ("grpo", 137), ("grpo", 0), ("evaluate", 0), ("register", 0),
     ]  # fmt: skip
@@ -174,32 +174,32 @@ def test_a_killed_training_goes_on_from_its_checkpoint(world: World, killed: tup
     assert sorted({point.step for point in curve if point.step}) == list(range(step + 1, STEPS_OF_GRPO + 1))
 
 
-def test_outputs_are_whole_and_kubeflow_is_told_of_each(killed: tuple[Run, int]) -> None:
+def test_outputs_are_complete_and_reported_to_kubeflow(killed: tuple[Run, int]) -> None:
     run, _ = killed
-    assert run.told["done"] is True
+    assert run.record["done"] is True
     for name, step in STEPS.items():
         for port in step.outputs:
             digest = dvc_hash(run.folder / name / port)
-            told = run.artifact(name, port)
-            assert run.told["outputs"][name][port]["dvc_hash"] == told["dvc_hash"] == digest
+            record = run.artifact(name, port)
+            assert run.record["outputs"][name][port]["dvc_hash"] == record["dvc_hash"] == digest
             for given in set(step.inputs) & set(STEPS):
-                assert told[f"dvc_hash.in.{given}"] == run.told["outputs"][given]["out"]["dvc_hash"]
+                assert record[f"dvc_hash.in.{given}"] == run.record["outputs"][given]["out"]["dvc_hash"]
     assert run.artifact("evaluate", "metrics")["grpo.groups.all.n"] == 101
     assert "grpo.groups.few.mae" in run.artifact("evaluate", "metrics")
     assert (run.folder / "evaluate" / "page").read_text(encoding="utf-8").count("<html") == 1
 
 
-def test_every_step_stands_in_mlflow_and_its_outputs_in_the_remote(world: World, killed: tuple[Run, int]) -> None:
+def test_every_step_is_in_mlflow_and_its_outputs_in_the_remote(world: World, killed: tuple[Run, int]) -> None:
     run, _ = killed
     for name, runs in world.step_runs(run.id).items():
         tags = runs[-1].data.tags
         assert tags["concord.pipeline_run"] == run.id
         assert tags["concord.remote"] == "s3://dvc"
         assert run.artifact(name, "out")["mlflow_run_id"] == runs[-1].info.run_id
-        for port, kept in run.told["outputs"][name].items():
+        for port, kept in run.record["outputs"][name].items():
             assert tags[f"concord.out.{port}"] == kept["dvc_hash"]
             assert world.in_remote(kept["dvc_hash"])
-    assert "model.safetensors" in world.in_remote(run.told["outputs"]["grpo"]["out"]["dvc_hash"])
+    assert "model.safetensors" in world.in_remote(run.record["outputs"]["grpo"]["out"]["dvc_hash"])
     (evaluated,) = world.step_runs(run.id)["evaluate"]
     shown = [file.path for file in world.mlflow.list_artifacts(evaluated.info.run_id, "report")]
     assert "report/report.html" in shown, "handed through MLflow's server into its bucket"
@@ -210,36 +210,34 @@ def test_the_registry_has_the_version_with_its_ancestry(world: World, killed: tu
     words = ["-m", "components", "registry", "show", "--version", "1"]
     shown = " ".join(world.repository.call(sys.executable, *words, cwd=world.repository.path).split())
     assert f"Kubeflow run {run.id}" in shown
-    assert f"raw data {run.told['data_hash']}" in shown
+    assert f"raw data {run.record['data_hash']}" in shown
     for name in list(STEPS)[:-1]:
-        for port, kept in run.told["outputs"][name].items():
+        for port, kept in run.record["outputs"][name].items():
             assert f"{name} out {port} {kept['dvc_hash']}" in shown
 
 
-def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(
-    world: World, killed: tuple[Run, int], laptop: Path
-) -> None:
+def test_an_empty_clone_is_up_to_date_after_lock_and_pull(world: World, killed: tuple[Run, int], laptop: Path) -> None:
     run, _ = killed
     assert json.loads(world.repository.dvc("status", "--json", cwd=laptop)) == {}
     assert "Data and pipelines are up to date." in world.repository.dvc("repro", cwd=laptop)
-    assert dvc_hash(laptop / "artifacts" / "grpo") == run.told["outputs"]["grpo"]["out"]["dvc_hash"]
+    assert dvc_hash(laptop / "artifacts" / "grpo") == run.record["outputs"]["grpo"]["out"]["dvc_hash"]
     assert "nothing new" in world.repository.call(
         sys.executable, "-m", "pipelines", "lock", "--run", run.id, cwd=laptop
     )
 
 
-def test_a_changed_setting_reruns_what_it_concerns_and_the_pipeline_takes_that_over(
+def test_dvc_repro_runs_the_changed_steps_and_the_pipeline_fetches_their_outputs(
     world: World, killed: tuple[Run, int], laptop: Path
 ) -> None:
     run, _ = killed
     write_params(laptop / "params.yaml", **CHANGED)
-    said = world.repository.dvc("repro", cwd=laptop)
-    assert re.findall(r"Running stage '(\w+)'", said) == ["grpo", "evaluate", "register"]
+    output = world.repository.dvc("repro", cwd=laptop)
+    assert re.findall(r"Running stage '(\w+)'", output) == ["grpo", "evaluate", "register"]
     world.repository.dvc("push", "-q", cwd=laptop)
 
     out = world.repository.path.parent / "after"
     again = world.finish(world.start(laptop, out), out)
-    made_by = dict(MADE_BEFORE.findall(again.said))
+    made_by = dict(MADE_BEFORE.findall(again.output))
     assert list(made_by) == ["ingest", "sft", "grpo", "evaluate"], "not what looks at today's champion"
     by_pipeline = {name: runs[-1].info.run_id for name, runs in world.step_runs(run.id).items()}
     assert {name: made_by[name] for name in ("ingest", "sft")} == {
@@ -247,8 +245,8 @@ def test_a_changed_setting_reruns_what_it_concerns_and_the_pipeline_takes_that_o
     }
     for name in ("grpo", "evaluate"):
         assert "concord.pipeline_run" not in world.mlflow.get_run(made_by[name]).data.tags, "dvc repro's"
-        assert again.told["outputs"][name]["out"]["dvc_hash"] == dvc_hash(laptop / "artifacts" / name)
+        assert again.record["outputs"][name]["out"]["dvc_hash"] == dvc_hash(laptop / "artifacts" / name)
     versions = world.mlflow.search_model_versions()
     assert {version.version for version in versions} == {"1", "2"}, "the same weights are the same version"
-    told = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
-    assert "dvc.lock: new for register, from run" in told
+    output = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
+    assert "dvc.lock: new for register, from run" in output

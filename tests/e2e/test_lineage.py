@@ -1,4 +1,4 @@
-"""A run of the pipeline gives back a dvc.lock and takes what is there: steps as Kubeflow starts them, then checkouts.
+"""A run of the pipeline yields a dvc.lock and reuses cached outputs: steps as Kubeflow starts them, then checkouts.
 
 Real DVC, real MLflow, a real S3 server. Kubeflow's part is played by the test: its paths, its executor input, the
 settings as sections, the code of an image without repository. Checkouts are fresh clones.
@@ -22,7 +22,7 @@ from components.commands.registry import command
 from components.errors import ConcordError
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
-from components.shared.tracking.lineage import code_mark, code_of
+from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.steps import STEPS
 from pipelines.lock import raw_hash, write_lock
 from tests.support.gauge_world import write_params
@@ -57,28 +57,28 @@ class World(Repository):
 
     @property
     def root(self) -> Path:
-        """Everything is below it."""
+        """The folder that holds everything."""
         return self.path.parent
 
     @property
     def image(self) -> Path:
-        """Its code, as an image has it: no .git, no .dvc, params.yaml of another experiment."""
+        """The code as in an image: no .git, no .dvc, and the params.yaml of another experiment."""
         return self.root / "image"
 
     def outputs(self, step: str, run: str) -> dict[str, Path]:
-        """Where Kubeflow puts the outputs of a step."""
+        """Folder of a step's outputs on Kubeflow."""
         folder = self.root / "s3" / "mlpipeline" / run / step
         return {port: folder / port for port in STEPS[step].outputs}
 
     def words(self, name: str, run: str, inputs_of: str, settings: Path) -> list[str]:
-        """The words of a step's container, after `python -m components`."""
+        """Arguments of a step's container, after `python -m components`."""
         step, outputs = STEPS[name], self.outputs(name, run)
         made = {port: self.outputs(port, inputs_of)["out"] for port in step.inputs if port in STEPS}
         raw = {"data": self.path / "data"} if "data" in step.inputs else {}
         paths = {port: str(path) for port, path in {**made, **raw, **outputs}.items()}
         content = yaml.safe_load(settings.read_text(encoding="utf-8"))
         words = step.command(str(self.image / "params.yaml"), paths)[3:]
-        code = code_mark(code_of(name, self.path))  # of the checkout that compiles
+        code = code_fingerprint(code_identity(STEPS[name], self.path))  # of the checkout that compiles
         words += ["--code", code, "--experiment", content["experiment"], "--pipeline-run", run]
         for section in step.sections:
             words += ["--section", section, json.dumps(content[section])]
@@ -86,13 +86,13 @@ class World(Repository):
             port: {"artifacts": [{"name": port, "uri": f"s3://mlpipeline/{run}/{name}/{port}"}]}
             for port in [*outputs, "metrics"]
         }
-        told = {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(self.told_file(name, run))}}
-        return [*words, "--executor-input", json.dumps(told)]
+        report = {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(self.report_file(name, run))}}
+        return [*words, "--executor-input", json.dumps(report)]
 
     def tasks(
         self, names: list[str], run: str, inputs_of: str = "", settings: Path | None = None, **variables: str
     ) -> str:
-        """Runs steps as their containers do, and gives what they said. `inputs_of`: the run that made the inputs."""
+        """Runs steps as their containers do and returns their output. `inputs_of`: the run whose outputs they read."""
         settings = settings or self.path / "params.yaml"
         words = [self.words(name, run, inputs_of or run, settings) for name in names]
         start = ["-m", "components", *words[0]] if len(words) == 1 else ["-c", CHAIN, json.dumps(words)]
@@ -101,12 +101,12 @@ class World(Repository):
         pod.mkdir(parents=True, exist_ok=True)
         return self.call(sys.executable, *start, cwd=pod, **image, **variables)
 
-    def told_file(self, name: str, run: str) -> Path:
-        return self.root / "told" / run / f"{name}.json"
+    def report_file(self, name: str, run: str) -> Path:
+        return self.root / "report" / run / f"{name}.json"
 
-    def told(self, name: str, run: str) -> dict[str, dict[str, Any]]:
+    def report(self, name: str, run: str) -> dict[str, dict[str, Any]]:
         """Artifact -> metadata, read by Kubeflow's own code."""
-        found = executor_output_utils.load_executor_output(str(self.told_file(name, run))).artifacts
+        found = executor_output_utils.load_executor_output(str(self.report_file(name, run))).artifacts
         return {port: dict(artifacts.artifacts[0].metadata) for port, artifacts in found.items()}
 
 
@@ -132,8 +132,8 @@ def _world(root: Path, server: S3Server) -> World:
 
 
 @pytest.fixture(scope="module")
-def said(world: World) -> str:
-    """A run of all steps: what they said."""
+def output(world: World) -> str:
+    """Output of a run of all steps."""
     return world.tasks(["ingest"], RUN) + world.tasks(list(STEPS)[1:], RUN)
 
 
@@ -143,17 +143,17 @@ def store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", world.variables["MLFLOW_TRACKING_URI"])
 
 
-def test_every_step_stamps_and_pushes_below_one_parent(world: World, said: str, store: None) -> None:
-    assert said.count("pushed to s3://open/lineage: ") == len(STEPS)
-    assert OWNER[1] not in said
-    told = {name: world.told(name, RUN) for name in STEPS}
+def test_every_step_stores_hashes_and_pushes_below_one_parent_run(world: World, output: str, store: None) -> None:
+    assert output.count("pushed to s3://open/lineage: ") == len(STEPS)
+    assert OWNER[1] not in output
+    report = {name: world.report(name, RUN) for name in STEPS}
     for name in STEPS:
         for port, path in world.outputs(name, RUN).items():
-            assert told[name][port]["dvc_hash"] == dvc_hash(path)
-            assert told[name][port]["git_commit"] == world.commit
-    assert told["grpo"]["out"]["dvc_hash.in.sft"] == told["sft"]["out"]["dvc_hash"]
-    assert told["evaluate"]["report"]["dvc_nfiles"] > 1
-    assert told["evaluate"]["metrics"]["grpo.groups.all.n"] == 101
+            assert report[name][port]["dvc_hash"] == dvc_hash(path)
+            assert report[name][port]["git_commit"] == world.commit
+    assert report["grpo"]["out"]["dvc_hash.in.sft"] == report["sft"]["out"]["dvc_hash"]
+    assert report["evaluate"]["report"]["dvc_nfiles"] > 1
+    assert report["evaluate"]["metrics"]["grpo.groups.all.n"] == 101
     mlflow = connect()
     (parent,) = mlflow.search_runs(["1"], f"tags.`concord.pipeline_run` = '{RUN}' and tags.`concord.kind` = 'pipeline'")
     assert parent.info.status == "FINISHED"
@@ -164,16 +164,16 @@ def test_every_step_stamps_and_pushes_below_one_parent(world: World, said: str, 
     )
 
 
-def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(world: World, said: str) -> None:
+def test_an_empty_clone_is_up_to_date_after_lock_and_pull(world: World, output: str) -> None:
     laptop = world.clone("laptop")
-    told = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
-    assert "dvc.lock: new for ingest, validate, sft, grpo, evaluate, register" in " ".join(told.split())
+    report = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
+    assert "dvc.lock: new for ingest, validate, sft, grpo, evaluate, register" in " ".join(report.split())
     world.dvc("pull", "-q", cwd=laptop)
     assert json.loads(world.dvc("status", "--json", cwd=laptop)) == {}
     assert (laptop / "reports" / "evaluate" / "report.html").exists()
     locked = (laptop / "dvc.lock").read_bytes()
-    told = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
-    assert "dvc.lock: nothing new" in told
+    report = world.call(sys.executable, "-m", "pipelines", "lock", "--run", RUN, cwd=laptop)
+    assert "dvc.lock: nothing new" in report
     assert (laptop / "dvc.lock").read_bytes() == locked
     assert "Data and pipelines are up to date." in world.dvc("repro", cwd=laptop)
     # It is, byte for byte, what DVC itself writes of the same outputs.
@@ -186,8 +186,8 @@ def test_an_empty_clone_takes_the_lock_and_has_nothing_to_do(world: World, said:
     assert re.findall(r"Running stage '(\w+)'", dry) == ["grpo", "evaluate", "register"]
 
 
-def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_named(
-    world: World, said: str, store: None
+def test_lock_is_refused_for_other_code_params_or_data_and_names_each_difference(
+    world: World, output: str, store: None
 ) -> None:
     other = world.clone("other")
     with open(other / "components" / "grpo" / "trainer.py", "a", encoding="utf-8") as file:
@@ -208,7 +208,7 @@ def test_a_lock_of_another_code_params_or_data_is_refused_and_each_difference_na
     assert not (other / "dvc.lock").exists()
 
 
-def test_a_run_that_is_not_there_or_not_finished_is_refused(world: World, said: str, store: None) -> None:
+def test_lock_is_refused_for_a_missing_or_unfinished_run(world: World, output: str, store: None) -> None:
     with pytest.raises(ConcordError, match=r"nobody: no run with this id in MLflow"):
         write_lock("nobody", world.path)
     mlflow = connect()
@@ -226,7 +226,7 @@ def test_a_run_that_is_not_there_or_not_finished_is_refused(world: World, said: 
 
 
 def test_a_version_shows_its_whole_ancestry(
-    world: World, said: str, store: None, capsys: pytest.CaptureFixture[str]
+    world: World, output: str, store: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command.main(["show", "--version", "1", "--params", str(world.path / "params.yaml")])
     flat = " ".join(capsys.readouterr().out.split())
@@ -235,46 +235,46 @@ def test_a_version_shows_its_whole_ancestry(
     assert f"Kubeflow run {RUN}" in flat
     for name in list(STEPS)[:-1]:
         for port in STEPS[name].outputs:
-            told = world.told(name, RUN)[port]
-            content = f"{told['dvc_hash']} {told['dvc_size']:,.0f} {told['dvc_nfiles']:.0f}"
+            report = world.report(name, RUN)[port]
+            content = f"{report['dvc_hash']} {report['dvc_size']:,.0f} {report['dvc_nfiles']:.0f}"
             assert f"{name} out {port} {content}" in flat
-        assert f"{name} {world.told(name, RUN)['out']['mlflow_run_id']} {world.commit[:8]}" in flat
+        assert f"{name} {world.report(name, RUN)['out']['mlflow_run_id']} {world.commit[:8]}" in flat
     assert "max_steps 6," in flat, "the params that the run's steps saw"
     assert "the rule is not met: against the SFT warm start" in flat, "nothing is learnt in six steps"
     assert "few-shot MAE" in flat
 
 
-def test_what_a_run_made_is_fetched_by_the_next(world: World, said: str, store: None) -> None:
-    told = world.tasks(["sft", "evaluate"], AGAIN, inputs_of=RUN)
-    first = {name: world.told(name, RUN)["out"]["mlflow_run_id"] for name in ("sft", "evaluate")}
+def test_the_next_run_fetches_equal_outputs(world: World, output: str, store: None) -> None:
+    report = world.tasks(["sft", "evaluate"], AGAIN, inputs_of=RUN)
+    first = {name: world.report(name, RUN)["out"]["mlflow_run_id"] for name in ("sft", "evaluate")}
     mlflow = connect()
     for name, run_id in first.items():
-        assert f"{name}: made before from the same data, code and settings (run {run_id}): fetched" in told
-        assert world.told(name, AGAIN)["out"]["reused"] == f"run {run_id}"
+        assert f"{name}: fetched cached outputs of the same data, code and settings (run {run_id})" in report
+        assert world.report(name, AGAIN)["out"]["reused"] == f"run {run_id}"
         for port, path in world.outputs(name, AGAIN).items():
             assert dvc_hash(path) == dvc_hash(world.outputs(name, RUN)[port])
-        fetched = mlflow.get_run(world.told(name, AGAIN)["out"]["mlflow_run_id"])
+        fetched = mlflow.get_run(world.report(name, AGAIN)["out"]["mlflow_run_id"])
         assert fetched.data.tags["concord.reused"] == f"run {run_id}"
         assert fetched.data.metrics == mlflow.get_run(run_id).data.metrics if name == "evaluate" else True
     shown = [file.path for file in mlflow.list_artifacts(fetched.info.run_id, "report")]
     assert "report/report.html" in shown
     # A step that Kubeflow took from its cache has no run of its own: the lock finds the one that made it.
     for name in ("ingest", "validate", "grpo", "register"):
-        assert name not in told
+        assert name not in report
     with pytest.raises(ConcordError, match=r"step register: it has no run") as caught:
         write_lock(AGAIN, world.path)
     assert "step ingest" not in str(caught.value)
     assert "step grpo" not in str(caught.value)
 
 
-def test_without_a_cache_what_a_run_made_is_made_anew(world: World, said: str) -> None:
-    told = world.tasks(["ingest"], "anew", CONCORD_REUSE="off")
-    assert "made before" not in told
-    assert world.told("ingest", "anew")["out"]["reused"] == ""
+def test_with_the_cache_off_equal_outputs_are_computed_again(world: World, output: str) -> None:
+    report = world.tasks(["ingest"], "anew", CONCORD_REUSE="off")
+    assert "cached outputs" not in report
+    assert world.report("ingest", "anew")["out"]["reused"] == ""
     assert dvc_hash(world.outputs("ingest", "anew")["out"]) == dvc_hash(world.outputs("ingest", RUN)["out"])
 
 
-def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> None:
+def test_outputs_of_dvc_repro_and_dvc_push_are_fetched(world: World) -> None:
     desk = world.clone("desk")
     shutil.copytree(world.path / "data", desk / "data")
     write_params(desk / "params.yaml", **{**SECTIONS, "ingest": {"image_size": 24}})
@@ -283,17 +283,17 @@ def test_what_dvc_repro_made_and_dvc_push_brought_is_fetched(world: World) -> No
     world.dvc("push", "-q", cwd=desk)
     shutil.copy(desk / "dvc.lock", world.image)
     try:
-        told = world.tasks(["ingest"], "desk-run", settings=desk / "params.yaml")
+        report = world.tasks(["ingest"], "desk-run", settings=desk / "params.yaml")
     finally:
         (world.image / "dvc.lock").unlink()
-    assert "ingest: made before from the same data, code and settings (dvc.lock): fetched" in told
+    assert "ingest: fetched cached outputs of the same data, code and settings (dvc.lock)" in report
     assert dvc_hash(world.outputs("ingest", "desk-run")["out"]) == dvc_hash(desk / "artifacts" / "ingest")
 
 
-def test_raw_input_in_a_bucket_is_compared_by_what_it_holds(
+def test_raw_input_in_a_bucket_is_compared_by_content(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """dvc.lock has its ETags; a run knows the content."""
+    """dvc.lock holds ETags, the run a hash of the content."""
     for name, value in s3_environment(world.variables["AWS_ENDPOINT_URL"], OWNER).items():
         monkeypatch.setenv(name, value)
     owner = client(world.variables["AWS_ENDPOINT_URL"], OWNER)

@@ -1,4 +1,4 @@
-"""Two real ranks on one CPU: sft learns what it learns alone; grpo survives a kill of a rank, of all, of the launcher.
+"""Two real ranks on one CPU: sft ends in the same weights as one rank; grpo survives kills of ranks and launcher.
 
 The real command line, with launcher.num_processes in the settings and nothing else.
 """
@@ -21,13 +21,13 @@ import yaml
 from safetensors.torch import load_file
 
 from components.sft.step import run as sft_run
-from components.shared.model.generation import answers
+from components.shared.model.generation import collect_answers
 from components.shared.model.loading import base_model, load
-from components.shared.model.prompts import answer_tokens
-from components.shared.rows.rows import read_rows, stretch
+from components.shared.model.prompts import max_answer_tokens
+from components.shared.rows.rows import read_rows, slice_rows
 from tests.e2e.test_kill import Place
 from tests.support.gauge_world import Curves, curve, ingested, write_params
-from tests.support.looks import COUNTS
+from tests.support.rank_validation import COUNTS
 from tests.support.raw_folder import content
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -55,7 +55,7 @@ def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(ingest: Path, tmp_path: Path) -> Any:
-    """Makes a run's place, with settings of its own."""
+    """Creates the folder of a run with its own settings."""
     made = []
 
     def make(name: str, **sections: Any) -> Place:
@@ -92,7 +92,7 @@ def runs(place: Place) -> list[tuple[str, str, str]]:
         return database.execute(query).fetchall()
 
 
-def test_sft_on_two_ranks_learns_what_it_learns_on_one(ingest: Path, place: Any) -> None:
+def test_sft_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, place: Any) -> None:
     alone, pair = place("alone", sft=SFT), place("pair", sft=SFT, launcher=PAIR)
     settings = write_params(alone.params, sft=SFT)
     out = alone.folder / "sft"
@@ -117,19 +117,19 @@ def test_sft_on_two_ranks_learns_what_it_learns_on_one(ingest: Path, place: Any)
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in (state / "checkpoint-4").iterdir()}
 
 
-def test_an_error_is_told_once_and_ends_every_rank(place: Any) -> None:
+def test_an_error_is_reported_once_and_ends_every_rank(place: Any) -> None:
     odd = place("odd", sft={"batch_size": 13}, launcher=PAIR)
     process = begin(odd, "sft")
     assert process.wait(timeout=300) == 1
     log = " ".join(odd.log().split())
-    told = "error sft: batch_size 13 cannot be shared out evenly over 2 ranks. Make it a multiple of 2"
+    told = "error sft.batch_size: 13 cannot be divided evenly over 2 ranks. Make it a multiple of 2"
     assert log.count(told) == log.count("error") == 1
     assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in log]
     assert not (odd.folder / "sft").exists()
     assert runs(odd) == [("sft", "FAILED", "2")]
 
 
-def test_killed_three_ways_grpo_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:
+def test_grpo_killed_in_three_ways_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:
     # DDP, as it is without a config; so the two ways to launch are held against each other too.
     ddp = {
         "compute_environment": "LOCAL_MACHINE",
@@ -179,7 +179,7 @@ def test_killed_three_ways_grpo_ends_in_the_same_bytes(warm: Path, place: Any, t
 
 
 def at_a_random_moment(place: Place) -> tuple["subprocess.Popen[bytes]", list[psutil.Process]]:
-    """Starts grpo, and comes back some time after it has made a checkpoint."""
+    """Starts grpo and returns a while after its first checkpoint."""
     before = place.sealed("grpo")
     process = begin(place, "grpo")
     while process.poll() is None and place.sealed("grpo") == before:
@@ -195,17 +195,20 @@ def gone(ranks: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(ranks, timeout=60)[1]
 
 
-def test_a_look_that_does_not_divide_is_whole_on_every_rank(ingest: Path, warm: Path, tmp_path: Path) -> None:
+def test_validation_images_that_do_not_divide_evenly_are_all_evaluated_on_every_rank(
+    ingest: Path, warm: Path, tmp_path: Path
+) -> None:
     params = tmp_path / "params.yaml"
     settings = write_params(params, sft={"batch_size": 6})
     place = Place(tmp_path, params, ingest, tmp_path / "mlflow.db")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "tests.support.looks"]
-    place.finish(place.start(*words, *map(str, (params, ingest, warm, tmp_path))))
+    arguments = map(str, (params, ingest, warm, tmp_path))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    place.finish(place.start(*launcher, "-m", "tests.support.rank_validation", *arguments))
     model, processor = load(warm, settings.model)
-    length = answer_tokens(processor, settings.task)
+    length = max_answer_tokens(processor, settings.task)
     for count in COUNTS:
-        rows = stretch(read_rows(ingest, "val"), 0, count)
-        _, _, alone = answers(model, processor, rows, 4, length, settings.task)
+        rows = slice_rows(read_rows(ingest, "val"), 0, count)
+        _, _, alone = collect_answers(model, processor, rows, 4, length, settings.task)
         assert np.isfinite(alone).mean() > 0.5
         for rank in range(3):
             found = json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8"))[str(count)]

@@ -1,4 +1,4 @@
-"""The files of pipelines/clusters: each loads, and values that make no sense are reported."""
+"""The files of pipelines/clusters load, and invalid values are reported."""
 
 import copy
 from pathlib import Path
@@ -7,34 +7,32 @@ from typing import Any
 import pytest
 
 from components.errors import ConcordError
-from pipelines.cluster_settings import DEFAULT, load_cluster
+from pipelines.cluster_settings import DEFAULT_FILE, load_cluster
 from tests.support.settings_files import CLUSTER, RAW_CLUSTER, TAINT, full_cluster, section
 
 SECRET = {"name": "concord-hub", "optional": True, "env": {"HF_TOKEN": "token"}}
 
 
-@pytest.mark.parametrize("path", sorted(DEFAULT.parent.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(DEFAULT_FILE.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_cluster_file_loads(path: Path) -> None:
     assert load_cluster(path).steps.sft.cpu >= 1
 
 
-def test_the_file_is_the_given_one_then_the_variable_s_then_the_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_wins_over_variable_and_variable_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONCORD_CLUSTER", raising=False)
     assert load_cluster().tree() == RAW_CLUSTER
-    for name in ("given", "named"):
-        text = DEFAULT.read_text(encoding="utf-8").replace("image: concord:cpu", f"image: concord:{name}")
+    for name in ("path", "variable"):
+        text = DEFAULT_FILE.read_text(encoding="utf-8").replace("image: concord:cpu", f"image: concord:{name}")
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-    monkeypatch.setenv("CONCORD_CLUSTER", str(tmp_path / "named.yaml"))
-    assert load_cluster().image == "concord:named"
-    assert load_cluster(tmp_path / "given.yaml").image == "concord:given"
+    monkeypatch.setenv("CONCORD_CLUSTER", str(tmp_path / "variable.yaml"))
+    assert load_cluster().image == "concord:variable"
+    assert load_cluster(tmp_path / "path.yaml").image == "concord:path"
     with pytest.raises(ConcordError, match=r"nowhere\.yaml: no such file. Give the cluster's file with --cluster FILE"):
         load_cluster(tmp_path / "nowhere.yaml")
 
 
 def test_optional_sections_load(tmp_path: Path) -> None:
-    with pytest.raises(pytest.fail.Exception):  # no error
+    with pytest.raises(pytest.fail.Exception):  # CLUSTER.message fails, because there is no error
         CLUSTER.message(full_cluster(), tmp_path)
 
 
@@ -63,7 +61,7 @@ def test_optional_sections_load(tmp_path: Path) -> None:
         ("checkpoints", "Big Disk", "checkpoints: string should match pattern"),
     ],
 )
-def test_values_that_make_no_sense(path: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_value_is_reported(path: str, value: Any, message: str, tmp_path: Path) -> None:
     raw = copy.deepcopy(RAW_CLUSTER)
     parts = tuple(path.split("."))
     section(raw, parts)[parts[-1]] = value

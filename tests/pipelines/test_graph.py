@@ -1,4 +1,4 @@
-"""The picture of the pipeline: drawn from the compiled spec, the same bytes each time; the committed one is current."""
+"""The picture of the pipeline: drawn from the compiled spec, reproducible, and the committed one is up to date."""
 
 import re
 from pathlib import Path
@@ -30,13 +30,13 @@ def test_every_task_and_artifact_of_the_step_table_is_drawn(drawn: Path) -> None
     }
 
 
-def test_the_committed_picture_is_of_this_pipeline(drawn: Path) -> None:
-    """Names, not bytes: those are of one version of the drawing library."""
+def test_committed_picture_shows_the_current_pipeline(drawn: Path) -> None:
+    """Compares names, not bytes, which depend on the version of matplotlib."""
     for kind in ("task", "edge"):
-        assert ids(COMMITTED, kind) == ids(drawn, kind), "python -m pipelines graph draws it anew"
+        assert ids(COMMITTED, kind) == ids(drawn, kind), "run: python -m pipelines graph"
 
 
-def test_the_same_graph_gives_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
+def test_same_graph_gives_same_bytes(drawn: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.svg"
     assert main(["graph", "--params", str(ROOT / "params.yaml"), "--out", str(again)]) == 0
     assert again.read_bytes() == drawn.read_bytes()

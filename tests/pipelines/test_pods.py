@@ -1,4 +1,4 @@
-"""Every setting of `cluster` is in the compiled pipeline, read from platform spec and tasks as a server reads them."""
+"""Every setting of a cluster file is in the compiled pipeline, read from its specs as a server reads them."""
 
 import copy
 import json
@@ -44,7 +44,11 @@ CLUSTER: dict[str, Any] = {
 
 
 def compiled(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pipeline spec and platform spec of params.yaml and the default cluster file (under `cluster`) with a change."""
+    """Compiles params.yaml and the default cluster file (key `cluster`) after a change.
+
+    Returns:
+        Pipeline spec and platform spec.
+    """
     raw = copy.deepcopy(RAW | {"cluster": RAW_CLUSTER})
     change(raw)
     cluster = Cluster.model_validate(raw.pop("cluster"))
@@ -54,8 +58,8 @@ def compiled(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[di
     return pipeline, platform["platforms"]["kubernetes"]
 
 
-def full(raw: dict[str, Any]) -> None:
-    """Each step asks for something else, so that none gets another's."""
+def fill(raw: dict[str, Any]) -> None:
+    """Gives each step different values, so that mixed-up steps are noticed."""
     raw["cluster"] |= CLUSTER
     raw["launcher"]["num_processes"] = 2
     for number, (name, pod) in enumerate(raw["cluster"]["steps"].items(), 2):
@@ -73,7 +77,7 @@ def full(raw: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    return compiled(tmp_path_factory.mktemp("full"), full)
+    return compiled(tmp_path_factory.mktemp("full"), fill)
 
 
 @pytest.fixture
@@ -83,8 +87,8 @@ def pod(specs: tuple[dict[str, Any], dict[str, Any]], step: str) -> pb.Kubernete
 
 @pytest.fixture
 def container(specs: tuple[dict[str, Any], dict[str, Any]], step: str) -> dict[str, Any]:
-    found: dict[str, Any] = specs[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
-    return found
+    spec: dict[str, Any] = specs[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+    return spec
 
 
 @pytest.fixture
@@ -95,30 +99,30 @@ def number(step: str) -> int:
 @EACH
 def test_image_and_resources(container: dict[str, Any], number: int) -> None:
     assert container["image"] == "registry.example/concord:9"
-    found = container["resources"]
-    assert (found["resourceCpuRequest"], found["resourceCpuLimit"]) == (f"{number}.5", f"{number}.5")
-    assert (found["resourceMemoryRequest"], found["resourceMemoryLimit"]) == (f"{number}Gi", f"{number}Gi")
-    accelerator = found["accelerator"]
+    resources = container["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == (f"{number}.5", f"{number}.5")
+    assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == (f"{number}Gi", f"{number}Gi")
+    accelerator = resources["accelerator"]
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", str(number))
 
 
 @EACH
-def test_pulling(pod: pb.KubernetesExecutorConfig) -> None:
+def test_pull_policy_and_secrets(pod: pb.KubernetesExecutorConfig) -> None:
     assert pod.image_pull_policy == "Always"
     assert [secret.secret_name for secret in pod.image_pull_secret] == ["registry"]
 
 
 @EACH
-def test_user(pod: pb.KubernetesExecutorConfig) -> None:
+def test_user_and_group(pod: pb.KubernetesExecutorConfig) -> None:
     assert (pod.security_context.run_as_user, pod.security_context.run_as_group) == (10001, 0)
     assert pod.security_context.HasField("run_as_group")
 
 
 @EACH
-def test_nodes(pod: pb.KubernetesExecutorConfig, step: str, number: int) -> None:
+def test_node_selector_and_tolerations(pod: pb.KubernetesExecutorConfig, step: str, number: int) -> None:
     assert dict(pod.node_selector.labels) == {"pool": step}
-    found = [(t.key, t.operator, t.value, t.effect) for t in pod.tolerations]
-    assert found == [tuple(taint[key] or "" for key in taint) for taint in TAINTS[: number % 3]]
+    tolerations = [(t.key, t.operator, t.value, t.effect) for t in pod.tolerations]
+    assert tolerations == [tuple(taint[key] or "" for key in taint) for taint in TAINTS[: number % 3]]
 
 
 @EACH
@@ -132,22 +136,22 @@ def test_volumes(pod: pb.KubernetesExecutorConfig, step: str, number: int) -> No
 
 
 @EACH
-def test_a_step_s_state_is_on_the_claim(pod: pb.KubernetesExecutorConfig, container: dict[str, Any], step: str) -> None:
-    """A retried container finds what the first left only if --state is where the volume is."""
-    words = container["args"]
-    said = [words[place + 1] for place, word in enumerate(words) if word == "--state"]
-    assert said == [mount.mount_path for mount in pod.pvc_mount]
-    assert bool(said) == STEPS[step].resumes
+def test_training_state_is_on_the_claim(pod: pb.KubernetesExecutorConfig, container: dict[str, Any], step: str) -> None:
+    """A retry only finds the training state if --state is the volume's mount path."""
+    args = container["args"]
+    states = [args[index + 1] for index, arg in enumerate(args) if arg == "--state"]
+    assert states == [mount.mount_path for mount in pod.pvc_mount]
+    assert bool(states) == STEPS[step].resumes
 
 
 @EACH
-def test_secrets_are_named_and_not_told(pod: pb.KubernetesExecutorConfig) -> None:
-    found = {
+def test_secrets_are_referenced_by_name(pod: pb.KubernetesExecutorConfig) -> None:
+    references = {
         (secret.secret_name, pair.env_var, pair.secret_key, secret.optional)
         for secret in pod.secret_as_env
         for pair in secret.key_to_env
     }
-    assert found == {
+    assert references == {
         ("bucket", "AWS_ACCESS_KEY_ID", "id", False),
         ("bucket", "AWS_SECRET_ACCESS_KEY", "secret", False),
         ("mlflow", "MLFLOW_TRACKING_URI", "uri", True),
@@ -158,14 +162,14 @@ def test_secrets_are_named_and_not_told(pod: pb.KubernetesExecutorConfig) -> Non
 @EACH
 def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any], step: str, number: int) -> None:
     parallel = STEPS[step].parallel
-    wanted = {
+    expected = {
         "AWS_DEFAULT_REGION": "eu-central-1",
         "OMP_NUM_THREADS": str(int((number + 0.5) / (2 if parallel else 1))),
         **({"CONCORD_CACHE_LIMIT": str(18 * 2**30)} if step == "ingest" else {}),  # nine tenths of `scratch`
     }
-    found = {variable["name"]: variable["value"] for variable in container["env"]}
-    launcher = found.pop("CONCORD_LAUNCHER_SETTINGS", None)
-    assert found == wanted
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    launcher = variables.pop("CONCORD_LAUNCHER_SETTINGS", None)
+    assert variables == expected
     assert (launcher is not None) == parallel
     assert launcher is None or json.loads(launcher) == {
         "num_processes": 2,
@@ -185,7 +189,7 @@ def test_retries_and_timeout(
         "maxRetryCount": number,
         "backoffDuration": "15s",
         "backoffFactor": 3.0,
-        # Of all tries and waits together: a whole try, and the last of them still has its whole time.
+        # The sum of all attempts' timeouts and all waits, so that the last attempt can also use its full timeout.
         "backoffMaxDuration": f"{600 * number * (number + 1) + 15 * (3**number - 1) // 2}s",
     }
     assert pod.active_deadline_seconds == 600 * number
@@ -195,36 +199,39 @@ def test_limits_of_the_run(specs: tuple[dict[str, Any], dict[str, Any]]) -> None
     assert specs[1]["pipelineConfig"] == {"activeDeadlineSeconds": 30 * 3600, "resourceTtlOnCompletion": 2 * 3600}
 
 
-def test_what_is_not_asked_for_is_not_there(tmp_path: Path) -> None:
-    def bare(raw: dict[str, Any]) -> None:
+def test_optional_settings_can_be_left_out(tmp_path: Path) -> None:
+    def remove_optional(raw: dict[str, Any]) -> None:
         raw["cluster"] |= {"checkpoints": None, "secrets": [], "environment": {}, "ttl_hours": None}
         raw["cluster"]["deadline_hours"] = None
         for pod in raw["cluster"]["steps"].values():
             pod |= {"shared_memory": None}
 
-    pipeline, platform = compiled(tmp_path, bare)
+    pipeline, platform = compiled(tmp_path, remove_optional)
     assert "pipelineConfig" not in platform
     for name, step in STEPS.items():
         assert "accelerator" not in pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["resources"]
         pod = platform["deploymentSpec"]["executors"][f"exec-{name}"]
         assert set(pod) == {"activeDeadlineSeconds", "emptyDirMounts", "fieldPathAsEnv", "imagePullPolicy"}
-        # State that nobody keeps must still have a place to be written to.
+        # Without a claim, training state still needs a writable folder.
         paths = [mount["mountPath"] for mount in pod["emptyDirMounts"]]
         assert paths == ["/tmp", *(["/checkpoints"] if step.resumes else [])]
 
 
-def test_the_cluster_is_no_input_of_a_step(tmp_path: Path, specs: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Kubeflow's cache goes by image, command line and inputs: none of them may differ for another cluster. Newer
-    servers take the environment in as well, where cores and ranks are; such a miss is caught by the DVC remote."""
+def test_cluster_settings_are_no_inputs_of_a_step(tmp_path: Path, specs: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Kubeflow's cache key has image, command line and inputs: they must not differ between clusters.
 
-    def plain(raw: dict[str, Any]) -> None:
+    Newer servers include the environment, which has the number of cores and ranks. After such a miss the step runs, and
+    fetches its cached outputs from the DVC remote.
+    """
+
+    def same_image(raw: dict[str, Any]) -> None:
         raw["cluster"]["image"] = CLUSTER["image"]
 
-    here, there = compiled(tmp_path, plain)[0], specs[0]
-    assert here["root"]["inputDefinitions"] == there["root"]["inputDefinitions"]
-    assert here["components"] == there["components"]
+    plain, full = compiled(tmp_path, same_image)[0], specs[0]
+    assert plain["root"]["inputDefinitions"] == full["root"]["inputDefinitions"]
+    assert plain["components"] == full["components"]
     for name in STEPS:
-        containers = [spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"] for spec in (here, there)]
+        containers = [spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"] for spec in (plain, full)]
         assert containers[0]["resources"] != containers[1]["resources"]
         for key in ("image", "command", "args"):
             assert containers[0][key] == containers[1][key]

@@ -1,4 +1,4 @@
-"""Every recipe is a whole params file, and becomes a pipeline."""
+"""Every recipe is a complete params file that compiles to a pipeline, and has the published run's settings."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipelines.__main__ import main
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))
 EACH = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-# Of the published runs: training rows, epochs, inputs of a step.
+# The published runs: training rows, epochs, inputs per step.
 PUBLISHED = {
     "agedb": (12_208, 4, 16),
     "imdb-wiki": (81_911, 2, 16),
@@ -32,13 +32,13 @@ def test_recipe_loads_and_is_named_after_its_experiment(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*RECIPES, ROOT / "params.yaml"], ids=lambda path: path.stem)
-def test_data_are_compared_with_those_of_the_model_that_is_registered(path: Path) -> None:
+def test_drift_is_checked_against_the_registered_model(path: Path) -> None:
     settings = load_settings(path)
     assert settings.validation.drift.model == settings.registry.model
 
 
 @EACH
-def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
+def test_recipe_compiles(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.yaml"
     assert main(["compile", "--params", str(path), "--data-hash", "0" * 32 + ".dir", "--out", str(out)]) == 0
     spec = next(yaml.safe_load_all(out.read_text(encoding="utf-8")))
@@ -49,14 +49,14 @@ def test_recipe_becomes_a_pipeline(path: Path, tmp_path: Path) -> None:
     )
 
 
-def test_there_are_recipes() -> None:
+def test_recipe_files_are_complete() -> None:
     published = {f"{name}-{size}" for name in PUBLISHED for size in SIZES}
     assert published | {"han-strokes", "meter-digits"} == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_run(name: str, size: str) -> None:
+def test_recipe_has_the_settings_of_the_published_run(name: str, size: str) -> None:
     settings = recipe(f"{name}-{size}")
     model, grpo, (rows, epochs, prompts) = settings.model, settings.grpo, PUBLISHED[name]
     assert model.name == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
@@ -72,7 +72,7 @@ def test_published_run(name: str, size: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_both_sizes_differ_in_the_model_alone(name: str) -> None:
+def test_both_sizes_differ_only_in_the_model(name: str) -> None:
     small, large = (recipe(f"{name}-{size}").model_dump(by_alias=True) for size in SIZES)
     for settings in (small, large):
         assert settings["validate"]["drift"].pop("model") == settings["register"]["model"]
@@ -81,17 +81,17 @@ def test_both_sizes_differ_in_the_model_alone(name: str) -> None:
     assert {key for key in small["model"] if small["model"][key] != large["model"][key]} == {"name", "revision"}
 
 
-def test_the_published_table_of_agedb_is_read_as_the_recipe_says() -> None:
-    """The table alone; the images are not at hand."""
+def test_published_agedb_table_fits_the_recipe() -> None:
+    """Checks only the table; the images are not available."""
     folder = ROOT.parent / "shared" / "data" / "agedb"
     if not folder.is_dir():
         pytest.skip("the published table is not here")
     settings = recipe("agedb-3b")
     rows = (folder / settings.ingest.csv).read_text(encoding="utf-8").splitlines()
     columns = rows[0].split(",")
-    named = (settings.ingest.image_column, settings.ingest.target_column, settings.ingest.split_column)
-    assert all(name in columns for name in named)
-    place = columns.index(str(settings.ingest.split_column))
-    assert sum(row.split(",")[place] == "train" for row in rows[1:]) == PUBLISHED["agedb"][0]
+    column_names = (settings.ingest.image_column, settings.ingest.target_column, settings.ingest.split_column)
+    assert all(name in columns for name in column_names)
+    split_index = columns.index(str(settings.ingest.split_column))
+    assert sum(row.split(",")[split_index] == "train" for row in rows[1:]) == PUBLISHED["agedb"][0]
     targets = [float(row.split(",")[columns.index(settings.ingest.target_column)]) for row in rows[1:]]
     assert settings.task.low <= min(targets) <= max(targets) <= settings.task.high

@@ -1,4 +1,4 @@
-"""The compiled Kubeflow pipeline says what the step table says, and its words run."""
+"""The compiled Kubeflow pipeline agrees with the step table, and its command lines can be parsed."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from kfp.local import placeholder_utils
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.__main__ import parser
-from components.settings import UNDECISIVE, load_settings
-from components.shared.tracking.lineage import code_identity, code_mark
+from components.settings import WITHOUT_EFFECT, load_settings
+from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.steps import STEPS, Step
 from pipelines.__main__ import main
 
@@ -29,7 +29,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     params = str(ROOT / "params.yaml")
     assert main(["compile", "--params", params, "--image", IMAGE, "--data-hash", HASH, "--out", str(out)]) == 0
     spec = next(yaml.safe_load_all(out.read_text(encoding="utf-8")))
-    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # what a server reads
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # validates the spec as a server does
     return spec
 
 
@@ -37,20 +37,20 @@ def task(compiled: dict[str, Any], name: str) -> dict[str, Any]:
     return compiled["root"]["dag"]["tasks"][name]
 
 
-def words(compiled: dict[str, Any], name: str) -> list[str]:
+def command_line(compiled: dict[str, Any], name: str) -> list[str]:
     container = compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
     return container["command"] + container["args"]
 
 
-def test_tasks_are_the_steps_and_the_import_of_the_raw_input(compiled: dict[str, Any]) -> None:
+def test_tasks_are_the_steps_and_the_importer(compiled: dict[str, Any]) -> None:
     assert set(compiled["root"]["dag"]["tasks"]) == {"importer", *STEPS}
 
 
 @EACH
-def test_component_is_the_step(step: Step, compiled: dict[str, Any]) -> None:
+def test_component_has_the_ports_and_sections_of_the_step(step: Step, compiled: dict[str, Any]) -> None:
     component = compiled["components"][f"comp-{step.name}"]
-    given = component["inputDefinitions"]
-    assert set(given.get("artifacts", {})) == set(step.inputs) - {"data"}
+    inputs = component["inputDefinitions"]
+    assert set(inputs.get("artifacts", {})) == set(step.inputs) - {"data"}
     page = {"page"} if "report" in step.outputs else set()
     assert set(component["outputDefinitions"]["artifacts"]) == {*step.outputs, "metrics", *page}
     types = component["outputDefinitions"]["artifacts"]
@@ -59,20 +59,20 @@ def test_component_is_the_step(step: Step, compiled: dict[str, Any]) -> None:
     is_model = types["out"]["artifactType"]["schemaTitle"] == "system.Model"
     assert is_model == (step.name in ("sft", "grpo"))
     sections = {f"{section}_settings" for section in step.sections}
-    own = {"data_uri", "data_hash"} if "data" in step.inputs else set()
-    assert set(given["parameters"]) == {"code", "experiment", *sections, *own}
+    data = {"data_uri", "data_hash"} if "data" in step.inputs else set()
+    assert set(inputs["parameters"]) == {"code", "experiment", *sections, *data}
     executor = compiled["deploymentSpec"]["executors"][f"exec-{step.name}"]
     assert executor["container"]["image"] == IMAGE
 
 
 @EACH
-def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
+def test_command_line_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
     paths = {port: f"{{{{$.inputs.artifacts['{port}'].path}}}}" for port in step.inputs}
     paths |= {"data": "{{$.inputs.parameters['data_uri']}}"} if "data" in step.inputs else {}
     paths |= {port: f"{{{{$.outputs.artifacts['{port}'].path}}}}" for port in step.outputs}
     command = step.command(paths=paths)
-    found = words(compiled, step.name)
-    assert found[: len(command)] == command
+    args = command_line(compiled, step.name)
+    assert args[: len(command)] == command
     extra = ["--code", "{{$.inputs.parameters['code']}}", "--experiment", "{{$.inputs.parameters['experiment']}}"]
     for section in step.sections:
         extra += ["--section", section, f"{{{{$.inputs.parameters['{section}_settings']}}}}"]
@@ -82,29 +82,29 @@ def test_command_is_the_step_s(step: Step, compiled: dict[str, Any]) -> None:
         extra += ["--page", "{{$.outputs.artifacts['page'].path}}"]
     if step.resumes:
         extra += ["--state", "/checkpoints"]
-    assert found[len(command) :] == [*extra, "--executor-input", "{{$}}"]
+    assert args[len(command) :] == [*extra, "--executor-input", "{{$}}"]
 
 
 @EACH
-def test_task_has_the_title_and_is_fed_by_the_steps_it_reads(step: Step, compiled: dict[str, Any]) -> None:
-    found = task(compiled, step.name)
-    assert found["taskInfo"]["name"] == step.title
-    fed = {port: next(iter(given.values())) for port, given in found["inputs"].get("artifacts", {}).items()}
-    for port, source in fed.items():
+def test_task_has_the_title_and_reads_outputs_of_the_right_steps(step: Step, compiled: dict[str, Any]) -> None:
+    spec = task(compiled, step.name)
+    assert spec["taskInfo"]["name"] == step.title
+    sources = {port: next(iter(value.values())) for port, value in spec["inputs"].get("artifacts", {}).items()}
+    for port, source in sources.items():
         assert (source["producerTask"], source["outputArtifactKey"]) == (port, "out")
-    assert set(found.get("dependentTasks", ())) == {source["producerTask"] for source in fed.values()}
-    parameters = dict(found["inputs"]["parameters"])
-    mark = code_mark(code_identity(step))
+    assert set(spec.get("dependentTasks", ())) == {source["producerTask"] for source in sources.values()}
+    parameters = dict(spec["inputs"]["parameters"])
+    mark = code_fingerprint(code_identity(step))
     assert re.fullmatch(r"[0-9a-f]{16}", mark)
-    assert parameters.pop("code") == {"runtimeValue": {"constant": mark}}  # Kubeflow's cache cannot see into an image
-    for name, given in parameters.items():
-        assert given == {"componentInputParameter": name}  # of the pipeline, under the same name
+    assert parameters.pop("code") == {"runtimeValue": {"constant": mark}}  # Kubeflow's cache does not look into images
+    for name, value in parameters.items():
+        assert value == {"componentInputParameter": name}  # the pipeline's input of the same name
 
 
-def test_pipeline_s_inputs_are_params_yaml(compiled: dict[str, Any]) -> None:
+def test_pipeline_inputs_default_to_params_yaml(compiled: dict[str, Any]) -> None:
     inputs = compiled["root"]["inputDefinitions"]["parameters"]
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    sections = raw.keys() - {"experiment", *UNDECISIVE}  # how many GPUs is no reason to train again
+    sections = raw.keys() - {"experiment", *WITHOUT_EFFECT}  # another number of GPUs must not train again
     assert set(inputs) == {"data_uri", "data_hash", "experiment", *(f"{section}_settings" for section in sections)}
     assert inputs["experiment"]["defaultValue"] == raw["experiment"]
     assert inputs["data_hash"]["defaultValue"] == HASH
@@ -113,26 +113,27 @@ def test_pipeline_s_inputs_are_params_yaml(compiled: dict[str, Any]) -> None:
         assert json.loads(inputs[f"{section}_settings"]["defaultValue"]) == raw[section]
 
 
-def test_a_change_of_grpo_reaches_no_step_before_it(compiled: dict[str, Any]) -> None:
+def test_only_grpo_reads_the_grpo_settings(compiled: dict[str, Any]) -> None:
     readers = [name for name in STEPS if "grpo_settings" in task(compiled, name)["inputs"]["parameters"]]
     assert readers == ["grpo"]
 
 
-def test_the_importer_records_address_and_hash_and_nothing_reads_it(compiled: dict[str, Any]) -> None:
-    """Kubeflow's driver looks for an importer by its task's key; ML Metadata has it under the name in taskInfo."""
+def test_importer_records_address_and_hash_and_no_step_reads_it(compiled: dict[str, Any]) -> None:
+    """Kubeflow's driver looks up an importer by its task's key; ML Metadata stores it under the name in taskInfo."""
     importer = compiled["deploymentSpec"]["executors"]["exec-importer"]["importer"]
-    assert importer["metadata"] == {"dvc_hash": HASH}  # no placeholder: a server stores it as it stands
-    found = task(compiled, "importer")
-    assert found["taskInfo"]["name"] == "importer"
-    assert found["inputs"]["parameters"]["uri"] == {"componentInputParameter": "data_uri"}
+    # The metadata must not be a placeholder, which a server would store without replacing it.
+    assert importer["metadata"] == {"dvc_hash": HASH}
+    spec = task(compiled, "importer")
+    assert spec["taskInfo"]["name"] == "importer"
+    assert spec["inputs"]["parameters"]["uri"] == {"componentInputParameter": "data_uri"}
     assert "artifacts" not in task(compiled, "ingest")["inputs"]
     assert task(compiled, "ingest")["inputs"]["parameters"]["data_uri"] == {"componentInputParameter": "data_uri"}
     assert not any("importer" in each.get("dependentTasks", ()) for each in compiled["root"]["dag"]["tasks"].values())
 
 
 @EACH
-def test_words_that_kubeflow_fills_in_are_the_experiment(step: Step, compiled: dict[str, Any]) -> None:
-    """Kubeflow's own local resolver puts in the defaults; our command line must read the same settings out of them."""
+def test_filled_command_line_gives_the_experiment_s_settings(step: Step, compiled: dict[str, Any]) -> None:
+    """Kubeflow's local resolver fills in the defaults; our command line must parse them to the same settings."""
     inputs = compiled["root"]["inputDefinitions"]["parameters"]
     executor_input = {
         "inputs": {
@@ -149,32 +150,32 @@ def test_words_that_kubeflow_fills_in_are_the_experiment(step: Step, compiled: d
         },
     }
     filled = placeholder_utils.replace_placeholders(
-        words(compiled, step.name), executor_input, "training", step.name, "/root", "run"
+        command_line(compiled, step.name), executor_input, "training", step.name, "/root", "run"
     )
-    given = parser().parse_args(filled[3:])
+    args = parser().parse_args(filled[3:])
     for port in step.inputs:
-        assert vars(given)[port] == ("s3://raw/1" if port == "data" else Path(f"/in/{port}"))
+        assert vars(args)[port] == ("s3://raw/1" if port == "data" else Path(f"/in/{port}"))
     for port in step.outputs:
-        assert vars(given)[port] == Path(f"/out/{port}")
-    assert json.loads(given.executor_input) == executor_input
-    sections = dict(given.section) | {"experiment": json.dumps(given.experiment)}
+        assert vars(args)[port] == Path(f"/out/{port}")
+    assert json.loads(args.executor_input) == executor_input
+    sections = dict(args.section) | {"experiment": json.dumps(args.experiment)}
     assert set(sections) == {"experiment", *step.sections}
     params = ROOT / "params.yaml"
     assert load_settings(params, sections) == load_settings(params)
 
 
-def test_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
+def test_same_settings_give_same_bytes(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yaml"):
         command = ["compile", "--params", str(ROOT / "params.yaml"), "--data-hash", HASH, "--out", str(tmp_path / name)]
         assert main(command) == 0
     assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
 
 
-def test_faulty_params_are_told_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_params_are_reported_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     params.write_text(text.replace("generations:", "generation:"), encoding="utf-8")
     assert main(["compile", "--params", str(params), "--out", str(tmp_path / "p.yaml")]) == 1
-    told = re.sub(r"\s+", " ", capsys.readouterr().err)
-    assert "grpo.generation: unknown key, did you mean generations?" in told
+    stderr = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "grpo.generation: unknown key, did you mean generations?" in stderr
     assert not (tmp_path / "p.yaml").exists()

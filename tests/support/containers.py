@@ -1,4 +1,4 @@
-"""What tests with a Docker engine share: the project's image, built once, and the composed services."""
+"""Shared by tests with a Docker engine: the project's image, built once, and the services in containers."""
 
 import os
 import secrets
@@ -18,24 +18,24 @@ TAG = "concord:test"
 
 
 def engine() -> str | None:
-    """The Docker engine's version; None where none answers."""
+    """Returns the Docker engine's version; None if no engine answers."""
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False
         )
     except OSError:
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @cache
 def image(folder: Path) -> str:
-    """The tag of the cpu image, built from this checkout on CONCORD_BASE, once for all processes of a test run.
+    """Builds the cpu image from this checkout on CONCORD_BASE, once for all processes of a test run; returns its tag.
 
-    Layers that are there already are taken.
+    Docker's build cache is used.
 
     Args:
-        folder: one that the processes share.
+        folder: a folder that the processes share.
     """
     built = folder / f"image-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     with output_lock(folder / "engine"):
@@ -48,18 +48,18 @@ def image(folder: Path) -> str:
 
 @contextmanager
 def composed(
-    folder: Path, shared: Path, script: str = "docker/services", further: Mapping[str, str] | None = None
+    folder: Path, shared: Path, script: str = "docker/services", extra: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, str]]:
-    """The services of docker/compose.yaml on free ports, under a name of their own; gone at the end with all they hold.
+    """Starts the services of docker/compose.yaml on free ports; stops them at the end and deletes their data.
 
     Args:
         folder: for the file with their secrets.
-        shared: one that the processes of a test run share: they build images one after the other.
-        script: docker/services, or a copy among copies of its neighbours.
-        further: what the script is told besides.
+        shared: a folder that the processes of a test run share, with a lock, so that only one builds images at a time.
+        script: docker/services, or a copy of it in a copy of docker/.
+        extra: further environment variables for the script.
 
     Yields:
-        What docker/services is told of them: built images, ports, the file.
+        The environment of docker/services: project name, images, ports, the file with the secrets.
     """
     tag = image(shared)
     mlflow_port, s3_port = free_ports(2)
@@ -71,7 +71,7 @@ def composed(
         "MLFLOW_IMAGE": tag,
         "MLFLOW_PORT": str(mlflow_port),
         "S3_PORT": str(s3_port),
-        **(further or {}),
+        **(extra or {}),
     }
     try:
         with output_lock(shared / "engine"):
@@ -82,36 +82,36 @@ def composed(
 
 
 def services_of(environment: dict[str, str]) -> Services:
-    """Where the composed services are. The database has no port of this machine: it is reached at its container's."""
+    """Returns the addresses and keys of the services. The database is reached at its container's address."""
     lines = Path(environment["ENV_FILE"]).read_text(encoding="utf-8").splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    variables = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     database = container(environment["PROJECT"], "postgres")
     networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     address = run("docker", "inspect", "--format", networks, database)
     return Services(
         tracking_uri=f"http://127.0.0.1:{environment['MLFLOW_PORT']}",
-        database_uri=f"postgresql+psycopg://mlflow:{given['POSTGRES_PASSWORD']}@{address}/mlflow",
+        database_uri=f"postgresql+psycopg://mlflow:{variables['POSTGRES_PASSWORD']}@{address}/mlflow",
         s3_url=f"http://127.0.0.1:{environment['S3_PORT']}",
-        owner=(given["S3_OWNER_KEY"], given["S3_OWNER_SECRET"]),
-        mlflow=(given["MLFLOW_S3_KEY"], given["MLFLOW_S3_SECRET"]),
-        dvc=(given["DVC_S3_KEY"], given["DVC_S3_SECRET"]),
+        owner=(variables["S3_OWNER_KEY"], variables["S3_OWNER_SECRET"]),
+        mlflow=(variables["MLFLOW_S3_KEY"], variables["MLFLOW_S3_SECRET"]),
+        dvc=(variables["DVC_S3_KEY"], variables["DVC_S3_SECRET"]),
     )
 
 
 def container(project: str, service: str) -> str:
-    """The id of a composed service's container."""
+    """Returns the id of a service's container; empty if there is none."""
     label = "label=com.docker.compose"
     return run(
         "docker", "ps", "-q", "--filter", f"{label}.project={project}", "--filter", f"{label}.service={service}"
     )  # fmt: skip
 
 
-def run(*words: str, environment: dict[str, str] | None = None) -> str:
-    """Runs it in the project's root and gives what it printed; what went wrong stands in the error."""
+def run(*command: str, environment: dict[str, str] | None = None) -> str:
+    """Runs a command in the project's root and returns its output; raises RuntimeError with the output if it fails."""
     done = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, "PYTHON": sys.executable, **(environment or {})}, text=True,
+        command, cwd=ROOT, env={**os.environ, "PYTHON": sys.executable, **(environment or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-4000:]}")
+        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout.strip()

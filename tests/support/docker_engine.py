@@ -1,5 +1,7 @@
-"""A real Docker engine with an image that holds nothing: the system's own folders are mounted into its containers, and
-their `python` is a script of the test, which ends as the test wants."""
+"""A real Docker engine with an empty image, for tests of containers.
+
+The system's own folders are mounted into the containers, and their `python` is a shell script that a test provides.
+"""
 
 import os
 import shutil
@@ -15,11 +17,11 @@ import pytest
 if TYPE_CHECKING:
     from docker import DockerClient
 
-IMAGE = f"concord-test-empty:{os.getpid()}"  # another test session may be at it
+IMAGE = f"concord-test-empty:{os.getpid()}"  # another test session may run at the same time
 SYSTEM = [path for path in ("/bin", "/lib", "/lib64", "/usr") if Path(path).exists()]
 
-# Leaves whole outputs of any step with one output, as its container would: metrics, and the hash that DVC gives them.
-WHOLE = r"""
+# Writes complete outputs for any step with one output, as its container would: metrics, and their DVC hash.
+COMPLETE_OUTPUTS = r"""
 while [ "$1" != --out ]; do shift; done; out=$2; cd "$(dirname "$out")" && mkdir -p out
 printf '{"rows": 3}' > out/metrics.json
 hash=$(md5sum out/metrics.json | cut -c 1-32)
@@ -32,7 +34,7 @@ printf '{"artifacts": {"out": {"artifacts": [{"name": "out", "uri": "%s", "metad
 
 @contextmanager
 def empty_image() -> Iterator["DockerClient"]:
-    """A client of the engine, which has IMAGE as long as this lasts; skips the test where there is no engine."""
+    """Creates IMAGE and yields a client of the engine; skips the test if there is no engine."""
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
@@ -42,8 +44,8 @@ def empty_image() -> Iterator["DockerClient"]:
 
     client = docker.from_env()
     name, tag = IMAGE.split(":")
-    nothing = b"\0" * 10240  # a tar without a file
-    client.api.import_image_from_data(nothing, repository=name, tag=tag, changes=["ENV PATH=/tools:/bin:/usr/bin"])
+    empty_tar = b"\0" * 10240
+    client.api.import_image_from_data(empty_tar, repository=name, tag=tag, changes=["ENV PATH=/tools:/bin:/usr/bin"])
     try:
         yield client
     finally:
@@ -52,7 +54,7 @@ def empty_image() -> Iterator["DockerClient"]:
 
 
 def write_python(folder: Path, script: str) -> Path:
-    """`folder`/tools, to be mounted at /tools, with a `python` that is this shell script."""
+    """Writes this shell script to `folder`/tools/python, and returns the folder to mount at /tools."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     python = tools / "python"

@@ -1,4 +1,4 @@
-"""A few dozen small gauges, ingested, and settings with which a tiny model trains on them in a second."""
+"""A few dozen small gauge images as row shards, and settings that train a tiny model on them in a second."""
 
 import copy
 import csv
@@ -15,7 +15,7 @@ from components.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 
-# Reading -> training images: with many 6 and few 3, some of each shot group.
+# Reading -> number of training images; with many 6 and few 3 every shot group has some.
 TRAIN = {10: 2, 30: 8, 35: 10, 40: 8, 60: 4, 90: 1}
 SECTIONS: dict[str, dict[str, Any]] = {
     "task": {"many": 6, "few": 3},
@@ -33,7 +33,7 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}
 
 
 def write_params(path: Path, **sections: Mapping[str, Any]) -> Settings:
-    """The repository's params.yaml made small, with changes by section; as file and as settings."""
+    """Writes the repository's params.yaml with small sizes and the given changes by section; returns the settings."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for changes in (copy.deepcopy(SECTIONS), sections):
         for section, values in changes.items():
@@ -44,7 +44,7 @@ def write_params(path: Path, **sections: Mapping[str, Any]) -> Settings:
 
 
 def write_data(folder: Path, train: Mapping[int, int] = TRAIN) -> None:
-    """`FOLDER/scenes.csv`."""
+    """Writes `FOLDER/scenes.csv`."""
     counts = np.zeros(101, np.int64)
     for reading, count in train.items():
         counts[reading] = count
@@ -53,7 +53,7 @@ def write_data(folder: Path, train: Mapping[int, int] = TRAIN) -> None:
 
 
 def ingested(folder: Path, train: Mapping[int, int] = TRAIN) -> Path:
-    """Row shards of the gauges, by the ingest step."""
+    """Runs the ingest step and returns the folder of the row shards."""
     from components.ingest.step import run
 
     write_data(folder / "data", train)
@@ -62,30 +62,30 @@ def ingested(folder: Path, train: Mapping[int, int] = TRAIN) -> Path:
 
 
 def curve(out: Path) -> dict[int, dict[str, float]]:
-    """The curve that a training step has written: its figures by step, empty cells left out."""
+    """Reads a training step's curve file: metrics by step, without empty cells."""
     with open(out / "curve.csv", encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     return {int(line["step"]): {k: float(v) for k, v in line.items() if k != "step" and v} for line in lines}
 
 
 class Curves:
-    """What a step logs, kept in order; a step may be broken off at a point of its curve, as Ctrl-C does."""
+    """A tracker that stores what a step logs, and can interrupt the step at a point of its curve as Ctrl-C does."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        """Breaks off at the first log entry past the step `stop_after`."""
+        """Interrupts at the first entry after step `stop_after`."""
         self.points: list[tuple[int, dict[str, float]]] = []
         self.times: list[float] = []
         self._stop_after = stop_after
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Takes one entry."""
+        """Stores one entry."""
         if self._stop_after is not None and step > self._stop_after:
             raise KeyboardInterrupt
         self.points.append((step, dict(metrics)))
         self.times.append(time.monotonic())
 
     def steps(self, name: str) -> list[int]:
-        """At which steps the metric was logged."""
+        """Steps at which the metric was logged."""
         return [step for step, metrics in self.points if name in metrics]
 
 
@@ -93,7 +93,7 @@ QUESTIONS = ["What does the gauge read?", "How many strokes does this character 
 
 
 def tiny(settings: Settings, seed: int = 3) -> tuple[Any, Any]:
-    """An untrained model that knows QUESTIONS, and its processor."""
+    """Returns an untrained model and its processor, whose tokenizer was trained on `QUESTIONS`."""
     from components.shared.model.tiny import build_model, build_processor
 
     assert settings.model.tiny is not None
@@ -101,8 +101,8 @@ def tiny(settings: Settings, seed: int = 3) -> tuple[Any, Any]:
     return build_model(settings.model.tiny, processor, seed), processor
 
 
-def asked(processor: Any, count: int, size: int = 32) -> Any:
-    """A batch of noise images and questions of different lengths, ready for the model."""
+def noise_batch(processor: Any, count: int, size: int = 32) -> Any:
+    """Returns model inputs for noise images with questions of different lengths."""
     from PIL import Image
 
     from components.shared.model.prompts import prompt_with_image

@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in seconds: plain gray pictures, the number is how bright they are."""
+"""A task that a tiny model learns in seconds: plain gray images, labelled with their brightness."""
 
 import io
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from components.shared.scoring.answers import format_answer
 ROOT = Path(__file__).parents[2]
 QUESTION = "How bright?"
 
-# Label -> training images: with many 10 and few 5, one label of each shot group or more.
+# Label -> number of training images; with many 10 and few 5 every shot group has at least one label.
 TRAIN = {20: 14, 40: 12, 60: 7, 80: 3}
-TEST_OF_EACH = 6
+TEST_IMAGES_PER_LABEL = 6
 SECTIONS = {
     "task": {"question": QUESTION, "unit": "", "low": 0, "high": 100, "many": 10, "few": 5},
     "model": {
@@ -36,7 +36,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class GrayWorld:
-    """Paths of what was made: row shards, a model that never saw the rarest label (sft), and one that did (grpo)."""
+    """Paths of the row shards, of a model never trained on the rarest label (sft), and of one that was (grpo)."""
 
     settings: Settings
     params: Path
@@ -46,7 +46,7 @@ class GrayWorld:
 
 
 def make(folder: Path) -> GrayWorld:
-    """Writes rows and trains both models, in some ten seconds."""
+    """Writes the rows and trains both models, in about ten seconds."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in SECTIONS.items():
         raw[section] |= values
@@ -55,7 +55,7 @@ def make(folder: Path) -> GrayWorld:
     settings = load_settings(params)
     ingest = folder / "ingest"
     ingest.mkdir()
-    splits = {"train": TRAIN, "val": dict.fromkeys(TRAIN, 1), "test": dict.fromkeys(TRAIN, TEST_OF_EACH)}
+    splits = {"train": TRAIN, "val": dict.fromkeys(TRAIN, 1), "test": dict.fromkeys(TRAIN, TEST_IMAGES_PER_LABEL)}
     for split, counts in splits.items():
         with ShardWriter(ingest, split, 1) as shard:
             labels = [label for label, count in counts.items() for _ in range(count)]
@@ -73,7 +73,7 @@ def make(folder: Path) -> GrayWorld:
 
 
 def gray(label: float, seed: int) -> bytes:
-    """A 16 x 16 PNG, 2.55 * label bright, with some noise."""
+    """Returns a 16 x 16 PNG of brightness 2.55 * label with some noise."""
     pixels = 2.55 * label + np.random.default_rng(seed).normal(0, 4, (16, 16, 3))
     out = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "PNG")
@@ -81,19 +81,19 @@ def gray(label: float, seed: int) -> bytes:
 
 
 def train(model: torch.nn.Module, processor: object, settings: Settings, steps: int, labels: list[int]) -> None:
-    """Teacher forcing on some labels."""
+    """Trains the model on images of the given labels."""
     torch.manual_seed(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    ask = processor.apply_chat_template(prompt_with_image(QUESTION), add_generation_prompt=True, tokenize=False)  # type: ignore[attr-defined]
+    prompt = processor.apply_chat_template(prompt_with_image(QUESTION), add_generation_prompt=True, tokenize=False)  # type: ignore[attr-defined]
     model.train()
     for step in range(steps):
-        shown = labels * 4
-        images = [[Image.open(io.BytesIO(gray(label, 5000 + 16 * step + k)))] for k, label in enumerate(shown)]
-        texts = [f"{ask}{format_answer(label, settings.task.resolution)}<end_of_utterance>" for label in shown]
+        targets = labels * 4
+        images = [[Image.open(io.BytesIO(gray(label, 5000 + 16 * step + k)))] for k, label in enumerate(targets)]
+        texts = [f"{prompt}{format_answer(label, settings.task.resolution)}<end_of_utterance>" for label in targets]
         batch = processor(text=texts, images=images, padding=True, return_tensors="pt")  # type: ignore[operator]
-        wanted = batch["input_ids"].clone()
-        wanted[:, :-6] = -100
-        loss = model(**batch, labels=wanted).loss
+        token_labels = batch["input_ids"].clone()
+        token_labels[:, :-6] = -100
+        loss = model(**batch, labels=token_labels).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,4 +1,4 @@
-"""A folder as a hub has it for Qwen2.5-VL: config of the true dimensions and a processor, and no weights."""
+"""Writes a Qwen2.5-VL model folder like the hub's: config with the real dimensions and processor, but no weights."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLImageProcessorPil
 
 from components.shared.model.tiny import build_tokenizer
 
-MARKS = ["<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL_TOKENS = ["<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# The published configs (Bai et al. 2025, arXiv 2502.13923, table 1; the vision towers differ in their last projection).
+# The published configs (Bai et al. 2025, arXiv 2502.13923, table 1). The vision towers differ in their last projection.
 TEXT: dict[str, dict[str, Any]] = {
     "3b": {
         "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
@@ -29,15 +29,15 @@ VISION = {
     "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
     "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
 }  # fmt: skip
-# Parameters of the published checkpoints, in billions, to two places.
+# Parameters of the published checkpoints in billions, to two decimals.
 BILLIONS = {"3b": 3.75, "7b": 8.29}
 
 
 def write_qwen(folder: Path, size: str, layers: int | None = None) -> Path:
-    """Writes the folder of the `3b` or the `7b`; with `layers`, decoder and vision tower have so many, no more."""
+    """Writes the folder of the `3b` or `7b` model; `layers` limits the layers of decoder and vision tower."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(["How old?"])
-    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}

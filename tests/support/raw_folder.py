@@ -1,4 +1,4 @@
-"""A small raw input of real files: images and a CSV, from which a test makes the fault that it is about."""
+"""A small raw input of real files, images and a CSV, which tests modify to produce errors."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from components.settings import Settings, load_settings
 ROOT = Path(__file__).parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# Label -> images. With many: 12, few: 5, max_per_label: 4, the balanced rule leaves 32, 12 and 3 in train.
+# Label -> number of images. With many: 12, few: 5, max_per_label: 4, the balanced rule leaves 32, 12 and 3 in train.
 COUNTS = {10: 40, 50: 20, 90: 9}
 TASK = {"low": 0, "high": 100, "resolution": 1, "bin_width": 1, "many": 12, "few": 5}
 INGEST = {
@@ -44,33 +44,33 @@ VALIDATE = {
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:
-    """A noise image; each seed gives another one."""
+    """An encoded noise image that depends on the seed."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
     return saved(Image.fromarray(pixels), format)
 
 
 def photograph(seed: int, width: int = 300, height: int = 200) -> Image.Image:
-    """Smooth noise."""
+    """An image of smooth noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """The file as Pillow writes it."""
+    """The image encoded by Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 class RawFolder:
-    """`FOLDER/labels.csv` and `FOLDER/images/`, valid until a test changes them.
+    """`FOLDER/labels.csv` and `FOLDER/images/`, initially valid.
 
     Attributes:
-        rows: the table's records, [image, reading]; row k stands on line k + 2.
+        rows: the table's records, [image, reading]; row k is on line k + 2.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Writes a valid input."""
+        """Writes a valid raw input."""
         self.folder = folder
         (folder / "images").mkdir(parents=True)
         labels = [label for label, count in COUNTS.items() for _ in range(count)]
@@ -80,13 +80,13 @@ class RawFolder:
         self.write()
 
     def write(self, header: Iterable[str] = ("image", "reading"), encoding: str = "utf-8") -> None:
-        """Writes the table anew."""
+        """Writes the table with the current rows."""
         with open(self.folder / "labels.csv", "w", encoding=encoding, newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *self.rows])
 
 
 def write_params(path: Path, **sections: dict[str, Any]) -> Settings:
-    """The repository's params.yaml, set up for a `RawFolder`, with changes by section; as file and as settings."""
+    """Writes the repository's params.yaml with settings for a `RawFolder` and further changes, and loads it."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in (("task", TASK), ("ingest", INGEST), ("validate", VALIDATE), *sections.items()):
         raw[section] |= values
@@ -95,5 +95,5 @@ def write_params(path: Path, **sections: dict[str, Any]) -> Settings:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, by relative path."""
+    """Relative path -> content of every file below the folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

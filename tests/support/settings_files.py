@@ -1,4 +1,4 @@
-"""Files of settings for tests: with every optional section filled in, and the message that a wrong one gets."""
+"""Settings files for tests: with every optional section filled in, and the error message for wrong content."""
 
 import copy
 import json
@@ -15,11 +15,11 @@ from pydantic import BaseModel
 from components.errors import ConcordError
 from components.settings import Settings, load_settings
 from components.strict import Strict
-from pipelines.cluster_settings import DEFAULT, Cluster, load_cluster
+from pipelines.cluster_settings import DEFAULT_FILE, Cluster, load_cluster
 
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-RAW_CLUSTER: dict[str, Any] = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+RAW_CLUSTER: dict[str, Any] = yaml.safe_load(DEFAULT_FILE.read_text(encoding="utf-8"))
 VLLM = {"mode": "colocate", "memory": 0.3, "host": "127.0.0.1", "port": 8000}
 RELEASE = {"subset": "agedb", "train": "train.jsonl", "val": "val.json", "test": "test.json", "hub": None}
 HUB = {"id": "owner/release", "revision": "0" * 40}
@@ -28,7 +28,7 @@ TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "value": None, "effect":
 
 
 def full_params() -> dict[str, Any]:
-    """params.yaml with the optional sections filled in."""
+    """Returns params.yaml with the optional sections filled in."""
     raw = copy.deepcopy(RAW)
     raw["ingest"] |= {"source": "release", "release": RELEASE | {"hub": dict(HUB)}}
     raw["model"]["lora"] = dict(LORA)
@@ -38,7 +38,7 @@ def full_params() -> dict[str, Any]:
 
 
 def full_cluster() -> dict[str, Any]:
-    """The default cluster file with the optional sections filled in."""
+    """Returns the default cluster file with the optional sections filled in."""
     raw = copy.deepcopy(RAW_CLUSTER)
     for pod in raw["steps"].values():
         pod |= {"accelerator": {"type": "nvidia.com/gpu", "count": 1}, "node_selector": {"pool": "gpu"}}
@@ -51,10 +51,10 @@ class SettingsFile:
     """A kind of settings file.
 
     Attributes:
-        name: of the file.
-        kind: its type.
-        load: reads and checks it.
-        full: its content with every optional section.
+        name: the file's name.
+        kind: its settings type.
+        load: reads and checks a file.
+        full: returns content with every optional section.
     """
 
     name: str
@@ -63,7 +63,7 @@ class SettingsFile:
     full: Callable[[], dict[str, Any]]
 
     def message(self, content: Any, folder: Path) -> str:
-        """The error that wrong content gets."""
+        """Returns the error message for wrong content."""
         file = folder / self.name
         file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         with pytest.raises(ConcordError) as error:
@@ -76,8 +76,11 @@ CLUSTER = SettingsFile("cluster.yaml", Cluster, load_cluster, full_cluster)
 
 
 def keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key of the settings, sections' keys included, with its annotation. Of sections side by side that are alike
-    (a pod for each step) the keys of the first are given; those of lists' items are tested by themselves."""
+    """Yields every key of the settings and of their sections, as a path, with its annotation.
+
+    Of sibling sections of the same type (a pod for each step) only the first section's keys are yielded. Keys of list
+    items are not included; other tests cover them.
+    """
     seen: set[type[BaseModel]] = set()
     for name, field in model.model_fields.items():
         path = (*prefix, field.alias or name)
@@ -90,7 +93,7 @@ def keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def section(raw: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping that holds the key at `path`."""
+    """Returns the mapping that contains the key at `path`."""
     for part in path[:-1]:
         raw = raw[part]
     return raw

@@ -1,1 +1,1 @@
-"""The comparison that the method stands or falls by."""
+"""Compares training variants that start from the same warm start."""

@@ -1,4 +1,4 @@
-"""SFT continued for a given time: what the same extra time is worth without reinforcement learning."""
+"""Continues SFT for a fixed time: the baseline that spends the extra training time without reinforcement learning."""
 
 import tempfile
 import time
@@ -8,57 +8,59 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from components.settings import Settings
-from components.sft.trainer import InOrder, sft_presentations, training_arguments
+from components.sft.trainer import OrderedSFTTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
 from components.shared.model.device import on_accelerator
 from components.shared.model.loading import load, save
 from components.shared.model.lora import merged, trainable
 from components.shared.training.curves import write_results
 
-NEVER = 100_000  # steps; their schedule is 8 bytes an image
+MAX_STEPS = 100_000  # more than the time allows; the schedule takes 8 bytes per image
 
 
-def effort() -> float:
-    """Seconds of this process's work, from some start: processor time where a CPU trains, which does not depend on what
-    else the machine does; where an accelerator does, the clock."""
+def training_clock() -> float:
+    """Seconds from an arbitrary start: processor time of this process on a CPU, wall time on an accelerator.
+
+    Processor time does not depend on what else the machine is doing.
+    """
     return time.monotonic() if on_accelerator() else time.process_time()
 
 
-class Until(TrainerCallback):
-    """Ends training once it has taken `seconds` of `effort`."""
+class StopAfterSeconds(TrainerCallback):
+    """Stops training once it has run for `seconds` by `training_clock`."""
 
     def __init__(self, seconds: float) -> None:
-        """The clock starts with the training."""
+        """Stores the limit; the time is measured from the start of training."""
         self._seconds = seconds
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock."""
-        self._start = effort()
+        self._start = training_clock()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Looks at it."""
-        control.should_training_stop |= effort() - self._start >= self._seconds
+        """Stops training if the time is over."""
+        control.should_training_stop |= training_clock() - self._start >= self._seconds
 
 
-def run(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
-    """Continues SFT from `warm` for `seconds` of `effort`, at GRPO's learning rate held constant, into `out`."""
+def continue_sft(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
+    """Continues SFT from `warm` for `seconds` at GRPO's learning rate, held constant, and writes the model to `out`."""
     model, processor = load(warm, settings.model)
     set_seed(settings.sft.seed)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(settings.sft, settings.model, Path(scratch))
-        arguments.max_steps = NEVER
+        arguments.max_steps = MAX_STEPS
         arguments.learning_rate = settings.grpo.lr
         arguments.lr_scheduler_type = "constant_with_warmup"
         arguments.warmup_steps = settings.grpo.warmup_steps
         arguments.eval_strategy = arguments.save_strategy = "no"
         arguments.load_best_model_at_end = False
-        rows = sft_presentations(settings, ingest, Path(scratch), NEVER * settings.sft.batch_size, processor)
-        trainer = InOrder(
+        rows = sft_presentations(settings, ingest, Path(scratch), MAX_STEPS * settings.sft.batch_size, processor)
+        trainer = OrderedSFTTrainer(
             model=trainable(model, settings.model), args=arguments, train_dataset=rows, processing_class=processor
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Until(seconds))
+        trainer.add_callback(StopAfterSeconds(seconds))
         trainer.train()
-    with new_folder(out) as place:
-        save(merged(trainer.model), processor, place)
-        write_results(place, trainer.state.log_history, {"steps": trainer.state.global_step})
+    with new_folder(out) as folder:
+        save(merged(trainer.model), processor, folder)
+        write_results(folder, trainer.state.log_history, {"steps": trainer.state.global_step})

@@ -1,11 +1,11 @@
-"""The ablation's results file: Markdown for people, JSON for whoever plots it."""
+"""Results files of a study: Markdown tables, and JSON with every value."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from components.commands.ablation.studies import Study
+from components.commands.ablation.studies import WARM_START, Study
 from components.commands.machine import facts_line, machine_facts
 from components.settings import Settings
 from components.shared.io.atomic import write_json, write_text
@@ -20,9 +20,8 @@ def write_tables(out: Path, settings: Settings, study: Study, result: dict[str, 
 
 
 def markdown(settings: Settings, study: Study, result: dict[str, Any]) -> str:
-    """The tables, and what they say where the arm that counts loses."""
+    """Formats the metrics, the paired differences, and the list of groups in which `study.ours` is worse."""
     unit, seeds = settings.task.unit, result["seeds"]
-    where = result["machine"]
     models = result["models"]
     sizes = {group: models["warm"]["groups"][group]["n"] for group in GROUPS}
     lines = [
@@ -30,34 +29,35 @@ def markdown(settings: Settings, study: Study, result: dict[str, Any]) -> str:
         "",
         f"{study.text}; seeds {', '.join(map(str, seeds))}; {result['split']} split of "
         f"{sizes['all']} images ({', '.join(f'{g} {sizes[g]}' for g in GROUPS[1:])}). MAE in {unit}, mean over seeds "
-        "(each seed in brackets). GM floors errors at half the label's step "
+        "(each seed in brackets). GM: geometric mean of the absolute errors, each floored at half the label's step "
         f"({models['warm']['gm_floor']:g}). An unparseable answer counts as the worst possible error.",
         "",
         "| | MAE all | many | medium | few | GM all | sd ratio | unparseable | steps | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        _line("warm start", [models["warm"]], None, None),
+        _row(WARM_START, [models["warm"]], None, None),
     ]
-    for arm, way in study.arms.items():
-        names = [f"{arm}-{seed}" for seed in seeds]
-        steps = [result["steps"][name] for name in names]
-        seconds = [result["seconds"][name] for name in names]
-        lines.append(_line(way.title, [models[name] for name in names], steps, seconds))
+    for name, variant in study.variants.items():
+        names = [f"{name}-{seed}" for seed in seeds]
+        steps = [result["steps"][run] for run in names]
+        seconds = [result["seconds"][run] for run in names]
+        lines.append(_row(variant.title, [models[run] for run in names], steps, seconds))
     lines += [
         "",
-        "Paired differences of absolute error, image by image and seed by seed; below 0 is better for the first. "
-        "Intervals: 95 %, bootstrap over seeds and images.",
+        "Paired differences of the absolute errors on the same images and seeds; below 0, the first model is better. "
+        "In brackets: 95 % bootstrap interval over seeds and images.",
         "",
         "| | " + " | ".join(GROUPS) + " |",
         "|---|" + "---|" * len(GROUPS),
     ]
-    for pair, groups in result["paired"].items():
+    for pair in study.pairs:
+        groups = result["paired"][" - ".join(pair)]
         lines.append(f"| {_pair(study, pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
     lines += ["", _losses(study, result), ""]
-    lines.append(facts_line(where))
+    lines.append(facts_line(result["machine"]))
     return "\n".join(lines) + "\n"
 
 
-def _line(title: str, models: list[dict[str, Any]], steps: list[int] | None, seconds: list[float] | None) -> str:
+def _row(title: str, models: list[dict[str, Any]], steps: list[int] | None, seconds: list[float] | None) -> str:
     def cell(values: list[float | None], digits: int = 2) -> str:
         known = [v for v in values if v is not None]
         if not known:
@@ -73,26 +73,27 @@ def _line(title: str, models: list[dict[str, Any]], steps: list[int] | None, sec
     return f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _pair(study: Study, pair: str) -> str:
-    return " − ".join(study.name(arm) for arm in pair.split(" - "))
+def _pair(study: Study, pair: tuple[str, str]) -> str:
+    return " − ".join(study.name(variant) for variant in pair)
 
 
-def _difference(found: dict[str, Any]) -> str:
-    if found["difference"] is None:
+def _difference(paired: dict[str, Any]) -> str:
+    if paired["difference"] is None:
         return "empty"
-    low, high = found["ci"]
-    return f"{found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = paired["ci"]
+    return f"{paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _losses(study: Study, result: dict[str, Any]) -> str:
-    ours = study.arms[study.ours].title
-    lost = [
-        f"{_pair(study, pair)} on {group} ({groups[group]['difference']:+.2f})"
-        for pair, groups in result["paired"].items()
-        if pair.startswith(f"{study.ours} - ")
-        for group in GROUPS
-        if groups[group]["difference"] is not None and groups[group]["difference"] > 0
-    ]
-    if lost:
-        return f"Where {ours} is worse: {'; '.join(lost)}."
-    return f"{ours[0].upper()}{ours[1:]} is worse nowhere in this table."
+    ours = study.variants[study.ours].title
+    worse = []
+    for pair in study.pairs:
+        groups = result["paired"][" - ".join(pair)]
+        worse += [
+            f"{_pair(study, pair)} on {group} ({groups[group]['difference']:+.2f})"
+            for group in GROUPS
+            if pair[0] == study.ours and (groups[group]["difference"] or 0) > 0
+        ]
+    if worse:
+        return f"Where {ours} is worse: {'; '.join(worse)}."
+    return f"{ours[0].upper()}{ours[1:]} is not worse in any comparison above."

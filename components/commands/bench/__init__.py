@@ -1,1 +1,1 @@
-"""Our training step against TRL's own, measured."""
+"""Benchmarks: our GRPO step against TRL's, and the data steps against a bare loop."""

@@ -1,8 +1,7 @@
-"""`python -m components bench`: one GRPO step of ours and of TRL's stock trainer, in alternation, in one process.
+"""`python -m components bench`: times alternating GRPO steps of our trainer and of TRL's stock trainer in one process.
 
-Same model, same pictures, same rewards, same settings; what differs is the trainer. Times are wall times of whole steps
-and of their phases, medians over rounds with the least and the most. Peak memory is what the policy pass has allocated
-at its fullest, weights and inputs left out.
+Both use the same model, images, rewards and settings. Times are wall times of whole steps and of their phases: median,
+minimum and maximum over rounds. Memory is the peak allocation of the policy pass without weights and inputs.
 
 `python -m components bench data` measures ingest and validate instead; see data_command.py.
 """
@@ -15,30 +14,32 @@ from components.console import console
 from components.settings import load_settings
 
 
-def main(words: list[str]) -> None:
-    """Measures every case and writes the table; `data` as the first word: the data steps."""
-    if words[:1] == ["data"]:
-        from components.commands.bench.data_command import main as data
+def main(arguments: list[str]) -> None:
+    """Measures every case and writes the tables; with `data` as the first argument, measures the data steps."""
+    if arguments[:1] == ["data"]:
+        from components.commands.bench.data_command import main as bench_data
 
-        return data(words[1:])
+        return bench_data(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m components bench", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", default=None, help="default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="of each trainer, in alternation (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured steps per trainer (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), help="results file (default: %(default)s)")
-    given = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     from components.commands.bench.measure import CASES, measure  # takes seconds
     from components.commands.bench.table import write_tables
 
-    chosen = given.cases or list(CASES)
+    chosen = options.cases or list(CASES)
     unknown = set(chosen) - CASES.keys()
     if unknown:
-        parser.error(f"no case called {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
-    found: dict[str, Any] = {}
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
+    results: dict[str, Any] = {}
     for name in chosen:
-        console.print(f"{name}: {given.rounds} rounds of each trainer")
-        found[name] = measure(CASES[name], load_settings(given.params), given.rounds)
-        step = {which: found[name][which]["phases"]["step"]["median"] for which in ("ours", "trl")}
-        console.print(f"  {step['ours']:.2f} s against {step['trl']:.2f} s: {step['trl'] / step['ours']:.1f} times")
-    write_tables(given.out, found)
-    console.print(f"{given.out}.md, {given.out}.json")
+        console.print(f"{name}: {options.rounds} rounds per trainer")
+        results[name] = measure(CASES[name], load_settings(options.params), options.rounds)
+        step = {which: results[name][which]["phases"]["step"]["median"] for which in ("ours", "trl")}
+        console.print(
+            f"  ours {step['ours']:.2f} s, TRL {step['trl']:.2f} s: {step['trl'] / step['ours']:.1f} times as fast"
+        )
+    write_tables(options.out, results)
+    console.print(f"Wrote {options.out}.md and {options.out}.json")

@@ -1,4 +1,4 @@
-"""Whole runs of ingest and validate and of the bare loop: seconds, and the most memory that their processes held."""
+"""Measures time and peak memory of ingest, validate and the bare loop, each run as a command."""
 
 import os
 import subprocess
@@ -14,15 +14,15 @@ import numpy as np
 import psutil
 import yaml
 
-from components.commands.bench.pictures import FEWEST, TABLE, raw_folder
+from components.commands.bench.pictures import MIN_ROWS, TABLE, raw_folder
 from components.errors import ConcordError
 from components.settings import Settings
 from components.steps import STEPS
 
 SIDES = ("ours", "bare")
 STEPS_TIMED = ("ingest", "validate")
-EVERY = 0.2  # seconds between two looks at memory
-# What the pictures are labelled by; shots and limits such that a few hundred rows pass the checks as well.
+POLL_SECONDS = 0.2  # between two memory readings
+# Shot limits and checks that a few hundred of the benchmark's rows pass.
 _TASK = {"low": 0, "high": 100, "resolution": 1, "bin_width": 1, "many": 12, "few": 5}
 _INGEST = {
     "source": "folder",
@@ -43,12 +43,12 @@ _VALIDATE = {"min_imbalance": 5, "max_test_imbalance": 4, "min_rows_per_shot": 3
 
 @dataclass(frozen=True)
 class Run:
-    """One command, from start to end.
+    """Time and memory of one command.
 
     Attributes:
-        seconds: by the clock.
-        cpu: seconds of all cores.
-        memory: bytes, the largest sum over its processes of what each has resident; what they share counts for each.
+        seconds: wall time.
+        cpu: processor time over all cores, in seconds.
+        memory: peak resident memory summed over its processes, in bytes; shared pages count once per process.
     """
 
     seconds: float
@@ -57,14 +57,14 @@ class Run:
 
 
 class Bench:
-    """Runs both sides on the same pictures, on the same disk."""
+    """Runs our steps and the bare loop on the same images on the same disk."""
 
     def __init__(self, home: Path, settings: Settings) -> None:
-        """Nothing is run yet.
+        """Prepares the settings; nothing runs yet.
 
         Args:
-            home: folder for the pictures; they stay there.
-            settings: of the steps, but for what the pictures want.
+            home: folder of the images; they are kept there.
+            settings: of the steps; the keys that depend on the images are overridden.
         """
         self._home = home.absolute()
         self._tree = settings.tree()
@@ -72,83 +72,82 @@ class Bench:
             self._tree[section] |= values
 
     def measure(self, rows: int, rounds: int) -> dict[str, Any]:
-        """Both sides, `rounds` times each, in alternation.
+        """Measures both sides `rounds` times, alternating.
 
         Returns:
             `rows`, `bytes` of the images, and for each of `SIDES`: `seconds` (median, least and most), `memory` in
-            bytes and `rounds`, in which ours are the steps one by one; `ratios`: the bare loop's time over ours,
-            round by round.
+            bytes and `rounds` (ours has one entry per step); `ratios`: the bare loop's time over ours, one per round.
 
         Raises:
-            ConcordError: a command failed, with what it said.
+            ConcordError: a command failed; the message has its output.
         """
         folder = raw_folder(self._home, rows)
-        taken: dict[str, list[dict[str, Run]]] = {side: [] for side in SIDES}
+        runs: dict[str, list[dict[str, Run]]] = {side: [] for side in SIDES}
         with tempfile.TemporaryDirectory(dir=self._home, prefix=".run-") as scratch:
-            if not (self._home / "mlflow.db").exists():  # to make it is not counted
-                self._ours(raw_folder(self._home, FEWEST), Path(scratch))
-            for turn in range(rounds):
-                order = SIDES if turn % 2 == 0 else SIDES[::-1]
+            if not (self._home / "mlflow.db").exists():  # creating the database is not measured
+                self._ours(raw_folder(self._home, MIN_ROWS), Path(scratch))
+            for number in range(rounds):
+                order = SIDES if number % 2 == 0 else SIDES[::-1]
                 for side in order:
-                    _read_once(folder)
-                    taken[side].append((self._ours if side == "ours" else self._bare)(folder, Path(scratch)))
-        ratios = [_total(bare) / _total(ours) for ours, bare in zip(taken["ours"], taken["bare"], strict=True)]
+                    _fill_page_cache(folder)
+                    runs[side].append((self._ours if side == "ours" else self._bare)(folder, Path(scratch)))
+        ratios = [_total(bare) / _total(ours) for ours, bare in zip(runs["ours"], runs["bare"], strict=True)]
         size = sum(path.stat().st_size for path in folder.glob("images/*/*.jpg"))
-        return {"rows": rows, "bytes": size, "ratios": ratios, **{side: _spread(taken[side]) for side in SIDES}}
+        return {"rows": rows, "bytes": size, "ratios": ratios, **{side: _spread(runs[side]) for side in SIDES}}
 
     def _ours(self, folder: Path, scratch: Path) -> dict[str, Run]:
         tree = self._tree | {"ingest": self._tree["ingest"] | {"path": str(folder)}}
         params = scratch / "params.yaml"
         params.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        place = {"data": str(folder), "ingest": str(scratch / "artifacts/ingest")}
+        inputs = {"data": str(folder), "ingest": str(scratch / "artifacts/ingest")}
         environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{self._home}/mlflow.db"}
         runs = {}
         for name in STEPS_TIMED:
-            paths = place | {"out": str(scratch / "artifacts" / name)}
-            runs[name] = timed([sys.executable, *STEPS[name].command(str(params), paths)[1:]], environment)
+            paths = inputs | {"out": str(scratch / "artifacts" / name)}
+            runs[name] = run_measured([sys.executable, *STEPS[name].command(str(params), paths)[1:]], environment)
         return runs
 
     def _bare(self, folder: Path, scratch: Path) -> dict[str, Run]:
-        words = ["-m", "components.commands.bench.bare", str(folder / TABLE), str(scratch / "bare.parquet")]
-        return {"loop": timed([sys.executable, *words], {})}
+        arguments = ["-m", "components.commands.bench.bare_loop", str(folder / TABLE), str(scratch / "bare.parquet")]
+        return {"loop": run_measured([sys.executable, *arguments], {})}
 
 
-def _read_once(folder: Path) -> None:
-    """So that either side finds in memory what fits there, whoever ran before."""
+def _fill_page_cache(folder: Path) -> None:
+    """Reads every image once, so that both sides start with the same files cached in memory."""
     for path in folder.glob("images/*/*.jpg"):
         path.read_bytes()
 
 
-def timed(words: Sequence[str], environment: dict[str, str]) -> Run:
-    """Runs a command and watches its memory.
+def run_measured(command: Sequence[str], environment: dict[str, str]) -> Run:
+    """Runs a command and measures its time and memory.
 
     Args:
-        environment: beside this process's.
+        environment: added to this process's environment.
 
     Raises:
-        ConcordError: it failed; the last lines that it wrote.
+        ConcordError: the command failed; the message has the last lines of its output.
     """
-    os.sync()  # nobody pays for what another has left to be written
+    os.sync()  # pending writes of an earlier command must not slow this one down
     before = os.times()
-    most, start = 0, time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+    peak, start = 0, time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
-            words, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         tree = psutil.Process(process.pid)
         while process.poll() is None:
-            most = max(most, _resident(tree))
+            peak = max(peak, _resident(tree))
             try:
-                process.wait(EVERY)
+                process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 continue
         seconds, after = time.perf_counter() - start, os.times()
         if process.returncode:
-            said.seek(0)
-            tail = "".join(said.readlines()[-15:])
-            raise ConcordError(f"{' '.join(words[1:4])}: ended with {process.returncode}:\n{tail}")
+            output.seek(0)
+            tail = "".join(output.readlines()[-15:])
+            raise ConcordError(f"{' '.join(command[1:4])}: failed with exit code {process.returncode}:\n{tail}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(seconds, cpu, most)
+    return Run(seconds, cpu, peak)
 
 
 def _resident(tree: psutil.Process) -> int:
@@ -157,7 +156,7 @@ def _resident(tree: psutil.Process) -> int:
         for process in (tree, *tree.children(recursive=True)):
             total += process.memory_info().rss
     except psutil.NoSuchProcess:
-        pass  # it has just ended
+        pass  # the process has just ended
     return total
 
 

@@ -1,4 +1,4 @@
-"""The data benchmark's results file: Markdown for people, JSON with every round."""
+"""Results files of the data benchmark: Markdown tables, and JSON with every round."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,40 +13,44 @@ from components.commands.machine import facts_line, machine_facts
 from components.shared.io.atomic import write_json, write_text
 
 
-def write_data_tables(out: Path, found: Sequence[dict[str, Any]]) -> None:
-    """Writes OUT.json and OUT.md; `found` is by size, the smallest first."""
-    where = machine_facts(("pillow", "pyarrow", "numpy", "great_expectations", "mlflow"))
-    write_json(out.with_suffix(".json"), {"sizes": list(found), "machine": where})
-    kb = found[-1]["bytes"] / found[-1]["rows"] / 1000
-    rounds = len(found[0]["ratios"])
+def write_data_tables(out: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes OUT.json and OUT.md; `results` has one entry per size, smallest first."""
+    facts = machine_facts(("pillow", "pyarrow", "numpy", "great_expectations", "mlflow"))
+    write_json(out.with_suffix(".json"), {"sizes": list(results), "machine": facts})
+    write_text(out.with_suffix(".md"), data_markdown(results, facts))
+
+
+def data_markdown(results: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Formats the speeds per size, and the cost of each further row between two sizes."""
+    kb = results[-1]["bytes"] / results[-1]["rows"] / 1000
+    rounds = len(results[0]["ratios"])
     lines = [
         "# Ingest and validate against a bare loop",
         "",
-        f"JPEG, {SIDE} px, quality {QUALITY}, {kb:.0f} KB each, no two alike. Ours: the steps ingest and validate as "
-        "commands, with all that they check, hash, split and report. The bare loop: one process that reads the files, "
-        "decodes them with Pillow and writes the same bytes to Parquet, no more. All files are read once before each, "
-        f"so both read from memory where they fit in it. Medians over {rounds} rounds in alternation (least to most). "
-        "Memory: the largest sum of "
-        "what the processes of a command have resident.",
+        f"JPEG, {SIDE} px, quality {QUALITY}, {kb:.0f} KB each, all different. Ours: the commands ingest and validate "
+        "with all their checks, hashes, splits and reports. The bare loop: one process that only reads files, decodes "
+        "them with Pillow and writes the same bytes to Parquet. All files are read once before each run, so that both "
+        f"sides read from the page cache if the files fit into memory. Medians over {rounds} alternating rounds "
+        "(minimum to maximum). Memory: peak resident memory summed over a command's processes.",
         "",
         "| rows | ingest | validate | ours | bare loop | ratio | memory, ours | memory, bare loop |",
         "|---|---|---|---|---|---|---|---|",
-        *(_line(size) for size in found),
+        *(_row(size) for size in results),
         "",
     ]
-    if len(found) > 1:
+    if len(results) > 1:
         lines += [
-            "What each further row costs, between two sizes: where the time is linear, it is the same.",
+            "Cost of each further row between two sizes; it is constant if the time grows linearly.",
             "",
             "| from | to | ours | bare loop | ratio | memory, ours |",
             "|---|---|---|---|---|---|",
-            *(_further(less, more) for less, more in pairwise(found)),
+            *(_further_row(less, more) for less, more in pairwise(results)),
             "",
         ]
-    write_text(out.with_suffix(".md"), "\n".join([*lines, facts_line(where)]) + "\n")
+    return "\n".join([*lines, facts_line(facts)]) + "\n"
 
 
-def _line(size: dict[str, Any]) -> str:
+def _row(size: dict[str, Any]) -> str:
     rows, ratios = size["rows"], size["ratios"]
     cells = [f"{rows:,}", *(f"{size['ours']['parts'][step]:.1f} s" for step in STEPS_TIMED)]
     for side in ("ours", "bare"):
@@ -58,7 +62,7 @@ def _line(size: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _further(less: dict[str, Any], more: dict[str, Any]) -> str:
+def _further_row(less: dict[str, Any], more: dict[str, Any]) -> str:
     rows = more["rows"] - less["rows"]
     ours, bare = (
         (more[side]["seconds"]["median"] - less[side]["seconds"]["median"]) / rows for side in ("ours", "bare")

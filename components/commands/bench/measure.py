@@ -1,4 +1,4 @@
-"""Whole training steps, timed by phase, and the memory of the policy pass."""
+"""Times whole training steps by phase, and measures the memory of the policy pass."""
 
 import tempfile
 import time
@@ -31,12 +31,12 @@ PHASES = ("step", "rollout", "reward", "policy pass", "optimizer")
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """One case of the benchmark.
 
     Attributes:
-        title: in words.
-        prompts, generations, max_new_tokens: of one step; None leaves what the settings say.
-        image_size: side of the pictures in pixels; a patch of the settings' size is a token.
+        title: heading of its table.
+        image_size: side of the images in pixels; each patch becomes one token. None: as in the settings.
+        prompts, generations, max_new_tokens: of one step; None: as in the settings.
     """
 
     title: str
@@ -45,12 +45,12 @@ class Case:
     generations: int | None = None
     max_new_tokens: int | None = None
 
-    def settings(self, given: Settings) -> Settings:
-        """The experiment's settings, changed to the case."""
+    def settings(self, base: Settings) -> Settings:
+        """The experiment's settings with the changes of this case."""
         step = {"prompts": self.prompts, "generations": self.generations, "max_new_tokens": self.max_new_tokens}
-        grpo = given.grpo.model_copy(update={name: value for name, value in step.items() if value})
-        tiny = _tiny(given).model_copy(update={"image_size": self.image_size} if self.image_size else {})
-        return given.model_copy(update={"grpo": grpo, "model": given.model.model_copy(update={"tiny": tiny})})
+        grpo = base.grpo.model_copy(update={name: value for name, value in step.items() if value})
+        tiny = _tiny(base).model_copy(update={"image_size": self.image_size} if self.image_size else {})
+        return base.model_copy(update={"grpo": grpo, "model": base.model.model_copy(update={"tiny": tiny})})
 
 
 CASES = {
@@ -62,26 +62,28 @@ CASES = {
 
 def _tiny(settings: Settings) -> TinyModel:
     if settings.model.tiny is None:
-        raise ConcordError("model.tiny: missing in the settings, and bench builds its model from it.")
+        raise ConcordError(
+            "model.tiny: missing in the settings. bench builds its model from it; use settings that have it."
+        )
     return settings.model.tiny
 
 
-def measure(case: Case, given: Settings, rounds: int) -> dict[str, Any]:
-    """Steps of both trainers in alternation, the first of each not counted.
+def measure(case: Case, base: Settings, rounds: int) -> dict[str, Any]:
+    """Times alternating steps of both trainers; the first step of each is a warm-up.
 
     Returns:
         `{"ours": ..., "trl": ...}`, each with `phases` (median, least and most seconds) and `policy_pass_bytes`;
-        `ratios`, TRL's time over ours, round by round; token counts and the limits that they set.
+        `ratios`, TRL's time over ours, one per round; the token counts, and the speed-up limits that follow from them.
     """
-    settings = case.settings(given)
+    settings = case.settings(base)
     with tempfile.TemporaryDirectory() as scratch:
-        made = _trainers(settings, Path(scratch), rounds + 2)
-        steps = {which: _Steps(trainer) for which, trainer in made.items()}
+        trainers = _trainers(settings, Path(scratch), rounds + 2)
+        steps = {which: _TimedSteps(trainer) for which, trainer in trainers.items()}
         times: dict[str, list[dict[str, float]]] = {which: [] for which in steps}
-        for turn in range(rounds + 1):
+        for number in range(rounds + 1):
             for which, one in steps.items():
                 seconds = one.step()
-                if turn:
+                if number:
                     times[which].append(seconds)
         memory = {which: one.policy_pass_bytes() for which, one in steps.items()}
         prompt_tokens, completion_tokens = steps["ours"].tokens
@@ -112,7 +114,7 @@ def _spread(times: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _trainers(settings: Settings, folder: Path, steps: int) -> dict[str, Any]:
-    """Ours and TRL's on the same data, from the same weights."""
+    """Our trainer and TRL's, with the same data and the same initial weights."""
     tiny = _tiny(settings)
     processor = build_processor(tiny, [settings.task.question])
     save(build_model(tiny, processor, seed=0), processor, folder / "model")
@@ -122,34 +124,34 @@ def _trainers(settings: Settings, folder: Path, steps: int) -> dict[str, Any]:
             image = render(scene, tiny.image_size)
             writer.add(Row(scene.id, image, float(scene.reading), settings.task.question, scene.id))
     grpo = settings.grpo.model_copy(update={"steps": steps})
-    shown = presentations(
+    dataset = presentations(
         training_rows(folder / "ingest", folder / "cache"),
         steps * grpo.prompts,
         0,
         grpo.augment,
-        lambda row, picture: {
+        lambda row, image: {
             "prompt": prompt(row["question"]),
-            "image": picture,
+            "image": image,
             "target": row["target"],
             "shot": "many",
         },
     )
-    made: dict[str, Any] = {}
+    trainers: dict[str, Any] = {}
     for which in ("ours", "trl"):
         model, processor = load(folder / "model", settings.model)
         arguments = training_arguments(grpo, settings, folder / which, 1)
-        common = {"model": model, "args": arguments, "train_dataset": shown, "processing_class": processor}
+        common = {"model": model, "args": arguments, "train_dataset": dataset, "processing_class": processor}
         if which == "ours":
-            made[which] = BatchRewardTrainer(settings=settings, **common)
+            trainers[which] = BatchRewardTrainer(settings=settings, **common)
         else:
             arguments.reward_weights = [grpo.reward_weight, grpo.format_weight]
             arguments.multi_objective_aggregation = "normalize_then_sum"
-            made[which] = GRPOTrainer(reward_funcs=_rewards(settings), **common)
-    return made
+            trainers[which] = GRPOTrainer(reward_funcs=_rewards(settings), **common)
+    return trainers
 
 
 def _rewards(settings: Settings) -> list[Callable[..., list[float]]]:
-    """The same two rewards as functions of TRL's."""
+    """Our two rewards as TRL reward functions."""
     task, generations = settings.task, settings.grpo.generations
 
     def numbers(completions: Any) -> np.ndarray:
@@ -157,10 +159,10 @@ def _rewards(settings: Settings) -> list[Callable[..., list[float]]]:
         return parse_answers(texts, task.low, task.high).reshape(-1, generations)
 
     def regression(completions: Any, target: list[float], **_: Any) -> list[float]:
-        found = regression_reward(
+        rewards = regression_reward(
             settings.grpo.reward, numbers(completions), target[::generations], task.low, task.high
         )
-        return list(found.reshape(-1))
+        return list(rewards.reshape(-1))
 
     def formatted(completions: Any, **_: Any) -> list[float]:
         return list(format_reward(numbers(completions)).reshape(-1))
@@ -168,8 +170,8 @@ def _rewards(settings: Settings) -> list[Callable[..., list[float]]]:
     return [regression, formatted]
 
 
-class _Steps:
-    """A trainer whose steps are taken one by one, with a clock on each phase."""
+class _TimedSteps:
+    """Runs a trainer step by step and times each phase."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -180,34 +182,34 @@ class _Steps:
         self._seconds: dict[str, float] = {}
         self._inputs: Any = None
         for name, phase in (("_generate", "rollout"), ("_calculate_rewards", "reward")):
-            setattr(trainer, name, self._clocked(getattr(trainer, name), phase))
+            setattr(trainer, name, self._timed(getattr(trainer, name), phase))
 
-    def _clocked(self, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def clocked(*args: Any, **kwargs: Any) -> Any:
-            with self._clock(phase):
-                return work(*args, **kwargs)
+    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._time(phase):
+                return function(*args, **kwargs)
 
-        return clocked
+        return timed
 
     @contextmanager
-    def _clock(self, phase: str) -> Iterator[None]:
-        _settle()
+    def _time(self, phase: str) -> Iterator[None]:
+        _synchronize()
         start = time.perf_counter()
         yield
-        _settle()
+        _synchronize()
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def step(self) -> dict[str, float]:
-        """Takes one optimizer step; seconds by phase."""
+        """Takes one optimizer step and returns the seconds by phase."""
         self._seconds = {}
-        with self._clock("step"):
+        with self._time("step"):
             for _ in range(self._trainer.args.gradient_accumulation_steps):
                 batch = next(self._batches)
                 self._inputs = self._trainer._prepare_inputs(batch)
-                with self._clock("policy pass"):
+                with self._time("policy pass"):
                     self._trainer.compute_loss(self._trainer.model, self._inputs).backward()
                 self._trainer._step += 1
-            with self._clock("optimizer"):
+            with self._time("optimizer"):
                 torch.nn.utils.clip_grad_norm_(self._trainer.model.parameters(), 1.0)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
@@ -215,25 +217,26 @@ class _Steps:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens of prompt and of completion in the last step, padded."""
+        """Prompt and completion tokens of the last step, with padding."""
         return self._inputs["prompt_ids"].shape[1], self._inputs["completion_ids"].shape[1]
 
     def policy_pass_bytes(self) -> int:
-        """What the policy pass on the last inputs holds at its fullest, beyond what was held before it."""
+        """Peak bytes that a policy pass on the last inputs allocates on top of what was allocated before."""
         trainer = self._trainer
         if on_accelerator():
             torch.accelerator.reset_peak_memory_stats()
             before = torch.accelerator.memory_allocated()
             trainer.compute_loss(trainer.model, self._inputs).backward()
             return torch.accelerator.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             trainer.compute_loss(trainer.model, self._inputs).backward()
-        events: Any = seen.profiler
+        events: Any = profiler.profiler
         sizes = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
         changes = np.array([e.nbytes() for e in sorted(sizes, key=lambda e: e.start_ns())])
         return int(np.cumsum(changes).max())
 
 
-def _settle() -> None:
+def _synchronize() -> None:
+    """Waits until the accelerator has finished its queued work."""
     if on_accelerator():
         torch.accelerator.synchronize()

@@ -1,4 +1,4 @@
-"""The benchmark's results file: Markdown for people, JSON with every round."""
+"""Results files of the GRPO benchmark: Markdown tables, and JSON with every round."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,27 @@ from components.commands.machine import facts_line, machine_facts
 from components.shared.io.atomic import write_json, write_text
 
 
-def write_tables(out: Path, found: dict[str, Any]) -> None:
-    """Writes OUT.json and OUT.md."""
-    where = machine_facts()
-    write_json(out.with_suffix(".json"), {"cases": found, "machine": where})
+def write_tables(out: Path, results: dict[str, Any]) -> None:
+    """Writes OUT.json and OUT.md; `results` is by case."""
+    facts = machine_facts()
+    write_json(out.with_suffix(".json"), {"cases": results, "machine": facts})
+    write_text(out.with_suffix(".md"), markdown(results, facts))
+
+
+def markdown(results: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Formats one table per case: seconds by phase, and memory of the policy pass."""
     lines = [
         "# One GRPO step: ours against TRL's stock trainer",
         "",
-        "Seconds, median over rounds in alternation (least to most). Ratio: TRL's over ours, median over rounds (least "
-        "to most). Limits: what sharing the prefix can bring by the token counts, G(P+L)/(P+GL) in the language "
-        "model and G in the vision tower. Memory: the most that the policy pass has allocated, weights and inputs left "
-        "out.",
+        "Seconds: median over alternating rounds (minimum to maximum). Ratio: TRL's time over ours, median over rounds "
+        "(minimum to maximum). Limits: the largest speed-up that sharing the prefix allows by the token counts, "
+        "G(P+L)/(P+GL) in the language model and G in the vision tower. Memory: peak allocation of the policy pass "
+        "without weights and inputs.",
         "",
     ]
-    for case in found.values():
+    for case in results.values():
         lines += [*_case(case), ""]
-    write_text(out.with_suffix(".md"), "\n".join([*lines, facts_line(where)]) + "\n")
+    return "\n".join([*lines, facts_line(facts)]) + "\n"
 
 
 def _case(case: dict[str, Any]) -> list[str]:

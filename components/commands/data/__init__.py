@@ -1,1 +1,1 @@
-"""`python -m components data`: the raw input in data/, and rows for other tools."""
+"""`python -m components data`: prepares the raw input in data/, and exports rows for other tools."""

@@ -1,6 +1,6 @@
-"""The raw input in data/: there, and the very version that data.dvc names.
+"""Ensures that the raw input in data/ exists and is the version that data.dvc names.
 
-`dvc repro` would take changed data for a new version and write its hash into data.dvc; so the look comes before it.
+This check runs before `dvc repro`, which would record changed data as a new version in data.dvc.
 """
 
 import subprocess
@@ -12,24 +12,24 @@ import yaml
 from components.commands.data.make import GaugeTable, make
 from components.console import console
 from components.errors import ConcordError
+from components.s3_address import is_s3, parse_s3
 from components.settings import load_settings
-from components.shared.s3.address import is_s3, parse_s3
 from components.shared.tracking.hashes import dvc_hash
 
 
 def ensure(pointer: Path = Path("data.dvc")) -> None:
-    """Pulls or makes the raw input where it is missing, then compares its hash with the pointer's.
+    """Fetches or generates the raw input if it is missing, and compares its hash with that in data.dvc.
 
-    Where params.yaml, beside the pointer, names a bucket as ingest.path, its objects are fetched into the cache: what
-    is wrong there is then told before DVC asks it for its version. A release that is pinned to a commit of a hub is
-    fetched from there. Another folder than the pointer's is none of its business.
+    It reads the section ingest of params.yaml beside data.dvc. If ingest.path is in a bucket, its objects are fetched
+    into the cache, so that errors appear before DVC reads the bucket's version. If ingest.release.hub is set and
+    ingest.path does not exist, the release is fetched from the hub. A folder other than that of data.dvc is left alone.
 
     Args:
-        pointer: DVC's file beside the folder that it stands for.
+        pointer: the .dvc file of the raw input.
 
     Raises:
-        ConcordError: the pointer is missing or no single folder's, or the hash differs; nothing is changed then. Or the
-            bucket cannot be read.
+        ConcordError: the pointer is missing or does not have exactly one output, the hash differs (nothing is changed
+            then), or the data cannot be fetched.
     """
     root = pointer.parent
     ingest = load_settings(root / "params.yaml").ingest
@@ -42,60 +42,62 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
         from components.commands.data.fetch import fetch
 
         fetch(ingest.release, root / ingest.path)
-    path, md5 = _pointed_at(pointer)
+    path, md5 = _read_pointer(pointer)
     data = root / path
     if (root / ingest.path).resolve() != data.resolve():
         return
-    made = _bring(pointer, data, ingest.source)
-    found = dvc_hash(data)
-    if found != md5:
+    generated = _pull_or_generate(pointer, data, ingest.source)
+    actual = dvc_hash(data)
+    if actual != md5:
         remedy = (
-            f"It was made anew just now, so the code that draws it has changed since {pointer} was written"
-            if made
+            f"It was generated just now, so the code that generates it has changed since {pointer} was written"
+            if generated
             else f"To get that version back, move {data} away and run make data"
         )
         raise ConcordError(
-            f"{data}: its hash is {found}, but {pointer} says {md5}: this is not the version that the experiment is "
-            f"about. {remedy}. To make it the new version: dvc add {data}, and commit {pointer}."
+            f"{data}: its hash is {actual}, but {pointer} says {md5}: this is not the version that the experiment "
+            f"uses. {remedy}. To make it the new version: dvc add {data}, and commit {pointer}."
         )
 
 
-def _bring(pointer: Path, data: Path, source: str) -> bool:
-    """Pulls or makes what is missing. True where it was made anew."""
-    # A pull that was killed leaves part of the files, which would look like changed data.
+def _pull_or_generate(pointer: Path, data: Path, source: str) -> bool:
+    """Pulls missing data from the DVC remote, or else generates it; returns whether it was generated."""
+    # A killed pull leaves some of the files, which would look like changed data.
     unfinished = pointer.parent / ".dvc" / "tmp" / "pull-unfinished"
     if data.exists() and not unfinished.exists():
         return False
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
-    made = not _pull(pointer)
-    if made and source != "gauges":
+    pulled = _pull(pointer)
+    if not pulled and source != "gauges":
         raise ConcordError(
-            f"{data}: missing, and no DVC remote gave it. Put the files of {pointer} there, or name a remote that "
-            "holds them: dvc remote add --default NAME URL"
+            f"{data}: missing, and no DVC remote has it. Put the files of {pointer} there, or add a remote that has "
+            "them: dvc remote add --default NAME URL"
         )
-    if made:
+    if not pulled:
         make(GaugeTable(), data)
     unfinished.unlink()
-    return made
+    return not pulled
 
 
-def _pointed_at(pointer: Path) -> tuple[str, str]:
-    """Path and md5 of the one output of a .dvc file."""
+def _read_pointer(pointer: Path) -> tuple[str, str]:
+    """Path and md5 of the single output of a .dvc file."""
     try:
         content = yaml.safe_load(pointer.read_text(encoding="utf-8"))
         (out,) = content["outs"]
         return out["path"], out["md5"]
     except FileNotFoundError:
         raise ConcordError(
-            f"{pointer}: missing, so nobody can say which data is right: git checkout {pointer}"
+            f"{pointer}: missing, so the data cannot be checked. To restore it: git checkout {pointer}"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ConcordError(f"{pointer}: not a .dvc file of one output ({error!r}): git checkout {pointer}") from None
+        raise ConcordError(
+            f"{pointer}: not a .dvc file with one output ({error!r}). To restore it: git checkout {pointer}"
+        ) from None
 
 
 def _pull(pointer: Path) -> bool:
-    """Whether the data came from a DVC remote; False where none is configured or it does not give it."""
+    """Pulls the data from the DVC remote; returns False if there is no remote or it does not have the data."""
     dvc = [sys.executable, "-m", "dvc"]
     remotes = subprocess.run(
         [*dvc, "remote", "list"],
@@ -112,5 +114,5 @@ def _pull(pointer: Path) -> bool:
         [*dvc, "pull", "--force", pointer.name], cwd=pointer.parent, stdin=subprocess.DEVNULL, check=False
     )
     if pull.returncode:
-        console.print("[yellow]warning[/] the remote did not give it; making it anew, and comparing hashes then")
+        console.print("[yellow]warning[/] the pull failed; generating the data instead")
     return pull.returncode == 0

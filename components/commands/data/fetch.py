@@ -1,5 +1,7 @@
-"""The release from the Hugging Face hub, at the commit that the settings pin: what `python -m components data ensure`
-brings where ingest.path is missing."""
+"""Fetches the release from the Hugging Face hub, at the commit in the settings.
+
+`python -m components data ensure` calls this if ingest.path does not exist.
+"""
 
 import hashlib
 import os
@@ -12,28 +14,28 @@ from components.errors import ConcordError
 from components.settings import Release
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.locks import output_lock
-from components.shared.io.progress import counted
+from components.shared.io.progress import with_progress
 
 
 def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
-    """Downloads the subset, or all, to `out`. What was downloaded before a kill is not downloaded again.
+    """Downloads the subset, or the whole data set, to `out`; resumes after a kill.
 
-    Every file is held against the hash that the hub lists for it; `out` appears when all is there. Credentials, where
-    the data set needs any, are the environment's (HF_TOKEN).
+    Every file is compared with the hash that the hub lists for it. `out` is created by a rename when all files are
+    complete. Credentials, if the data set needs any, come from the environment (HF_TOKEN).
 
     Args:
-        release: with its hub.
-        out: does not exist yet.
-        endpoint: of the hub; None: the environment's HF_ENDPOINT, or the public one.
+        release: its `hub` must be set.
+        out: must not exist yet.
+        endpoint: URL of the hub; None: HF_ENDPOINT from the environment, or the public hub.
 
     Raises:
-        ConcordError: the hub does not give it, or a file is not what the hub lists.
+        ConcordError: the download fails, or a file does not have the hash that the hub lists.
     """
-    from huggingface_hub import HfApi  # half a second
+    from huggingface_hub import HfApi  # importing it takes half a second
     from huggingface_hub.hf_api import RepoFile
 
     hub = release.hub
-    assert hub is not None  # the caller sees to it
+    assert hub is not None  # the caller checks it
     name = f"{hub.id} at {hub.revision[:12]}"
     console.print(f"{out}: fetching {name}{f', {release.subset}' if release.subset else ''}", markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,23 +49,23 @@ def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
             )
             tree = api.list_repo_tree(hub.id, release.subset, recursive=True, repo_type=kind, revision=hub.revision)
             files = [entry for entry in tree if isinstance(entry, RepoFile)]
-            for entry in counted(files, "checking", len(files)):
+            for entry in with_progress(files, "checking", len(files)):
                 expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
                 _check(fetched / entry.path, expected, is_lfs=bool(entry.lfs), name=name)
-            shutil.rmtree(fetched / ".cache", ignore_errors=True)  # the library's own notes
+            shutil.rmtree(fetched / ".cache", ignore_errors=True)  # download metadata of the library
             os.replace(fetched, out)
     except ConcordError:
         raise
-    except Exception as error:  # of the library, of its HTTP client, of the system: each of a family of its own
+    except Exception as error:  # the library, its HTTP client and the system have no common class of errors
         reason = re.sub(r"\?[^\s'\"]*", "", (str(error).strip() or type(error).__name__).splitlines()[0])
         raise ConcordError(
             f"{name}: could not be fetched: {reason}\nCheck ingest.release.hub (id, revision) and the network, and run "
-            f"again: what is there already stays. Or put the files in {out} yourself."
+            f"again: files that are complete are kept. Or put the files in {out} yourself."
         ) from None
 
 
 def _check(path: Path, expected: str, is_lfs: bool, name: str) -> None:
-    """Holds a file against its hash: of large files the SHA-256, of others git's own."""
+    """Compares a file with its hash: SHA-256 for large files, git's blob hash for others; removes it if it differs."""
     digest = hashlib.sha256() if is_lfs else hashlib.sha1(usedforsecurity=False)
     if not is_lfs:
         digest.update(f"blob {path.stat().st_size}\0".encode())
@@ -72,4 +74,6 @@ def _check(path: Path, expected: str, is_lfs: bool, name: str) -> None:
             digest.update(part)
     if digest.hexdigest() != expected:
         path.unlink()
-        raise ConcordError(f"{name}: {path.name} is not what the hub lists, by its hash. It was removed: run again.")
+        raise ConcordError(
+            f"{name}: {path.name} does not have the hash that the hub lists. The file was removed: run again."
+        )

@@ -1,4 +1,4 @@
-"""The raw input of the default experiment: a table of gauge scenes, drawn from a seed."""
+"""Generates the raw input of the default experiment, a table of gauge scenes, from a seed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,13 @@ from components.shared.io.atomic import new_folder
 
 @dataclass(frozen=True)
 class GaugeTable:
-    """What decides the table.
+    """The parameters of the table.
 
     Attributes:
-        seed: decides every pixel.
-        head: training scenes of the commonest reading.
-        operating_point: the commonest reading, in percent.
-        decay: percent over which the number of training scenes falls by e.
+        seed: random seed; it determines every pixel.
+        head: training scenes of the most common reading.
+        operating_point: the most common reading, in percent.
+        decay: percent of the scale over which the number of training scenes falls by a factor of e.
         floor: training scenes of the rarest reading.
         val, test: scenes per reading.
     """
@@ -35,4 +35,4 @@ def make(table: GaugeTable, out: Path) -> None:
     scenes = draw_scenes(table.seed, counts, table.val, table.test)
     with new_folder(out) as folder:
         (folder / "scenes.csv").write_text(write_scenes(scenes), encoding="utf-8")
-    print(f"{out / 'scenes.csv'}: {len(scenes)} scenes, {int(counts.sum())} to train on")
+    print(f"{out / 'scenes.csv'}: {len(scenes)} scenes, {int(counts.sum())} of them for training")

@@ -1,1 +1,1 @@
-"""One batch of a training step, without weights, data or traces: what would it need?"""
+"""Estimates the memory and tokens that a training step needs, without weights, data or outputs."""

@@ -1,4 +1,4 @@
-"""The model of an experiment from its config, without weights, and the processor that goes with it."""
+"""Builds an experiment's model from its config, without pretrained weights, and loads its processor."""
 
 from typing import Any
 
@@ -22,84 +22,86 @@ from components.shared.model.quiet import quiet
 from components.shared.model.suppression import suppress_placeholders
 from components.shared.model.tiny import build_model, build_processor
 
-_REMEDY = "A dry run needs config.json and the processor's files: from the hub, or from a folder that model.name names."
+_REMEDY = "A dry run needs config.json and the processor's files. Set model.name to a hub id or a folder that has them."
 
 
-def processor_of(settings: Settings) -> Any:
-    """The experiment's processor, pictures limited as the settings say.
+def load_processor(settings: Settings) -> Any:
+    """Loads the experiment's processor and applies model.max_pixels.
 
     Raises:
-        ConcordError: it cannot be loaded.
+        ConcordError: the processor cannot be loaded.
     """
     quiet()
     model = settings.model
     if model.name == "tiny":
-        assert model.tiny is not None  # the settings see to it
+        assert model.tiny is not None  # checked by the settings
         processor: Any = build_processor(model.tiny, [settings.task.question])
     else:
         try:
-            processor = _loaded(model.name, model.revision)
+            processor = _load_auto_processor(model.name, model.revision)
         except (OSError, ValueError, ImportError) as error:
-            raise _unbuilt(model.name, "no processor could be loaded", error) from error
+            raise _error(model.name, "the processor could not be loaded", error) from error
     processor.tokenizer.padding_side = "left"
     limit_pixels(processor, model.max_pixels)
     return processor
 
 
-def _loaded(name: str, revision: str | None) -> Any:
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+def _load_auto_processor(name: str, revision: str | None) -> Any:
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        return AutoProcessor.from_pretrained(name, **where)
+        return AutoProcessor.from_pretrained(name, **options)
     except ImportError as error:
-        kind = AutoConfig.from_pretrained(name, **where).model_type
+        kind = AutoConfig.from_pretrained(name, **options).model_type
         if "orchvision" not in str(error) or kind not in ("qwen2_vl", "qwen2_5_vl"):
             raise
-    # Only the processor's part for videos needs torchvision, and here are none.
-    images = AutoImageProcessor.from_pretrained(name, **where)
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    return _WithoutVideo(images, tokenizer, None, chat_template=tokenizer.chat_template)
+    # Only the video part of the processor needs torchvision, and there are no videos here.
+    images = AutoImageProcessor.from_pretrained(name, **options)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    return _ImageOnlyProcessor(images, tokenizer, None, chat_template=tokenizer.chat_template)
 
 
-class _WithoutVideo(Qwen2_5_VLProcessor):
-    """Qwen2-VL's processor for pictures alone."""
+class _ImageOnlyProcessor(Qwen2_5_VLProcessor):
+    """Qwen2-VL's processor without its video part."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """None for the part that is missing is right."""
+        """Accepts None for the missing video processor."""
         return None
 
 
-def config_of(settings: Settings) -> PretrainedConfig:
-    """The config of a model that is not the tiny one.
+def load_config(settings: Settings) -> PretrainedConfig:
+    """Loads the config of a model other than the tiny one.
 
     Raises:
-        ConcordError: it cannot be loaded.
+        ConcordError: the config cannot be loaded.
     """
     model = settings.model
     try:
         return AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise _unbuilt(model.name, "no config could be loaded", error) from error
+        raise _error(model.name, "the config could not be loaded", error) from error
 
 
 def model_type(settings: Settings) -> str:
-    """The architecture, by transformers' name."""
-    return "idefics3" if settings.model.name == "tiny" else str(config_of(settings).model_type)
+    """transformers' name of the architecture."""
+    return "idefics3" if settings.model.name == "tiny" else str(load_config(settings).model_type)
 
 
-def build(settings: Settings, processor: Any, device: torch.device, temperature: float, checkpointing: bool) -> Any:
-    """The model as a step trains it, with random weights on `device`, or with none on the meta device.
+def build_training_model(
+    settings: Settings, processor: Any, device: torch.device, temperature: float, checkpointing: bool
+) -> Any:
+    """Builds the model as a step trains it, with random weights on `device`, or without weights on the meta device.
 
     Args:
-        temperature: of the log-probs, where TRL's own path is taken.
-        checkpointing: of gradients.
+        temperature: of the log-probs in TRL's path without a shared prefix.
+        checkpointing: whether gradient checkpointing is on.
 
     Raises:
-        ConcordError: there is no such vision-language model.
+        ConcordError: the config is not one of a vision-language model.
     """
     with torch.device(device):
-        model = _plain(settings, processor, device)
+        model = _model_from_config(settings, processor, device)
         suppress_placeholders(model, processor)
-        # As TRL's trainers do, the names being what both of theirs ask for.
+        # TRL's trainers do this too; these outputs are the ones that SFT and GRPO request.
         add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy", "is_top1"))
         ready = trainable(model, settings.model)
     if checkpointing:
@@ -109,25 +111,25 @@ def build(settings: Settings, processor: Any, device: torch.device, temperature:
     return ready.train()
 
 
-def _plain(settings: Settings, processor: Any, device: torch.device) -> Any:
+def _model_from_config(settings: Settings, processor: Any, device: torch.device) -> Any:
     chosen = settings.model
-    # The kernel cannot run without content, and SDPA's on a GPU is the same one.
+    # FlashAttention's kernel cannot run on fake tensors; SDPA uses the same kernel on a GPU.
     attention = "sdpa" if device.type in ("meta", "cpu") and "flash" in chosen.attention else chosen.attention
     if chosen.name == "tiny":
         assert chosen.tiny is not None
-        with torch.device("cpu"):  # it is small, and some of its weights are computed
+        with torch.device("cpu"):  # small, and some of its weights are computed
             model: Any = build_model(chosen.tiny, processor, settings.sft.seed)
         model = model.to(device, DTYPES[chosen.dtype])
         model.set_attn_implementation(attention)
         return model
     try:
         return AutoModelForImageTextToText.from_config(
-            config_of(settings), dtype=DTYPES[chosen.dtype], attn_implementation=attention, trust_remote_code=False
+            load_config(settings), dtype=DTYPES[chosen.dtype], attn_implementation=attention, trust_remote_code=False
         )
     except (ValueError, ImportError) as error:
-        raise _unbuilt(chosen.name, "no vision-language model could be built", error) from error
+        raise _error(chosen.name, "the vision-language model could not be built", error) from error
 
 
-def _unbuilt(name: str, what: str, error: Exception) -> ConcordError:
+def _error(name: str, problem: str, error: Exception) -> ConcordError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ConcordError(f"{name}: {what}: {first}\n{_REMEDY}")
+    return ConcordError(f"{name}: {problem}: {first}\n{_REMEDY}")

@@ -1,7 +1,7 @@
-"""`python -m components sft|grpo --dry-run`: what a training step would need, before anything is downloaded or trained.
+"""`python -m components sft|grpo --dry-run`: prints what a training step needs, without weights and without training.
 
-The model is built from its config; of a hub, config and processor are fetched and no weights. One batch goes forward
-and backward: without content, and where there is an accelerator, there as well with random weights. Nothing is written.
+The model is built from its config; only config and processor are fetched from a hub. One batch runs forward and
+backward on fake tensors, and with random weights on an accelerator if there is one. Nothing is written.
 """
 
 from dataclasses import dataclass
@@ -11,102 +11,102 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from components.commands.dry_run.batch import Batch, batch_of
-from components.commands.dry_run.build import model_type, processor_of
-from components.commands.dry_run.memory import Loss, Memory, grpo_loss, measured, reckoned, sft_loss
+from components.commands.dry_run.batch import Batch, build_batch
+from components.commands.dry_run.build import load_processor, model_type
+from components.commands.dry_run.memory import Loss, Memory, estimate_memory, grpo_loss, measure_memory, sft_loss
 from components.errors import ConcordError
-from components.grpo.shared_prefix import obstacle
 from components.launcher import to_launch, world_size
 from components.settings import Settings
 from components.shared.model.device import device, on_accelerator
+from components.shared.model.shared_prefix import unshared_reason
 
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
-class Share:
-    """What falls to one device at once.
+class DeviceBatch:
+    """Size of the batch of one device.
 
     Attributes:
-        inputs, answers: how many inputs, and answers to each.
-        length: tokens of an answer; None: of the longest right one.
-        unshared: why the prefix cannot be shared; None where it can, or has one answer.
-        loss: of the pass.
-        words: the same for a person.
+        inputs, answers: number of inputs, and of answers to each.
+        length: tokens per answer; None: those of the longest correct one.
+        obstacle: why the prefix cannot be shared; None if it can, or if there is one answer per input.
+        loss: computes the loss of the pass.
+        description: the sizes as text for the user.
     """
 
     inputs: int
     answers: int
     length: int | None
-    unshared: str | None
+    obstacle: str | None
     loss: Loss
-    words: str
+    description: str
 
 
 def dry_run(step: str, settings: Settings, ingest: Path) -> None:
-    """Prints the table for one device of the step `sft` or `grpo`.
+    """Prints what one device needs for the step `sft` or `grpo`.
 
     Args:
-        ingest: row shards; where there is no such folder, pictures are made.
+        ingest: row shards; if the folder does not exist, noise images are generated.
 
     Raises:
-        ConcordError: config or processor cannot be loaded, or a step cannot be shared out evenly.
+        ConcordError: config or processor cannot be loaded, or the batch cannot be divided evenly over the ranks.
     """
-    share = _of_sft(settings) if step == "sft" else _of_grpo(settings)
-    processor = processor_of(settings)
-    batch = batch_of(settings, processor, ingest, share.inputs, share.answers, share.length)
-    memory = reckoned(settings, step, processor, batch, share.loss)
+    size = _sft_batch(settings) if step == "sft" else _grpo_batch(settings)
+    processor = load_processor(settings)
+    batch = build_batch(settings, processor, ingest, size.inputs, size.answers, size.length)
+    memory = estimate_memory(settings, step, processor, batch, size.loss)
     lines = [
         ("model", f"{settings.model.name}, {settings.model.dtype}, {settings.model.attention}"),
-        ("parameters", f"{_millions(memory.parameters)}, of which trained: {_millions(memory.trainable)}"),
-        ("inputs", share.words),
-        ("pictures", batch.pictures),
-        ("tokens of an input", _tokens(batch)),
-        *([("shared prefix", _sharing(batch, share.unshared))] if share.answers > 1 else []),
+        ("parameters", f"{_millions(memory.parameters)}, of which {_millions(memory.trainable)} are trained"),
+        ("inputs", size.description),
+        ("images", batch.image_source),
+        ("tokens per input", _tokens(batch)),
+        *([("shared prefix", _sharing(batch, size.obstacle))] if size.answers > 1 else []),
         *_memory(memory),
     ]
     if on_accelerator():
-        seen = measured(settings, step, processor, batch, share.loss, device())
-        lines.append((f"measured on {device()}", f"{_size(seen.total)}, activations {_size(seen.activations)}"))
+        measured = measure_memory(settings, step, processor, batch, size.loss, device())
+        lines.append((f"measured on {device()}", f"{_size(measured.total)}, activations {_size(measured.activations)}"))
     _show(f"{settings.experiment}, {step}: one batch on one device", lines)
 
 
-def _of_sft(settings: Settings) -> Share:
+def _sft_batch(settings: Settings) -> DeviceBatch:
     inputs = settings.sft.batch_size
-    words = f"{inputs} on each device, {settings.sft.accumulation} accumulation"
-    return Share(inputs, 1, None, None, sft_loss, words)
+    description = f"{inputs} per device, {settings.sft.accumulation} accumulation"
+    return DeviceBatch(inputs, 1, None, None, sft_loss, description)
 
 
-def _of_grpo(settings: Settings) -> Share:
+def _grpo_batch(settings: Settings) -> DeviceBatch:
     grpo = settings.grpo
     ranks = settings.launcher.num_processes if to_launch(settings.launcher) else world_size()
     inputs, rest = divmod(grpo.prompts, grpo.accumulation * ranks)
     parts = f"{grpo.accumulation} accumulation x {ranks} ranks"
     if rest:
         raise ConcordError(
-            f"grpo: {grpo.prompts} prompts cannot be shared out evenly over {parts}. Make prompts a multiple of "
+            f"grpo.prompts: {grpo.prompts} cannot be divided evenly over {parts}. Make it a multiple of "
             f"{grpo.accumulation * ranks}."
         )
-    unshared = obstacle(model_type(settings), settings.model.attention)
+    reason = unshared_reason(model_type(settings), settings.model.attention)
     if settings.launcher.config is not None:
-        unshared = unshared or "launcher.config may ask for FSDP or DeepSpeed, which do not go with it"
-    loss = grpo_loss(unshared is None, grpo.temperature)
-    words = f"{inputs} of {grpo.prompts} ({parts}), {grpo.generations} answers each"
-    return Share(inputs, grpo.generations, grpo.max_new_tokens, unshared, loss, words)
+        reason = reason or "launcher.config may select FSDP or DeepSpeed, which cannot share it"
+    loss = grpo_loss(reason is None, grpo.temperature)
+    description = f"{inputs} of {grpo.prompts} ({parts}), {grpo.generations} answers each"
+    return DeviceBatch(inputs, grpo.generations, grpo.max_new_tokens, reason, loss, description)
 
 
 def _tokens(batch: Batch) -> str:
     image, prompt = _range(batch.image_tokens), _range(batch.prompt_tokens)
-    return f"image {image}, prompt {prompt}, each answer at most {batch.completions.shape[1]}"
+    return f"image {image}, prompt {prompt}, each answer up to {batch.completions.shape[1]}"
 
 
-def _sharing(batch: Batch, unshared: str | None) -> str:
-    if unshared is not None:
-        return f"no: {unshared}"
+def _sharing(batch: Batch, reason: str | None) -> str:
+    if reason is not None:
+        return f"no: {reason}"
     prefix = int((batch.image_tokens + batch.prompt_tokens).sum())
     answers = len(batch.owners) // len(batch.image_tokens)
     suffix = batch.completions.numel()
-    return f"yes: {prefix + suffix:,} tokens in the decoder, not {answers * prefix + suffix:,}"
+    return f"yes: {prefix + suffix:,} tokens in the decoder instead of {answers * prefix + suffix:,}"
 
 
 def _memory(memory: Memory) -> list[tuple[str, str]]:
@@ -114,10 +114,10 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
         "weights": memory.weights,
         "adapters": memory.adapters,
         "gradients": memory.gradients,
-        "optimizer's state": memory.optimizer,
+        "optimizer state": memory.optimizer,
         "reference model": memory.reference,
         "activations, at most": memory.activations,
-        "memory, reckoned": memory.total,
+        "memory, estimated": memory.total,
     }
     return [(name, _size(size)) for name, size in parts.items()]
 

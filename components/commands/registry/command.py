@@ -1,4 +1,4 @@
-"""`python -m components registry show|promote|rollback`: the model registry by hand."""
+"""`python -m components registry show|promote|rollback`: shows and changes the versions of a registered model."""
 
 import argparse
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-def main(words: Sequence[str]) -> None:
-    """Promotes a version, goes back to the champion before, or shows what there is.
+def main(arguments: Sequence[str]) -> None:
+    """Promotes a version, rolls back to the previous champion, or shows the versions.
 
     Raises:
-        ConcordError: no such version, no champion to go back to, no model of that name.
+        ConcordError: the model or the version does not exist, or there is no previous champion.
     """
-    given = parser().parse_args(words)
-    name = given.model or load_settings(given.params).registry.model
+    args = parser().parse_args(arguments)
+    name = args.model or load_settings(args.params).registry.model
     registry = Registry(connect(), name)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -39,36 +39,37 @@ def main(words: Sequence[str]) -> None:
             f"{name}: no version in the registry at {masked(tracking_uri())}. Register one (make run), or name another "
             "model with --model."
         )
-    if given.command == "promote":
-        number = str(registry.version(given.version).version)
-        registry.describe(number, f"promoted by hand: {given.reason}")
-        previous = registry.promote(number, given.reason)
-        console.print(f"{name}: version {number} is champion" + (f", after version {previous}" if previous else ""))
-    elif given.command == "rollback":
-        left, back = registry.rollback(given.reason)
-        console.print(f"{name}: version {back} is champion again, version {left} is not")
-    elif given.version:
-        details(console, registry.version(given.version), _aliases(registry, given.version))
+    if args.command == "promote":
+        number = str(registry.version(args.version).version)
+        registry.describe(number, f"promoted by hand: {args.reason}")
+        previous = registry.promote(number, args.reason)
+        replaced = f" and replaces version {previous}" if previous else ""
+        console.print(f"{name}: version {number} is champion{replaced}")
+    elif args.command == "rollback":
+        current, previous = registry.rollback(args.reason)
+        console.print(f"{name}: version {previous} is champion again and replaces version {current}")
+    elif args.version:
+        details(console, registry.version(args.version), _aliases(registry, args.version))
     else:
         _overview(console, registry, versions)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that it takes."""
+    """Returns the parser of the command line."""
     top = argparse.ArgumentParser(prog="python -m components registry", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="names the model (default: %(default)s)"
+        "--params", type=Path, default=Path("params.yaml"), help="settings that name the model (default: %(default)s)"
     )
     common.add_argument("--model", help="registered model (default: register.model in the params)")
     commands = top.add_subparsers(dest="command", required=True)
     promote = commands.add_parser("promote", parents=[common], help="make a version champion")
-    promote.add_argument("--version", required=True, metavar="N")
-    promote.add_argument("--reason", required=True, help="kept with the version, with your name and the time")
-    rollback = commands.add_parser("rollback", parents=[common], help="make the champion before champion again")
-    rollback.add_argument("--reason", default="rolled back by hand", help="(default: %(default)s)")
-    show = commands.add_parser("show", parents=[common], help="versions, aliases, metrics, reasons, hashes")
-    show.add_argument("--version", metavar="N", help="one: its ancestry, and the decision")
+    promote.add_argument("--version", required=True, metavar="N", help="number of the version")
+    promote.add_argument("--reason", required=True, help="stored with the version, your name and the time")
+    rollback = commands.add_parser("rollback", parents=[common], help="make the previous champion the champion again")
+    rollback.add_argument("--reason", default="rolled back by hand", help="stored likewise (default: %(default)s)")
+    show = commands.add_parser("show", parents=[common], help="list versions with aliases, metrics, hashes and reasons")
+    show.add_argument("--version", metavar="N", help="show one version with its ancestry and the promotion decision")
     return top
 
 
@@ -84,7 +85,7 @@ def _overview(console: Console, registry: Registry, versions: Sequence["ModelVer
         table.add_column(f"MAE\n{group}", justify="right", no_wrap=True)
     for head in ("weights\ndata", "commit"):
         table.add_column(head, no_wrap=True)
-    table.add_column("why", ratio=1, min_width=40)
+    table.add_column("reason", ratio=1, min_width=40)
     for version in versions:
         tags = version.tags
         table.add_row(
@@ -99,7 +100,7 @@ def _overview(console: Console, registry: Registry, versions: Sequence["ModelVer
 
 
 def _history(tags: dict[str, str]) -> str:
-    """Reason of the decision, and what people did since."""
+    """Returns the reason of the decision, and the last promotion or rollback."""
     lines = [tags[REASON]] if REASON in tags else []
     if f"{ROLLED_BACK}at" in tags:
         lines.append(

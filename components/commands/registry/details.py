@@ -1,4 +1,4 @@
-"""What `python -m components registry show --version N` prints: a version's ancestry, and the decision about it."""
+"""Prints `python -m components registry show --version N`: a version's ancestry and its promotion decision."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,9 @@ from rich.text import Text
 from components.register.ancestry import ANCESTOR, DATA
 from components.register.registry import PROMOTED, REASON, ROLLED_BACK
 from components.shared.scoring.shots import GROUPS
+from components.shared.tracking.flatten import flatten
 from components.shared.tracking.hashes import Content
-from components.shared.tracking.step_run import PIPELINE_RUN, flat
+from components.shared.tracking.tags import PIPELINE_RUN
 from components.steps import STEPS
 
 if TYPE_CHECKING:
@@ -20,41 +21,42 @@ if TYPE_CHECKING:
 
 
 def details(console: Console, version: "ModelVersion", aliases: Sequence[str]) -> None:
-    """Prints it, from the version's tags alone: runs may be gone."""
+    """Prints the details from the version's tags only, because its runs may have been deleted."""
     tags = version.tags
     console.print(Text(f"{version.name} version {version.version}  {' '.join(aliases)}", style="bold"))
     _rows(console, "Decision", decision(tags))
-    _rows(console, "Made from", sources(tags))
+    _rows(console, "Sources", sources(tags))
     steps = {name: json.loads(tags[f"{ANCESTOR}{name}"]) for name in STEPS if f"{ANCESTOR}{name}" in tags}
     if steps:
         _steps(console, steps)
     settings = json.loads(tags.get("concord.settings", "{}"))
-    deciding = {section for step in STEPS.values() for section in step.sections}
-    _rows(console, "Params", ((name, _in_line(settings[name])) for name in settings if name in deciding))
+    sections = {section for step in STEPS.values() for section in step.sections}
+    _rows(console, "Params", ((name, _one_line(settings[name])) for name in settings if name in sections))
 
 
 def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Who promoted or rolled back, when, why, and the figures that it was decided on."""
+    """Yields who promoted or rolled back the version, when, why, and the figures behind the decision."""
     if f"{PROMOTED}at" in tags:
-        after = f", after version {tags[f'{PROMOTED}previous']}" if tags.get(f"{PROMOTED}previous") else ""
-        yield "promoted", f"by {tags[f'{PROMOTED}by']}, {tags[f'{PROMOTED}at']}{after}: {tags[f'{PROMOTED}why']}"
+        previous = tags.get(f"{PROMOTED}previous")
+        replaced = f", replacing version {previous}" if previous else ""
+        yield "promoted", f"by {tags[f'{PROMOTED}by']}, {tags[f'{PROMOTED}at']}{replaced}: {tags[f'{PROMOTED}why']}"
     if f"{ROLLED_BACK}at" in tags:
         yield (
             "rolled back",
             f"by {tags[f'{ROLLED_BACK}by']}, {tags[f'{ROLLED_BACK}at']}, to version {tags[f'{ROLLED_BACK}to']}: "
             f"{tags[f'{ROLLED_BACK}why']}",
         )
-    decided: dict[str, Any] = json.loads(tags.get("concord.decision", "{}"))
-    if decided:
-        yield "the rule is", f"{'met' if decided['promoted'] else 'not met'}: {decided['reason']}"
+    outcome: dict[str, Any] = json.loads(tags.get("concord.decision", "{}"))
+    if outcome:
+        yield "the rule is", f"{'met' if outcome['promoted'] else 'not met'}: {outcome['reason']}"
     elif f"{PROMOTED}at" not in tags:
-        yield "not promoted", tags.get(REASON, "nothing was decided")
-    if few := decided.get("few"):
+        yield "not promoted", tags.get(REASON, "no decision")
+    if few := outcome.get("few"):
         low, high = few["ci"] or (None, None)
         interval = f" (95 % interval {low:.3g} to {high:.3g})" if low is not None else ""
-        yield "few-shot", f"MAE {few['difference']:+.3g} against the bar{interval}"
-    if met := decided.get("met"):
-        yield "conditions", ", ".join(f"{name} {'met' if held else 'not met'}" for name, held in met.items())
+        yield "few-shot", f"MAE {few['difference']:+.3g} against the baseline{interval}"
+    if met := outcome.get("met"):
+        yield "conditions", ", ".join(f"{name} {'met' if is_met else 'not met'}" for name, is_met in met.items())
     if "concord.metrics" in tags:
         figures = json.loads(tags["concord.metrics"])["groups"]
         for group in GROUPS:
@@ -63,12 +65,12 @@ def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 mae = f"{figures[group]['mae']:.2f} ({low:.2f} to {high:.2f}), {figures[group]['n']} images"
                 yield f"MAE {group}", mae
     if "concord.verified" in tags:
-        held = tags["concord.verified"] == "true"
-        yield "verified", f"the registry's model {'answers' if held else 'does not answer'} as evaluated"
+        equal = tags["concord.verified"] == "true"
+        yield "verified", f"predictions of the registered model {'equal' if equal else 'differ from'} those of evaluate"
 
 
 def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Data, code, weights, and the runs above the steps."""
+    """Yields the hashes of data and weights, the commit, and the parent runs."""
     for title, key in (
         ("raw data", DATA),
         ("weights", "concord.in.grpo"),
@@ -82,9 +84,9 @@ def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def _steps(console: Console, steps: Mapping[str, Mapping[str, Any]]) -> None:
     runs = _table("Steps")
-    for head in ("step", "MLflow run", "commit", "code", "fetched, made before"):
+    for head in ("step", "MLflow run", "commit", "code", "cached outputs from"):
         runs.add_column(head, no_wrap=True)
-    contents = _table("What each was given and made")
+    contents = _table("Inputs and outputs")
     for head in ("step", "", "port", "DVC hash"):
         contents.add_column(head, no_wrap=True)
     for head in ("bytes", "files"):
@@ -92,11 +94,11 @@ def _steps(console: Console, steps: Mapping[str, Mapping[str, Any]]) -> None:
     for name, step in steps.items():
         commit = step["commit"][:8] + (" + changes" if step["dirty"] else "")
         runs.add_row(name, step["run"], commit, step["code"], step["reused"])
-        for way in ("in", "out"):
-            for port, kept in step[way].items():
-                content = Content(**kept)
+        for direction in ("in", "out"):
+            for port, fields in step[direction].items():
+                content = Content(**fields)
                 files = "" if content.nfiles is None else str(content.nfiles)
-                contents.add_row(name, way, port, content.md5, f"{content.size:,}", files)
+                contents.add_row(name, direction, port, content.md5, f"{content.size:,}", files)
     console.print(runs)
     console.print(contents)
 
@@ -122,6 +124,6 @@ def _rows(console: Console, title: str, pairs: Iterator[tuple[str, str]]) -> Non
         console.print(table)
 
 
-def _in_line(content: Mapping[str, Any]) -> str:
-    leaves = flat(content).items()
+def _one_line(content: Mapping[str, Any]) -> str:
+    leaves = flatten(content).items()
     return ", ".join(f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in leaves)

@@ -1,1 +1,1 @@
-"""The forms in which raw input comes: a reader for each."""
+"""Readers of raw input, one module per format."""

@@ -1,7 +1,7 @@
-"""Images in tar archives that strangers packed: found in one pass over the headers, and read where they lie.
+"""Reads images from untrusted tar archives in place, after one pass over the headers.
 
-Nothing is written by a name that an archive gives. An archive with a link, a device, a path that leads out, or two
-members of one name is refused whole; so is one that is cut short, or that unpacks to far more than images can.
+No member name is ever used as a path to write to. An archive is refused as a whole if it is truncated, if it unpacks to
+far more than its size, or if it contains a link, a device, a path outside the archive or two members of the same name.
 """
 
 import gzip
@@ -19,14 +19,15 @@ from typing import IO
 
 from components.errors import ConcordError
 from components.shared.io.disk_full import disk_full_errors
-from components.shared.io.text import shown
+from components.shared.io.text import quoted
 
-MOST_BYTES = 256 << 20  # of one member
-MOST_RATIO = 100  # unpacked over packed; images hardly shrink, tar's own padding of small ones by a factor of 20
+MAX_MEMBER_BYTES = 256 << 20
+# Unpacked over packed size. Images hardly compress, but tar's padding of small ones compresses by a factor of 20.
+MAX_RATIO = 100
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_OPEN = 32  # files at once
+_MAX_OPEN = 32  # files open at once
 _CHUNK = 1 << 20
-_REMEDY = "It is no archive that this project would read: get it anew from where it was published."
+_REMEDY = "Such an archive is not read: download it again from its publisher."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        archive: the archive's place in the list.
+        archive: the archive's index in the list of archives.
         name: normalised path in the archive.
-        offset, size: where its bytes are in the unpacked archive.
+        offset, size: position of its bytes in the uncompressed archive.
     """
 
     archive: int
@@ -46,39 +47,39 @@ class Member:
 
 
 class Archives:
-    """Tar archives, plain or gzipped, to be read at any place. A context manager: it holds files open.
+    """Random access to tar archives, plain or gzipped. A context manager, since it keeps files open.
 
-    A plain archive is read where it lies. A gzipped one is unpacked, as one stream, to a temporary file without a name.
+    A plain archive is read in place. A gzipped one is decompressed to an unnamed temporary file.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        """Opens nothing yet.
+        """Opens no file yet.
 
         Args:
-            paths: of the archives; members refer to their places in it.
+            paths: of the archives; members refer to them by index.
         """
         self.paths = paths
         self._open: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._unpacked: dict[int, IO[bytes]] = {}
 
     def __enter__(self) -> "Archives":
-        """Itself."""
+        """Returns the archives."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """As `close`."""
+        """Closes all files."""
         self.close()
 
     def close(self) -> None:
-        """Closes what is open; what was unpacked is gone."""
+        """Closes all files; temporary ones are deleted by that."""
         for file in (*self._open.values(), *self._unpacked.values()):
             file.close()
 
     def members(self, archive: int) -> Iterator[Member]:
-        """The regular files of an archive, by their headers alone.
+        """Yields the regular files of an archive; reads only the headers.
 
         Raises:
-            ConcordError: the archive cannot be read, is cut short, or holds what no data set holds.
+            ConcordError: the archive cannot be read, is truncated, or has a member that is refused.
         """
         path, file = self.paths[archive], self._file(archive)
         seen: set[str] = set()
@@ -86,30 +87,30 @@ class Archives:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while info := tar.next():
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                    tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps all of them in memory
                     if info.isdir():
                         continue
                     member = Member(archive, _name(path, info), info.offset_data, info.size)
                     if member.name in seen:
-                        raise _refused(path, info.name, "is there twice")
+                        raise _refusal(path, info.name, "occurs twice")
                     seen.add(member.name)
                     yield member
                 end = tar.offset
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ConcordError(f"{path}: cut short, or damaged, at byte {end}. Get it anew.")
+                raise ConcordError(f"{path}: truncated or damaged at byte {end}. Download it again.")
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            raise ConcordError(f"{path}: not a whole tar archive ({error}). Get it anew.") from None
+            raise ConcordError(f"{path}: not a complete tar archive ({error}). Download it again.") from None
 
     def read(self, member: Member) -> bytes:
-        """The bytes of a member.
+        """Reads the bytes of a member.
 
         Raises:
             ConcordError: the archive has changed since its headers were read.
         """
         data = os.pread(self._file(member.archive).fileno(), member.size, member.offset)
         if len(data) != member.size:
-            raise ConcordError(f"{self.paths[member.archive]}: {shown(member.name)} is cut short. Get it anew.")
+            raise ConcordError(f"{self.paths[member.archive]}: {quoted(member.name)} is truncated. Download it again.")
         return data
 
     def _file(self, archive: int) -> IO[bytes]:
@@ -124,51 +125,51 @@ class Archives:
             except OSError as error:
                 raise ConcordError(f"{path}: cannot be read ({error.strerror}). Make it readable.") from None
         self._open.move_to_end(archive)
-        if len(self._open) > _OPEN:
+        if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)[1].close()
         return self._open[archive]
 
 
 def _name(path: Path, info: tarfile.TarInfo) -> str:
-    """The member's path, where it is a regular file inside the archive.
+    """The member's normalised path.
 
     Raises:
-        ConcordError: it is anything else.
+        ConcordError: the member is not a regular file inside the archive, or is too large.
     """
     if info.issym() or info.islnk():
-        raise _refused(path, info.name, "is a link")
+        raise _refusal(path, info.name, "is a link")
     if not info.isfile() or info.issparse():
-        raise _refused(path, info.name, "is neither a plain file nor a folder")
+        raise _refusal(path, info.name, "is neither a regular file nor a folder")
     name = posixpath.normpath(info.name)
     if posixpath.isabs(name) or name.split("/")[0] == ".." or "\\" in name or re.match("[A-Za-z]:", name):
-        raise _refused(path, info.name, "leads out of the archive")
+        raise _refusal(path, info.name, "is a path outside the archive")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise _refused(path, info.name, "is not named in UTF-8") from None
-    if info.size > MOST_BYTES:
-        raise _refused(path, info.name, f"has {info.size:,} bytes, more than {MOST_BYTES:,}")
+        raise _refusal(path, info.name, "is not named in UTF-8") from None
+    if info.size > MAX_MEMBER_BYTES:
+        raise _refusal(path, info.name, f"has {info.size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
     return name
 
 
-def _refused(path: Path, name: str, why: str) -> ConcordError:
-    return ConcordError(f"{path}: {shown(name)} {why}. {_REMEDY}")
+def _refusal(path: Path, name: str, reason: str) -> ConcordError:
+    return ConcordError(f"{path}: {quoted(name)} {reason}. {_REMEDY}")
 
 
 def _unpack(path: Path) -> IO[bytes]:
-    """A gzipped archive as a plain one, in a file that is gone when it is closed. One stream, checked to its end."""
-    most = max(path.stat().st_size * MOST_RATIO, _CHUNK)
-    target = TemporaryFile()  # noqa: SIM115  # whoever gets it closes it
+    """Decompresses a gzipped archive to a temporary file that is deleted when it is closed."""
+    limit = max(path.stat().st_size * MAX_RATIO, _CHUNK)
+    target = TemporaryFile()  # noqa: SIM115  # Archives.close closes it
     try:
         with disk_full_errors(Path(gettempdir())), gzip.open(path) as source:
             while part := source.read(_CHUNK):
-                if target.tell() + len(part) > most:
-                    raise ConcordError(f"{path}: unpacks to more than {MOST_RATIO} times its size. {_REMEDY}")
+                if target.tell() + len(part) > limit:
+                    raise ConcordError(f"{path}: unpacks to more than {MAX_RATIO} times its size. {_REMEDY}")
                 target.write(part)
             target.flush()
     except (zlib.error, EOFError, OSError) as error:
         target.close()
-        raise ConcordError(f"{path}: not a whole gzipped archive ({error}). Get it anew.") from None
+        raise ConcordError(f"{path}: not a complete gzipped archive ({error}). Download it again.") from None
     except BaseException:
         target.close()
         raise

@@ -1,4 +1,4 @@
-"""The source `folder`: a CSV of labels and the image files that it names, as a stream of rows."""
+"""The source `folder`: streams rows from a CSV of labels and the image files that it names."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from components.errors import ConcordError
 from components.ingest.quarantine import Quarantine
-from components.ingest.sources.labels import Label, Read, read_labels, records, table_path
+from components.ingest.sources.labels import Label, RecordReader, read_labels, read_records, table_path
 from components.ingest.splits import balanced_splits, shuffle_key, subject_splits
 from components.settings import Settings, Task
 from components.shared.io.prefetch import prefetch
@@ -16,21 +16,21 @@ from components.shared.scoring.shots import label_bins
 
 
 def read_folder(
-    folder: Path, settings: Settings, read: Read = records, *, quarantine: Quarantine | None = None
+    folder: Path, settings: Settings, read: RecordReader = read_records, *, quarantine: Quarantine | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """Split and row of every image, train first, each split in a shuffled order that the ids alone decide.
+    """Yields split and row of every image: train first, each split in a shuffled order that depends only on the ids.
 
-    The table is checked whole in this call; then, as rows are asked for, images are read, some dozens ahead, and their
-    bytes are passed on as they are.
+    The call itself reads and checks the whole table. Iterating then reads the image files, a few dozen ahead, and gives
+    their bytes unchanged.
 
     Args:
-        folder: holds the table.
-        settings: its name, its columns, the split.
-        read: gives the table's records, see `read_labels`.
-        quarantine: takes the rows that cannot be used; None: any fault is an error.
+        folder: contains the table.
+        settings: name and columns of the table, and the split.
+        read: yields the table's records, see `read_labels`.
+        quarantine: takes rows with errors; None: any error ends the step.
 
     Raises:
-        ConcordError: the table has more faults than the quarantine takes, a split is empty, or a file cannot be read.
+        ConcordError: more rows have errors than the quarantine takes, a split is empty, or a file cannot be read.
     """
     table = table_path(folder, settings.ingest)
     members = split_labels(table, read_labels(table, settings.ingest, read, quarantine=quarantine), settings)
@@ -39,35 +39,35 @@ def read_folder(
 
 def _rows(table: Path, members: Mapping[str, list[Label]], task: Task) -> Iterator[tuple[str, Row]]:
     for split in SPLITS:
-        contents = prefetch(lambda label: _content(table, label), members[split])
+        contents = prefetch(lambda label: _read_image(table, label), members[split])
         for label, content in zip(members[split], contents, strict=True):
             origin = f"{table.name}:{label.line} {label.image}"
             yield split, Row(label.id, content, label.target, task.question, origin, label.subject)
 
 
 def split_labels(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
-    """The labels of each split, by the settings' rule, shuffled.
+    """Assigns the labels to splits by the rule in the settings, and shuffles each split.
 
     Args:
-        table: where they are from, for the message.
-        labels: each with the split that its source gives, if any.
-        settings: the rule, and the bins that it counts in.
+        table: source of the labels, for the error message.
+        labels: each with the split that the source gives, if any.
+        settings: the rule and the label bins.
 
     Raises:
         ConcordError: a split is empty.
     """
     if settings.ingest.split == "given":
         splits = [label.split for label in labels]
-        remedy = "Give it rows, or set ingest.split: balanced, or given-test: val out of train."
+        remedy = "Add rows, or set ingest.split: balanced, or given-test (takes val from train)."
     elif settings.ingest.split == "given-test":
         splits = _val_from_train(labels, settings.task, settings.ingest.max_per_label)
-        remedy = "Give test rows; and train three of a label, one of them for val, or widen task.bin_width."
+        remedy = "Add test rows, or train rows (a label needs three to give one to val), or widen task.bin_width."
     elif settings.ingest.split == "subject":
         splits = _by_subject(labels, settings.task, settings.ingest.max_per_label)
         remedy = "Too few subjects share a label: widen task.bin_width, or add subjects."
     else:
         splits = _balanced(labels, settings.task, settings.ingest.max_per_label)
-        remedy = "No label has three rows, one for each split: widen task.bin_width, or add images."
+        remedy = "No label has three rows, one per split: widen task.bin_width, or add images."
     members: dict[str, list[Label]] = {split: [] for split in SPLITS}
     for label, split in zip(labels, splits, strict=True):
         members[split].append(label)
@@ -92,13 +92,13 @@ def _bins(labels: list[Label], task: Task) -> list[int]:
 
 
 def _val_from_train(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
-    """Splits as given, where train gives up to val what the reference rule takes; val rows that are given stay so."""
+    """The given splits, except that the balanced rule moves rows from train to val."""
     train = [label for label in labels if label.split == "train"]
     rule = dict(zip((label.id for label in train), _balanced(train, task, max_per_label), strict=True))
     return ["val" if rule.get(label.id) == "val" else label.split for label in labels]
 
 
-def _content(table: Path, label: Label) -> bytes:
+def _read_image(table: Path, label: Label) -> bytes:
     try:
         with open(f"{table.parent}/{label.image}", "rb", buffering=0) as file:
             return file.read()

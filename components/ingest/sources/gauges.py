@@ -1,13 +1,13 @@
-"""Analog gauges, drawn from a table of scenes: the default experiment's source.
+"""The source `gauges`: images of analog gauges, rendered from a table of scenes; used by the default experiment.
 
-A scene is one line of text: what the dial shows and how it is seen. `draw_scenes` draws the table from a seed, readings
-long-tailed as in a plant (mostly near the operating point, alarms rare); `render` turns one line into pixels. Between
-them lies data/scenes.csv, which DVC versions: every pixel follows from it.
+A scene is one line of the table and describes a gauge and the photograph of it. `draw_scenes` samples the table from a
+seed. Its readings are long-tailed as in a plant: most are near the operating point, alarms are rare. The table is saved
+as data/scenes.csv, which DVC versions, and `render` turns each line into an image: every pixel follows from the table.
 
-Ambiguity is part of it, to a degree that no reading decides. The needle flutters about the reading, as on a pump's
-outlet, and the picture catches one moment of it; glare lies over the needle, or it hardly differs from the face, under
-blur and noise. So a picture leaves a range of readings open, in order along the scale, wide or narrow. That is what
-makes a model shrink towards the common ones.
+The images are ambiguous, and how much does not depend on the reading. The needle flutters around the reading, as at a
+pump's outlet, and the image shows one moment. Glare may cover the needle, or the needle hardly differs from the face,
+and there is blur and noise. So an image is compatible with a range of neighbouring readings, narrow or wide. This
+ambiguity makes a model's predictions shrink towards the common readings.
 """
 
 import csv
@@ -28,45 +28,47 @@ from PIL import Image, ImageFilter
 
 from components.errors import ConcordError
 from components.ingest.quarantine import Quarantine
-from components.ingest.sources.labels import records
+from components.ingest.sources.labels import read_records
 from components.settings import Settings
 from components.shared.io.process_pool import process_pool
 from components.shared.rows.rows import SPLITS, Row
 
-WINDOW = 1024  # scenes whose pictures are drawn ahead
+WINDOW = 1024  # scenes that are rendered at a time
 Pixels = NDArray[np.floating]
 
-# What makes a grey red, at full strength.
-REDDER: Pixels = np.array([0.4, -0.25, -0.25], np.float32)
-# What a scene must keep so that it can be drawn.
+# Added to a grey to make it red at full strength.
+REDNESS: Pixels = np.array([0.4, -0.25, -0.25], np.float32)
+# Fields whose values must be positive, or not negative, so that the scene can be rendered.
 _POSITIVE = ("radius", "majors", "minors", "glare_width")
 _NOT_NEGATIVE = ("smear", "blur", "noise", "noise_seed")
-# Standard deviation of the flutter, least and most, and how far beyond the scale the pins are, in percent of the scale.
-SWING = (6.0, 16.0)
+# In percent of the scale: smallest and largest standard deviation of the flutter; distance of the stop pins from the
+# ends of the scale.
+FLUTTER = (6.0, 16.0)
 PIN = 3.0
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
-_REMEDY = "Mend it, or make the table anew: python -m components data make"
+_TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number"}
+_REMEDY = "Correct it, or generate the table again: python -m components data make"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One gauge. Lengths in shares of the image's side, angles in degrees, light in [0, 1].
+    """One gauge. Lengths are fractions of the image's side, angles are in degrees, greys and light in [0, 1].
 
     Attributes:
-        reading: what the gauge shows on average over its flutter, in percent of the scale: the target.
-        caught: how far off the reading the needle stood when the picture was taken, in percent of the scale.
-        smear: over how much of the scale the needle moved to either side during the exposure, in percent.
-        face, ink, needle, rim: grey of the dial, its marks, the needle and the housing.
-        red: how red the needle is; it fades with its contrast.
-        tint: hue of the light: red minus blue.
-        start, sweep: angle of the scale's zero (clockwise from straight up) and the angle to its end.
-        turn: how far the gauge is mounted off the upright.
-        radius, x, y: the dial's size and centre.
-        majors, minors: marks with and between numbers.
+        reading: the target: the needle's mean position over its flutter, in percent of the scale.
+        caught: the needle's deviation from the reading in the image, in percent of the scale.
+        smear: how far the needle moves to either side during the exposure, in percent of the scale.
+        face, ink, needle, rim: grey levels of the dial, its marks, the needle and the housing.
+        red: redness of the needle; it decreases with the needle's contrast.
+        tint: colour of the light: red minus blue.
+        start, sweep: angle of the scale's zero, clockwise from straight up, and the angle from there to its end.
+        turn: angle by which the gauge is mounted out of the upright.
+        radius, x, y: radius and centre of the dial.
+        majors, minors: number of major divisions of the scale, and of minor ones in each.
         width, tail: the needle's width and the length of its tail.
-        light, light_angle: fall-off of the light across the picture, and where it comes from.
-        glare, glare_offset, glare_width: strength of a reflection over the dial, its angle from the needle, its width.
-        blur, noise: standard deviations; `noise_seed` decides the grain.
+        light, light_angle: fall-off of the light across the image, and the direction that it comes from.
+        glare, glare_offset, glare_width: strength of a reflection on the dial, its angle from the needle, its width.
+        blur, noise: standard deviations.
+        noise_seed: seed of the noise.
     """
 
     id: str
@@ -101,19 +103,22 @@ class Scene:
 
 
 def label_counts(head: int, operating_point: int, decay: float, floor: int) -> NDArray[np.int64]:
-    """Training scenes for each reading 0..100, `(101,)`: `head` at the operating point, falling by e every `decay`
-    percent on both sides, never under `floor`."""
+    """Number of training scenes for each reading 0..100, `(101,)`.
+
+    The number is `head` at the operating point, falls by a factor of e every `decay` percent on both sides, and is at
+    least `floor`.
+    """
     distance = np.abs(np.arange(101) - operating_point)
     return np.maximum(np.rint(head * np.exp(-distance / decay)), floor).astype(np.int64)
 
 
 def draw_scenes(seed: int, train: NDArray[np.int64], val: int, test: int) -> list[Scene]:
-    """The table of scenes.
+    """Samples the table of scenes.
 
     Args:
-        seed: decides everything.
+        seed: of the random generator; it determines the whole table.
         train: `(101,)` training scenes per reading.
-        val, test: scenes per reading; both are balanced.
+        val, test: scenes per reading, the same for all readings.
     """
     rng = np.random.default_rng(seed)
     per_reading = {"train": train, "val": np.full(101, val), "test": np.full(101, test)}
@@ -132,19 +137,19 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
     dark = rng.random() < 0.3
     face = between(0.08, 0.25) if dark else between(0.7, 0.95)
     ink = between(0.7, 0.9) if dark else between(0.05, 0.3)
-    # From seen well to hardly seen at all, whatever the reading.
+    # How hard the needle is to see, independent of the reading: from 0, clear, to 1, hardly visible.
     severity = float(rng.random())
     faded = rng.random() < 0.5
     contrast = 1 - 0.85 * severity if faded else 1 - 0.7 * severity
-    swing = float(rng.uniform(*SWING))
+    flutter = float(rng.uniform(*FLUTTER))
     needle = round(face + (ink - face) * contrast, 4)
     return Scene(
         id=name,
         split=split,
         reading=reading,
-        # The pins at both ends of the scale stop the needle.
-        caught=round(float(np.clip(reading + rng.normal(0, swing), -PIN, 100 + PIN)) - reading, 4),
-        smear=round(0.2 * swing, 4),
+        # Pins at both ends of the scale stop the needle.
+        caught=round(float(np.clip(reading + rng.normal(0, flutter), -PIN, 100 + PIN)) - reading, 4),
+        smear=round(0.2 * flutter, 4),
         face=face,
         ink=ink,
         needle=needle,
@@ -173,11 +178,11 @@ def _draw(rng: np.random.Generator, name: str, split: str, reading: int) -> Scen
 
 
 def render(scene: Scene, size: int) -> bytes:
-    """The scene as a JPEG of `size` x `size` pixels."""
+    """Renders the scene as a JPEG of `size` x `size` pixels."""
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = grid[None, :] - scene.x, grid[:, None] - scene.y
     r = np.hypot(x, y)
-    # Clockwise from straight up, in degrees, counted from the scale's zero.
+    # Angle of each pixel in degrees, clockwise from straight up, and from the scale's zero.
     bearing = np.degrees(np.arctan2(x, -y)) - scene.turn
     along = np.mod(bearing - scene.start, 360.0)
     pixel = 1.0 / size
@@ -204,10 +209,10 @@ def render(scene: Scene, size: int) -> bytes:
     taper = scene.width * (1 - 0.6 * np.clip(ahead / reach, 0, 1))
     fan = np.abs(ahead) * math.radians(scene.sweep * scene.smear / 100)
     needle = np.maximum(np.abs(aside) - taper - fan, np.maximum(ahead - reach, -scene.tail - ahead))
-    # What moves during the exposure covers each place for a part of it only.
-    canvas = paint(canvas, scene.needle + scene.red * REDDER, inside(needle) * np.sqrt(taper / (taper + fan)))
+    # The needle moves during the exposure, so it covers each pixel for only a part of the time.
+    canvas = paint(canvas, scene.needle + scene.red * REDNESS, inside(needle) * np.sqrt(taper / (taper + fan)))
     canvas = paint(canvas, scene.ink, inside(r - 0.035))
-    # A reflection: a bright sector around an angle near the needle's, strongest towards the rim.
+    # Glare is a bright sector at an angle near the needle's, strongest towards the rim.
     glare_at = shown + scene.glare_offset
     apart = np.abs(np.mod(along - glare_at + 180, 360) - 180)
     shine = np.exp(-0.5 * (apart / scene.glare_width) ** 2) * np.clip(r / (0.35 * scene.radius), 0, 1)
@@ -229,7 +234,7 @@ def _bytes(colour: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def write_scenes(scenes: list[Scene]) -> str:
-    """The table as CSV text."""
+    """Formats the table as CSV."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [f.name for f in fields(Scene)], lineterminator="\n")
     writer.writeheader()
@@ -238,16 +243,17 @@ def write_scenes(scenes: list[Scene]) -> str:
 
 
 def read_scenes(path: Path) -> Iterator[tuple[int, Scene]]:
-    """Line number and scene, one by one.
+    """Yields line number and scene of each line.
 
     Raises:
-        ConcordError: the file is missing or no CSV in UTF-8, or a line does not hold a scene.
+        ConcordError: the file is missing or not CSV in UTF-8, or a line is not a valid scene.
     """
     if not path.is_file():
         raise ConcordError(
-            f"{path}: no such file; source gauges reads this table. Correct ingest.source, or the address of the data."
+            f"{path}: no such file, but ingest.source: gauges reads it. Correct ingest.source, ingest.csv or the path "
+            "of the data."
         )
-    lines = records(path)
+    lines = read_records(path)
     _, header = next(lines, (1, []))
     missing = [f.name for f in fields(Scene) if f.name not in header]
     if missing:
@@ -262,16 +268,16 @@ def read_scenes(path: Path) -> Iterator[tuple[int, Scene]]:
 
 
 def _scene(cells: dict[str, str]) -> Scene:
-    """A scene that can be drawn; a ValueError says which cell forbids it."""
+    """Parses a scene; raises a ValueError that names the first invalid cell."""
     values: dict[str, Any] = {}
     for field in fields(Scene):
         kind, text = field.type, cells[field.name]
         try:
             values[field.name] = kind(text)  # type: ignore[operator]
         except ValueError:
-            raise ValueError(f"{field.name} is {text!r}, expected {_KINDS[kind]}") from None
+            raise ValueError(f"{field.name} is {text!r}, expected {_TYPE_NAMES[kind]}") from None
         if kind is float and not math.isfinite(values[field.name]):
-            raise ValueError(f"{field.name} is {text!r}, expected {_KINDS[kind]}")
+            raise ValueError(f"{field.name} is {text!r}, expected {_TYPE_NAMES[kind]}")
     if values["split"] not in SPLITS:
         raise ValueError(f"split is {values['split']!r}, expected {', '.join(SPLITS)}")
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
@@ -283,22 +289,24 @@ def _scene(cells: dict[str, str]) -> Scene:
 
 
 def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
-    """Split and row of every scene in the folder's table, rendered as they are read, on every core.
+    """Yields split and row of every scene in the folder's table; renders them meanwhile, on all cores.
 
     Args:
-        quarantine: counts the rows; it takes none, since a seed makes the table, and a fault in it means that it is not
-            that table.
+        folder: contains the table.
+        settings: name of the table and size of the images.
+        quarantine: counts the rows, but takes none: the table is generated, so an error in it means that the file is
+            damaged.
     """
     path, size = folder / settings.ingest.csv, settings.ingest.image_size
     scenes = read_scenes(path)
     with ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
         while window := list(islice(scenes, WINDOW)):
-            if pool is None and len(window) == WINDOW:  # fewer are drawn before the processes are up
+            if pool is None and len(window) == WINDOW:  # fewer are rendered before the processes have started
                 pool = stack.enter_context(process_pool())
             draw = partial(render, size=size)
-            drawn = (scene for _, scene in window)
-            images = pool.map(draw, drawn, chunksize=32) if pool else map(draw, drawn)
+            window_scenes = (scene for _, scene in window)
+            images = pool.map(draw, window_scenes, chunksize=32) if pool else map(draw, window_scenes)
             for (line, scene), image in zip(window, images, strict=True):
                 if quarantine:
                     quarantine.read += 1

@@ -1,1 +1,1 @@
-"""Files and processes: atomic writes, locks, full disks, prefetching, process pools, progress, text."""
+"""Files and processes: atomic writes, locks, full disks, prefetching, process pools, progress, secrets, text."""

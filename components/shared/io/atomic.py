@@ -1,4 +1,4 @@
-"""Outputs that are whole or not there: written beside their place, renamed at the end."""
+"""Atomic outputs: written to a temporary sibling, then renamed."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from components.shared.io.disk_full import disk_full_errors
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which becomes `path` when the block ends well.
+    """Gives an empty temporary folder and renames it to `path` when the block ends without an error.
 
-    Whatever stood at `path` stays whole until then. After an error the half-written folder is removed; after a kill it
-    is left as `.NAME.partial` and removed by the next call.
+    Until then, the previous content of `path` is untouched. After an error the temporary folder is removed; after a
+    kill it stays as `.NAME.partial`, and the next call removes it.
 
     Raises:
         ConcordError: the disk is full.
@@ -40,7 +40,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new one, never half of it."""
+    """Writes a file atomically: a reader sees the old content or the new content, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
     with open(partial, "wb") as file:
@@ -51,12 +51,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Writes text atomically, in UTF-8."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As `write_text`, keys sorted, so that the same content is the same bytes."""
+    """Writes JSON atomically, with sorted keys, so that the same content gives the same bytes."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up, told in words: every library has its own way of saying it, and some say something else."""
+"""Detects and reports a full disk: libraries signal it in different ways, and some raise an unrelated error."""
 
 import errno
 import shutil
@@ -8,45 +8,45 @@ from pathlib import Path
 
 from components.errors import ConcordError
 
-LITTLE = 1 << 20  # bytes; with less than this left, a failure to write is taken for a full disk
+MIN_FREE_BYTES = 1 << 20  # with less free space than this, any failure to write counts as a full disk
 
 
-def is_disk_full(place: Path, error: BaseException) -> bool:
-    """Whether `error` came of a full disk, or of a used-up quota, where `place` is or was to be."""
+def is_disk_full(path: Path, error: BaseException) -> bool:
+    """Whether `error` was caused by a full disk or an exceeded quota while `path` was written."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         cause = cause.__cause__ or cause.__context__
-    return shutil.disk_usage(_standing(place)).free < LITTLE
+    return shutil.disk_usage(_existing_parent(path)).free < MIN_FREE_BYTES
 
 
 @contextmanager
-def disk_full_errors(place: Path) -> Iterator[None]:
-    """Tells of a full disk while `place` is written.
+def disk_full_errors(path: Path) -> Iterator[None]:
+    """Turns errors that a full disk causes while `path` is written into a ConcordError.
 
     Raises:
-        ConcordError: the disk is full. Any other error goes through as it is.
+        ConcordError: the disk is full. Any other error passes through unchanged.
     """
     try:
         yield
     except ConcordError:
         raise
     except Exception as error:
-        if not is_disk_full(place, error):
+        if not is_disk_full(path, error):
             raise
-        raise ConcordError(disk_full_message(place)) from error
+        raise ConcordError(disk_full_message(path)) from error
 
 
-def disk_full_message(place: Path) -> str:
-    """What to say of it, and what to do."""
-    disk = shutil.disk_usage(_standing(place))
+def disk_full_message(path: Path) -> str:
+    """The error message for a full disk, with the free space and the remedy."""
+    disk = shutil.disk_usage(_existing_parent(path))
     return (
-        f"{place}: no space left on its disk ({disk.free >> 20} of {disk.total >> 20} MiB free). Free some and run "
-        "again: what was finished stands, and a training goes on from its last checkpoint."
+        f"{path}: no space left on its disk ({disk.free >> 20} of {disk.total >> 20} MiB free). Free some space and "
+        "run again: finished outputs are kept, and training resumes from its last checkpoint."
     )
 
 
-def _standing(place: Path) -> Path:
-    place = place.absolute()
-    return next(folder for folder in (place, *place.parents) if folder.exists())
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())

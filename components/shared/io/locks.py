@@ -1,4 +1,4 @@
-"""One writer at a time: a step that outlived the `make run` that started it must not meet its own second run."""
+"""Locks that keep two runs from writing the same output, such as a rerun while the first run is still alive."""
 
 import fcntl
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from components.console import console
 from components.errors import ConcordError
 
-LOCK_SECONDS = 60.0  # seconds: a container that is being ended has thirty
+LOCK_SECONDS = 60.0  # longer than the 30 seconds that a container gets to shut down
 
 
 @contextmanager
 def output_lock(out: Path) -> Iterator[None]:
-    """Holds the only right to make `out`; waits, and says for whom, while another process has it.
+    """Holds an exclusive lock on writing `out`; while another process holds it, prints its process id and waits.
 
-    The lock is the kernel's and ends with its process, however that ends. The file `.NAME.lock` beside `out` stays.
+    The kernel releases the lock when the process ends, even if it is killed. The lock file `.NAME.lock` is kept.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.parent / f".{out.name}.lock", "a+", encoding="ascii") as file:
@@ -25,7 +25,7 @@ def output_lock(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            console.print(f"{out} is being made by process {file.read().strip() or '?'}; waiting for it to end")
+            console.print(f"{out} is being written by process {file.read().strip() or '?'}; waiting for it to finish")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -35,31 +35,33 @@ def output_lock(out: Path) -> Iterator[None]:
 
 @contextmanager
 def timed_lock(file: Path, what: str) -> Iterator[None]:
-    """Holds the only right to `what`, or refuses; the lock is the kernel's and ends with its process.
+    """Holds an exclusive lock, or raises after LOCK_SECONDS; the kernel releases it when the process ends.
 
-    A volume in a network may know no locks. Then nothing is held, and nothing refused.
+    On a file system without locks, such as some network volumes, nothing is locked and nothing is refused.
 
     Args:
-        file: of the lock; it stays.
-        what: for people: what another process may be at.
+        file: the lock file; it is kept.
+        what: the work that the lock protects, for the error message.
 
     Raises:
-        ConcordError: another process, perhaps on another machine, has it for a minute.
+        ConcordError: another process, possibly on another machine, still holds the lock after LOCK_SECONDS.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="ascii") as opened:
-        last = time.monotonic() + LOCK_SECONDS
-        while not _locked_or_lockless(opened.fileno()):
-            if time.monotonic() >= last:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(opened.fileno()):
+            if time.monotonic() >= deadline:
                 raise ConcordError(
-                    f"{file.parent}: another run is at {what}, with the same code and settings, and they would share "
-                    "its training state. Let it end, or end it, and start this one again: it takes or makes the same."
+                    f"{file.parent}: another run is executing {what}, with the same code and settings, and both would "
+                    "write the same training state. Wait for it or stop it, then retry; its result is reused or "
+                    "recomputed."
                 )
             time.sleep(1.0)
         yield
 
 
-def _locked_or_lockless(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
+    """Whether the lock is held now; also True where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Slow calls made a little ahead of their use, in threads: reading files, above all, while others are hashed."""
+"""Runs slow calls, such as file reads, ahead of their use in threads."""
 
 import os
 from collections import deque
@@ -14,21 +14,21 @@ THREADS = min(os.cpu_count() or 1, 8)
 
 
 def prefetch(call: Callable[[T], R], items: Iterable[T], batch: int = 16) -> Iterator[R]:
-    """`map(call, items)`, for calls that leave Python's lock alone most of the time.
+    """`map(call, items)` in threads and in order, for calls that release Python's global interpreter lock.
 
-    An error of a call is raised in place of its batch's results.
+    If a call raises, its error is raised in place of its batch's results.
 
     Args:
-        items: taken in the caller's thread.
-        batch: calls of one task: a task for each would cost more than to read a small file. Up to `THREADS + 2` batches
-            of items and results are there before they are asked for.
+        items: consumed in the caller's thread.
+        batch: calls per task; one task per call would cost more than reading a small file. Up to `THREADS + 2` batches
+            of items and results are held in memory ahead of their use.
     """
-    rest = iter(items)
+    remaining = iter(items)
     waiting: deque[Future[list[R]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            while some := list(islice(rest, batch)):
-                waiting.append(pool.submit(_all, call, some))
+            while items_of_batch := list(islice(remaining, batch)):
+                waiting.append(pool.submit(_run_batch, call, items_of_batch))
                 if len(waiting) > THREADS + 1:
                     yield from waiting.popleft().result()
             while waiting:
@@ -38,5 +38,5 @@ def prefetch(call: Callable[[T], R], items: Iterable[T], batch: int = 16) -> Ite
                 task.cancel()
 
 
-def _all(call: Callable[[T], R], some: list[T]) -> list[R]:
-    return [call(item) for item in some]
+def _run_batch(call: Callable[[T], R], items: list[T]) -> list[R]:
+    return [call(item) for item in items]

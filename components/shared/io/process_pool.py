@@ -1,4 +1,4 @@
-"""A process that is there for another ends when that one is gone, killed perhaps: it would wait, or work, for ever."""
+"""Worker processes that exit when their parent dies; otherwise they would wait, or keep working, for ever."""
 
 import multiprocessing
 import os
@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 
-def exit_with_parent(parent: int) -> None:
-    """Ends this process, from a thread beside its work, as soon as its parent is no longer `parent`."""
+def exit_when_parent_dies(parent: int) -> None:
+    """Starts a thread that ends this process as soon as its parent is no longer process `parent`."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -19,10 +19,12 @@ def exit_with_parent(parent: int) -> None:
 
 
 def process_pool(count: int | None = None) -> ProcessPoolExecutor:
-    """A pool of processes that end with this one. They are spawned: a fork would take over locks that threads hold.
+    """A pool of processes that exit when this one dies.
+
+    The processes are spawned: forked ones would inherit locks that this process's threads hold.
 
     Args:
-        count: how many; None: one a core.
+        count: number of processes; None: one per core.
     """
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, spawn, initializer=exit_with_parent, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(count, spawn, initializer=exit_when_parent_dies, initargs=(os.getpid(),))

@@ -1,4 +1,4 @@
-"""A progress line for a stream of rows or bytes: how many, how fast, and, where the number is known, how long still."""
+"""Progress bars for streams of rows or bytes: count, speed and, where the total is known, remaining time."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-LINE_SECONDS = 30.0  # between two lines of a log
+LINE_SECONDS = 30.0  # between two progress lines in a log
 
 
 class _Count(ProgressColumn):
@@ -32,8 +32,8 @@ class _Count(ProgressColumn):
         return Text(f"{task.completed:,.0f}{of}{speed}")
 
 
-def counted(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """The items, with a line on stderr while they pass, gone at the end; without a terminal there is none."""
+def with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items and shows a progress bar on stderr meanwhile; without a terminal it shows nothing."""
     columns = (TextColumn("{task.description}"), BarColumn(), _Count(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(
@@ -43,15 +43,16 @@ def counted(items: Iterable[T], title: str, total: int | None = None) -> Iterato
 
 
 @contextmanager
-def transferred(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """The same line for `total` bytes: gives what is to be called, by any thread, with the bytes that have come.
+def transfer_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar for a transfer of `total` bytes.
 
-    Hours may pass, so without a terminal there is a line every LINE_SECONDS.
+    Gives a function to call, from any thread, with the number of bytes that have arrived. A transfer may take hours, so
+    without a terminal a line is printed every LINE_SECONDS.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console, title, total).advance
+        yield _ProgressLog(console, title, total).advance
         return
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, refresh_per_second=4
@@ -60,8 +61,8 @@ def transferred(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.update(task, advance=count)
 
 
-class _Lines:
-    """Bytes so far, as lines for a log."""
+class _ProgressLog:
+    """Prints the number of bytes so far as log lines."""
 
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._console, self._title, self._total = console, title, total

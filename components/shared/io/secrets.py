@@ -1,4 +1,4 @@
-"""Secrets are masked in everything that is printed or stored."""
+"""Masks secrets in text that is printed or stored."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from typing import Any
 
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*?):[^/\s]*@")
 _TOKEN = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token|key|signature)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
-# Variables of the environment whose values never appear.
-_SECRETS = (
+# Environment variables whose values are masked.
+_SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "KF_PIPELINES_COOKIE",
@@ -19,24 +19,24 @@ _SECRETS = (
 
 
 def masked(text: str) -> str:
-    """`text` with every password in a URI, and every secret of the environment, as `***`."""
+    """`text` with `***` in place of passwords and tokens in URIs and of secrets from the environment."""
     text = _masked_uris(text)
-    for name in _SECRETS:
+    for name in _SECRET_VARIABLES:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
     return text
 
 
-def masked_leaves(content: Any) -> Any:
-    """JSON content with every password and token in a URI as `***`, wherever a text is a value.
+def masked_json(content: Any) -> Any:
+    """JSON content with `***` in place of passwords and tokens in URIs, in every string value.
 
-    Keys stay, and so does what the environment calls a secret: the same content gives the same on every machine, and a
-    password of `test` is no reason to write `max_test_rows` otherwise. To be compared, not to be printed: see `masked`.
+    Keys are unchanged. Secrets from the environment are not masked, so that the result is the same on every machine:
+    a password `test` must not change `max_test_rows`. Use it to compare content; to print text, use `masked`.
     """
     if isinstance(content, Mapping):
-        return {key: masked_leaves(value) for key, value in content.items()}
+        return {key: masked_json(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [masked_leaves(value) for value in content]
+        return [masked_json(value) for value in content]
     return _masked_uris(content) if isinstance(content, str) else content
 
 

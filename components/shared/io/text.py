@@ -1,11 +1,11 @@
-"""Text from files and addresses as messages show it: quoted, short, and without control characters."""
+"""Formats text from files and addresses for messages: quoted, shortened, without control characters."""
 
 
-def shown(value: str) -> str:
-    """A value from a file: quoted, at most 60 characters, control characters escaped."""
+def quoted(value: str) -> str:
+    """The value in quotes, cut to 60 characters, with control characters escaped."""
     return repr(value if len(value) <= 60 else value[:59] + "…")
 
 
 def printable(text: str) -> str:
-    """A message with control characters replaced: names and values from files may hold any."""
+    """The text with control characters replaced: names and values from files may contain any."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

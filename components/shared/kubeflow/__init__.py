@@ -1,1 +1,1 @@
-"""What the steps' Kubeflow faces share. The steps themselves know nothing of it."""
+"""What all Kubeflow components share: their container, and a step's exchange with Kubeflow. Steps do not import it."""

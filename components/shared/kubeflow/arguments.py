@@ -1,4 +1,4 @@
-"""What the compiled pipeline passes to a step's container beyond paths and settings."""
+"""Command-line arguments that only the compiled pipeline passes to a step, beyond its paths and settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class KubeflowArguments:
-    """Flags of the command line.
+    """Values of these flags.
 
     Attributes:
-        executor_input: Kubeflow's JSON about the task's inputs and outputs.
-        pipeline_run: Kubeflow's id of the run; None where it is not known.
-        code: mark of the code that the pipeline was compiled with; None or `none` where it is not known.
-        page: where the report goes as one HTML file, for the step that writes one; Kubeflow's UI shows no folder.
+        executor_input: Kubeflow's JSON that describes the task's inputs and outputs.
+        pipeline_run: Kubeflow's run id; None if unknown.
+        code: fingerprint of the code that the pipeline was compiled with; None or `none` if unknown.
+        page: path for the report as one HTML file, for a step that writes a report; Kubeflow's UI cannot show a folder.
     """
 
     executor_input: str

@@ -1,4 +1,4 @@
-"""The container that runs a step on Kubeflow: the command that everybody uses, with Kubeflow's paths in it."""
+"""Builds the Kubeflow container of a step: the usual command line with Kubeflow's paths."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from kfp import dsl
 from components.shared.kubeflow.names import STATE
 from components.steps import STEPS
 
-IMAGE = "concord:latest"  # the pipeline puts the image of its compilation in its place
+IMAGE = "concord:latest"  # placeholder; compiling the pipeline replaces it
 
 
 def container(
@@ -20,33 +20,33 @@ def container(
     data_hash: str | None = None,
     page: dsl.Artifact | None = None,
 ) -> dsl.ContainerSpec:
-    """The step's container.
+    """Returns the container specification of a step.
 
     Args:
         name: of the step.
-        code: the mark of the step's code. Kubeflow's cache knows an image by its name alone, and a node may hold an
-            older one of that name: by this input other code is another task, and an image of other code is refused.
-        experiment: MLflow's.
-        settings: section of params.yaml -> its content as JSON, a pipeline input. A step gets the sections that it
-            reads and no others, since Kubeflow runs a step again when any of its inputs changed.
+        code: fingerprint of the step's code. Kubeflow's cache identifies an image only by its name, and a node may hold
+            an older image of that name. As an input, the fingerprint makes changed code a different task, and the step
+            rejects an image with other code.
+        experiment: name of the MLflow experiment.
+        settings: section of params.yaml -> its content as JSON, a pipeline input. A step gets only the sections that it
+            reads, because Kubeflow runs a step again when any of its inputs changes.
         ports: port name -> artifact.
-        data_uri: address of the raw input, for the step that reads it. It is a parameter and no artifact: Kubeflow's
-            launcher has endpoint and key of the pipeline root's bucket alone, and the step's client has those of the
-            secrets.
-        data_hash: of the raw input; Kubeflow's cache cannot see behind a URI.
-        page: the report as one HTML file, for the step that writes one; Kubeflow's UI shows no folder.
+        data_uri: address of the raw input, for the step that reads it. A parameter and not an artifact: Kubeflow's
+            launcher has credentials only for the pipeline root's bucket, and the step has those of the secrets.
+        data_hash: DVC hash of the raw input, because Kubeflow's cache does not see changes behind a URI.
+        page: the report as one HTML file, for a step that writes a report; Kubeflow's UI cannot show a folder.
     """
     step = STEPS[name]
     paths = {port: artifact.path for port, artifact in ports.items()}
-    words = step.command(paths=paths if data_uri is None else {"data": data_uri, **paths})
-    words += ["--code", code, "--experiment", experiment]
+    command = step.command(paths=paths if data_uri is None else {"data": data_uri, **paths})
+    command += ["--code", code, "--experiment", experiment]
     for section, content in settings.items():
-        words += ["--section", section, content]
+        command += ["--section", section, content]
     if data_hash is not None:
-        words += ["--data-hash", data_hash]
+        command += ["--data-hash", data_hash]
     if page is not None:
-        words += ["--page", page.path]
+        command += ["--page", page.path]
     if step.resumes:
-        words += ["--state", STATE]
-    words += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
-    return dsl.ContainerSpec(image=IMAGE, command=words[:4], args=words[4:])
+        command += ["--state", STATE]
+    command += ["--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER]
+    return dsl.ContainerSpec(image=IMAGE, command=command[:4], args=command[4:])

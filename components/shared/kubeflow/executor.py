@@ -1,4 +1,4 @@
-"""What Kubeflow is told of a finished step: its artifacts with their DVC hashes, and its metrics as numbers."""
+"""Reads Kubeflow's executor input and writes its executor output: artifacts with DVC hashes, and metrics."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 from components.errors import ConcordError
 from components.shared.io.atomic import write_json
 from components.shared.io.secrets import masked
-from components.shared.tracking.step_run import flat
+from components.shared.tracking.flatten import flatten
 from components.steps import STEPS, Step, metrics_file
 
 METRICS = "metrics"
@@ -17,10 +17,10 @@ METRICS = "metrics"
 
 @dataclass(frozen=True)
 class ExpectedOutputs:
-    """What Kubeflow's executor input says of the outputs.
+    """The outputs that Kubeflow's executor input lists.
 
     Attributes:
-        file: where it reads about them.
+        file: path of the executor output file, which Kubeflow reads afterwards.
         artifacts: artifact name -> its full name and its URI.
     """
 
@@ -28,33 +28,33 @@ class ExpectedOutputs:
     artifacts: Mapping[str, tuple[str, str]]
 
     @classmethod
-    def of(cls, executor_input: str) -> "ExpectedOutputs":
-        """Reads the JSON that Kubeflow puts on the command line.
+    def from_json(cls, executor_input: str) -> "ExpectedOutputs":
+        """Parses the JSON that Kubeflow passes on the command line.
 
         Raises:
             ConcordError: the JSON is not Kubeflow's.
         """
         try:
-            wanted = json.loads(executor_input)["outputs"]
-            named = wanted.get("artifacts", {}).items()
+            outputs = json.loads(executor_input)["outputs"]
+            named = outputs.get("artifacts", {}).items()
             artifacts = {name: (a["artifacts"][0]["name"], a["artifacts"][0]["uri"]) for name, a in named}
-            return cls(Path(wanted["outputFile"]), artifacts)
+            return cls(Path(outputs["outputFile"]), artifacts)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ConcordError(
-                f"--executor-input: not Kubeflow's executor input ({error!r}); leave it to Kubeflow."
+                f"--executor-input: not Kubeflow's executor input ({error!r}). Only Kubeflow sets this flag."
             ) from None
 
 
 def missing_input(step: Step, port: str, path: Path, executor_input: str) -> ConcordError:
-    """The error for an input that is not in the container.
+    """Returns the error for an input that is missing in the container.
 
-    Kubeflow's launcher fetches the outputs of earlier steps; a prefix without objects is no error to it. The raw input
-    is no artifact: `ingest` fetches it, unless its address is a folder.
+    Kubeflow's launcher fetches the outputs of earlier steps and does not report a prefix without objects. The raw input
+    is not an artifact: `ingest` fetches it, unless its address is a folder.
     """
     if port not in STEPS:
         return ConcordError(
             f"{path}: this container has no such folder, and {step.name} reads it. Set the pipeline's data_uri to "
-            "s3://bucket/prefix, where the raw input lies."
+            "the s3://bucket/prefix of the raw input."
         )
     try:
         address = json.loads(executor_input)["inputs"]["artifacts"][port]["artifacts"][0]["uri"]
@@ -62,23 +62,24 @@ def missing_input(step: Step, port: str, path: Path, executor_input: str) -> Con
         address = "the address of its artifact"
     return ConcordError(
         f"{path}: missing, and {step.name} reads it. Kubeflow found no object at {masked(str(address))}, where the "
-        f"output of {port} should be: it was deleted, or Kubeflow's key (config map kfp-launcher) does not reach that "
-        "bucket. Mend that, or submit the pipeline with --cache off, which makes all outputs again."
+        f"output of {port} should be: it was deleted, or Kubeflow's credentials (config map kfp-launcher) do not give "
+        "access to that bucket. Fix that, or submit the pipeline with --cache off, which computes all outputs again."
     )
 
 
 def write_executor_output(
-    expected: ExpectedOutputs, outputs: Mapping[str, Path], known: Mapping[str, Mapping[str, object]]
+    expected: ExpectedOutputs, outputs: Mapping[str, Path], metadata: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """Writes Kubeflow's executor output file; the image needs no kfp for it.
+    """Writes Kubeflow's executor output file without kfp, which the image does not contain.
 
     Args:
-        expected: where to write it, and the artifacts' names.
+        expected: path of the file, and the artifacts' names.
         outputs: port name -> path. The metrics.json in `out` becomes the metadata of the artifact `metrics`.
-        known: port name -> metadata of its artifact, texts and numbers.
+        metadata: port name -> metadata of its artifact, strings and numbers.
     """
-    figures = flat(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")))
-    metadata = {**known, METRICS: {k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}}
+    figures = flatten(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")))
+    numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
+    metadata = {**metadata, METRICS: numbers}
     artifacts = {
         name: {"artifacts": [{"name": full, "uri": uri, "metadata": metadata.get(name, {})}]}
         for name, (full, uri) in expected.artifacts.items()

@@ -1,7 +1,7 @@
-"""Names that both sides of a step's container go by: the pipeline that starts it, and who looks at what it left."""
+"""Names that the pipeline and the step in its container agree on."""
 
-STATE = "/checkpoints"  # a volume is mounted here: training state outlives the container
-PAGE = "page"  # the artifact that is the report as one HTML file
-REPORT_PAGE = "report.html"  # that file, in the output `report`
-REUSE = "CONCORD_REUSE"  # off: a step computes its outputs, whoever has made the same before
-RUN_ID = "KFP_RUN_ID"  # the variable by which a step knows the run that it belongs to
+STATE = "/checkpoints"  # mount path of the volume for training state, which outlives the container
+PAGE = "page"  # artifact: the report as one HTML file
+REPORT_PAGE = "report.html"  # that file in the output `report`
+REUSE = "CONCORD_REUSE"  # environment variable; `off`: a step computes its outputs even if they are cached
+RUN_ID = "KFP_RUN_ID"  # environment variable: id of the run that the step belongs to

@@ -1,7 +1,7 @@
-"""A step in a Kubeflow pod: cached outputs are fetched, new ones pushed to the DVC remote, and Kubeflow gets a report.
+"""A step in a Kubeflow pod: fetches cached outputs, pushes new ones to the DVC remote, and reports to Kubeflow.
 
-A container's files are gone with it, so its step pushes its outputs itself before it counts as done. On one machine
-outputs stay where dvc.yaml says, and `dvc push` is for the user to call.
+A container's files are deleted with it, so the step pushes its outputs before it succeeds. On one machine outputs stay
+at the paths in dvc.yaml, and the user calls `dvc push`.
 """
 
 import os
@@ -19,8 +19,8 @@ from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.executor import ExpectedOutputs, write_executor_output
 from components.shared.kubeflow.names import PAGE, REPORT_PAGE, REUSE
 from components.shared.tracking.hashes import dvc_content
-from components.shared.tracking.lineage import UNKNOWN, Lineage, lineage_of
-from components.shared.tracking.remote import VARIABLE, Remote, remote_of_environment
+from components.shared.tracking.lineage import UNKNOWN, Lineage, compute_lineage
+from components.shared.tracking.remote import REMOTE_ENV, Remote, configured_remote
 from components.steps import Step
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class KubeflowTask:
 
     Attributes:
         step: from the step table.
-        expected: the outputs that Kubeflow waits for.
-        lineage: what the outputs are made from.
-        remote: the DVC remote; None where none is named.
-        pipeline_run: Kubeflow's id of the run.
-        page: where the report goes as one HTML file; None for a step without a report.
+        expected: the outputs that Kubeflow expects.
+        lineage: inputs, code and params of the outputs.
+        remote: the DVC remote; None if none is configured.
+        pipeline_run: Kubeflow's run id.
+        page: path for the report as one HTML file; None for a step without a report.
     """
 
     step: Step
@@ -56,32 +56,32 @@ class KubeflowTask:
 
         Raises:
             ConcordError: an argument is not Kubeflow's, the image has other code than the pipeline, or the remote
-                cannot be read: all before any work.
+                cannot be read. All of this is checked before the step starts.
         """
-        expected = ExpectedOutputs.of(arguments.executor_input)
+        expected = ExpectedOutputs.from_json(arguments.executor_input)
         run = arguments.pipeline_run
         if run is not None and not re.fullmatch(r"[\w.:-]{1,200}", run):
-            raise ConcordError(f"--pipeline-run: {run!r} is not the id of a run; leave it to Kubeflow.")
-        remote = remote_of_environment()
+            raise ConcordError(f"--pipeline-run: {run!r} is not a run id. Only Kubeflow sets this flag.")
+        remote = configured_remote()
         if remote is None:
             console.print(
-                f"no DVC remote: {VARIABLE} is not set and .dvc/config names none, so outputs are neither pushed nor "
-                "looked for",
+                f"no DVC remote: {REMOTE_ENV} is not set and .dvc/config names none, so outputs are not pushed and "
+                "cached outputs are not used",
                 soft_wrap=True,
             )
         else:
             remote.check()
-        lineage = lineage_of(step, settings, inputs)
-        if arguments.code not in (None, UNKNOWN, lineage.code_mark) and lineage.code:
+        lineage = compute_lineage(step, settings, inputs)
+        if arguments.code not in (None, UNKNOWN, lineage.code_fingerprint) and lineage.code:
             raise ConcordError(
-                f"{step.name}: the code of this image is {lineage.code_mark}, and the pipeline was compiled with "
-                f"{arguments.code}. Build the image from the checkout that submits, push it under a tag of its own "
-                "(its commit), and name it with --image."
+                f"{step.name}: the code of this image is {lineage.code_fingerprint}, and the pipeline was compiled "
+                f"with {arguments.code}. Build the image from the checkout that submits, push it with its commit as "
+                "the tag, and pass it with --image."
             )
         return cls(step, expected, lineage, remote, run, arguments.page)
 
     def restore(self, outputs: Mapping[str, Path]) -> "CachedOutputs | None":
-        """Fetches outputs that were computed before from equal inputs, code and settings, unless reuse is off."""
+        """Fetches cached outputs of equal inputs, code and settings, unless reuse is off; returns None without any."""
         if self.remote is None or os.environ.get(REUSE) == "off":
             return None
         from components.shared.tracking.reuse import restore
@@ -92,26 +92,26 @@ class KubeflowTask:
         """Pushes the outputs to the remote, tags the MLflow run, and writes Kubeflow's report.
 
         Args:
-            run: finished, so that it knows the outputs' hashes.
-            cached: the outputs were fetched, so they are in the remote already.
+            run: the finished run, which has the outputs' hashes.
+            cached: the outputs if they were fetched, so that the remote has them; None if they were computed.
 
         Raises:
-            ConcordError: the remote cannot be reached. The step then counts as failed, since nobody could fetch its
-                outputs.
+            ConcordError: the remote cannot be reached. The step then fails, because its outputs could not be fetched
+                later.
         """
-        from components.shared.tracking.step_run import REMOTE, REUSED
+        from components.shared.tracking.tags import REMOTE, REUSED
 
         if cached is not None:
-            run.tag(REUSED, cached.where)
+            run.tag(REUSED, cached.source)
             for port, path in outputs.items():
-                if port != "out":  # the step itself attaches what it computes
+                if port != "out":  # a step attaches its own report when it computes it
                     run.attach(path, port)
         if self.remote is not None:
             if cached is None:
                 sent = sum(self.remote.push(outputs[port], content) for port, content in run.outputs.items())
                 size = sum(content.size for content in run.outputs.values())
                 console.print(
-                    f"pushed to {self.remote.address}: {sent} new objects, {size / 1e6:.1f} MB in all", soft_wrap=True
+                    f"pushed to {self.remote.address}: {sent} new objects, {size / 1e6:.1f} MB in total", soft_wrap=True
                 )
             run.tag(REMOTE, self.remote.address)
         self._report(run, outputs, cached)
@@ -125,16 +125,16 @@ class KubeflowTask:
             "dvc_key": self.lineage.key or "",
             "dvc_remote": self.remote.address if self.remote else "",
             "git_commit": run.commit,
-            "code": self.lineage.code_mark,
+            "code": self.lineage.code_fingerprint,
             "mlflow_run_id": run.run_id,
-            "reused": cached.where if cached else "",
+            "reused": cached.source if cached else "",
             **{f"dvc_hash.in.{port}": md5 for port, md5 in run.inputs.items()},
         }
         contents = dict(run.outputs)
         if PAGE in self.expected.artifacts:
             contents[PAGE] = dvc_content(outputs["report"] / REPORT_PAGE)
-        known: dict[str, dict[str, object]] = {}
+        metadata: dict[str, dict[str, object]] = {}
         for port, content in contents.items():
-            counted: dict[str, object] = {} if content.nfiles is None else {"dvc_nfiles": content.nfiles}
-            known[port] = {"dvc_hash": content.md5, "dvc_size": content.size, **counted, **common}
-        write_executor_output(self.expected, outputs, known)
+            files: dict[str, object] = {} if content.nfiles is None else {"dvc_nfiles": content.nfiles}
+            metadata[port] = {"dvc_hash": content.md5, "dvc_size": content.size, **files, **common}
+        write_executor_output(self.expected, outputs, metadata)

@@ -1,1 +1,1 @@
-"""Vision-language models: loading, prompting, sampling."""
+"""Vision-language models: loading, saving, prompts and greedy generation."""

@@ -1,13 +1,11 @@
-"""The one place that chooses between an accelerator and the CPU."""
+"""Chooses between an accelerator and the CPU; no other module does."""
 
 import torch
 
 
 def device() -> torch.device:
-    """The accelerator of this machine, else the CPU.
-
-    Without `check_available` torch names the accelerator that it was built for, whether or not the machine has one.
-    """
+    """Returns this machine's accelerator, or the CPU if it has none."""
+    # Without `check_available`, torch returns the accelerator it was built for even if the machine has none.
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Greedy answers to a stream of rows, in batches."""
+"""Generates greedy answers to a stream of rows, in batches."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,10 +16,10 @@ from components.shared.scoring.answers import parse_answers
 
 
 @torch.no_grad()
-def greedy(
+def generate_greedy(
     model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str], max_new_tokens: int
 ) -> list[str]:
-    """The greedy completion of each image and question, as text without special tokens."""
+    """Generates the greedy completion of each image and question, as text without special tokens."""
     texts = [
         processor.apply_chat_template(prompt_with_image(question), add_generation_prompt=True, tokenize=False)
         for question in questions
@@ -30,18 +30,18 @@ def greedy(
         if torch.is_floating_point(value):
             batch[key] = value.to(model.dtype)
     generate: Any = model.generate
-    whole = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-    return processor.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    sequences = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    return processor.batch_decode(sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def answer(
+def generate_answers(
     model: PreTrainedModel,
     processor: Any,
     rows: Iterable[pa.RecordBatch],
     batch_size: int,
     max_new_tokens: int,
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Ids and raw completions, batch by batch.
+    """Yields ids and raw completions, batch by batch; the model is in eval mode while it generates.
 
     Args:
         rows: record batches with the columns id, image and question.
@@ -54,12 +54,15 @@ def answer(
                 part = chunk.slice(start, batch_size)
                 images = [decode_image(value["bytes"]) for value in part.column("image").to_pylist()]
                 questions = part.column("question").to_pylist()
-                yield part.column("id").to_pylist(), greedy(model, processor, images, questions, max_new_tokens)
+                yield (
+                    part.column("id").to_pylist(),
+                    generate_greedy(model, processor, images, questions, max_new_tokens),
+                )
     finally:
         model.train(training)
 
 
-def answers(
+def collect_answers(
     model: PreTrainedModel,
     processor: Any,
     rows: Iterable[pa.RecordBatch],
@@ -67,10 +70,13 @@ def answers(
     max_new_tokens: int,
     task: Task,
 ) -> tuple[list[str], list[str], np.ndarray]:
-    """Ids, raw completions and the numbers in them, `(N,)` with NaN for no valid answer, of all rows; see `answer`."""
+    """Runs `generate_answers` over all rows and returns ids, raw completions and parsed values.
+
+    The values are `(N,) float64`, with NaN where a completion has no valid answer.
+    """
     ids: list[str] = []
     texts: list[str] = []
-    for batch_ids, batch_texts in answer(model, processor, rows, batch_size, max_new_tokens):
+    for batch_ids, batch_texts in generate_answers(model, processor, rows, batch_size, max_new_tokens):
         ids += batch_ids
         texts += batch_texts
     return ids, texts, parse_answers(texts, task.low, task.high)

@@ -1,4 +1,4 @@
-"""Models and processors: from config, from a folder, from a hub; and back to a folder, as safetensors."""
+"""Loads models and processors from a folder, a hub or a config, and saves them as safetensors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,23 +20,23 @@ _REMEDY = "Give a hub id with its revision, or a folder with a model's safetenso
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(place: str | Path, settings: Model, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
-    """A model and its processor, placeholder tokens suppressed.
+def load(source: str | Path, settings: Model, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """Loads a model and its processor, and suppresses placeholder tokens.
 
     Args:
-        place: a folder that `save` wrote, any other local model folder, or a hub id.
-        settings: dtype and attention implementation.
-        revision: the hub commit; needed for a hub id.
+        source: a local model folder, or a hub id.
+        settings: dtype, attention implementation and max_pixels.
+        revision: the hub commit; required for a hub id.
 
     Raises:
-        ConcordError: nothing that AutoModelForImageTextToText can load is there, or not the whole of it.
+        ConcordError: `source` has no model that AutoModelForImageTextToText can load, or lacks some of its weights.
     """
     quiet()
-    if isinstance(place, Path) and not place.is_dir():
-        raise ConcordError(f"{place}: no such folder. {_REMEDY}")  # else it would be asked of a hub
+    if isinstance(source, Path) and not source.is_dir():
+        raise ConcordError(f"{source}: no such folder. {_REMEDY}")  # transformers would look for it on the hub
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            place,
+            source,
             revision=revision,
             dtype=DTYPES[settings.dtype],
             attn_implementation=settings.attention,
@@ -44,52 +44,52 @@ def load(place: str | Path, settings: Model, revision: str | None = None) -> tup
             trust_remote_code=False,
             output_loading_info=True,
         )
-        processor = AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConcordError(f"{place}: no vision-language model could be loaded: {first}\n{_REMEDY}") from error
+        raise ConcordError(f"{source}: no vision-language model could be loaded: {first}\n{_REMEDY}") from error
     if missing := sorted(info["missing_keys"]):
-        # transformers would give them random values.
+        # transformers would fill them with random values.
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ConcordError(f"{place}: its weights lack {', '.join(missing[:3])}{more}. {_REMEDY}")
+        raise ConcordError(f"{source}: its weights lack {', '.join(missing[:3])}{more}. {_REMEDY}")
     processor.tokenizer.padding_side = "left"
     limit_pixels(processor, settings.max_pixels)
     suppress_placeholders(model, processor)
     return model, processor
 
 
-def limit_pixels(processor: Any, most: int | None) -> None:
-    """Has the processor make larger pictures smaller, down to `most` pixels; None leaves it as it is.
+def limit_pixels(processor: Any, max_pixels: int | None) -> None:
+    """Makes the processor shrink images to at most `max_pixels` pixels; None changes nothing.
 
     Raises:
-        ConcordError: it is none of those that go by the number of pixels, as Qwen2-VL's does.
+        ConcordError: the processor does not limit images by their number of pixels, as Qwen2-VL's does.
     """
-    if most is None:
+    if max_pixels is None:
         return
     images = processor.image_processor
     size: Any = getattr(images, "size", None)
     least, largest = getattr(size, "shortest_edge", None), getattr(size, "longest_edge", None)
-    # Where max_pixels is known, the edges are numbers of pixels; elsewhere they are lengths.
+    # For processors that know max_pixels, the two "edges" are numbers of pixels; for others they are lengths.
     if "max_pixels" not in getattr(images, "valid_kwargs", dict).__annotations__ or not least or not largest:
-        raise ConcordError(f"model.max_pixels: {type(images).__name__} goes by no number of pixels. Set it to null.")
-    if most < least:
+        raise ConcordError(f"model.max_pixels: {type(images).__name__} has no limit in pixels. Set it to null.")
+    if max_pixels < least:
         raise ConcordError(
-            f"model.max_pixels: {most} is less than the {least} pixels that the processor makes at least"
+            f"model.max_pixels: {max_pixels} is less than the processor's minimum of {least} pixels. Increase it."
         )
-    images.size = replace(size, longest_edge=most)
+    images.size = replace(size, longest_edge=max_pixels)
 
 
 def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
-    """The model that training starts from: the tiny one with random weights, or the pretrained one.
+    """Returns the model that training starts from and its processor: tiny with random weights, or pretrained.
 
     Args:
-        ingest: folder of the row shards; the tiny model's tokenizer learns the questions of the training split.
+        ingest: row shards; the tiny model's tokenizer is trained on the questions of the training split.
     """
     quiet()
     if settings.model.name != "tiny":
         return load(settings.model.name, settings.model, settings.model.revision)
     tiny = settings.model.tiny
-    assert tiny is not None  # the settings see to it
+    assert tiny is not None  # checked by the settings
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
     processor = build_processor(tiny, questions)
     model: Any = build_model(tiny, processor, settings.sft.seed)
@@ -101,9 +101,9 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Weights as safetensors with config and processor, loadable by the Auto classes alone."""
+    """Saves weights as safetensors, config and processor; transformers' Auto classes load them."""
     model.save_pretrained(folder, safe_serialization=True)
-    # A tokenizer remembers how it padded last, and would write that down: the same model, in other bytes.
+    # A tokenizer saves its last padding settings, which would make the files of equal models differ.
     if (backend := getattr(processor.tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()
         backend.no_truncation()

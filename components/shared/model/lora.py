@@ -1,4 +1,4 @@
-"""Which weights are trained: all of them, all but the vision tower, or low-rank adapters."""
+"""Selects the trained weights: all of them, all but the vision tower, or LoRA adapters."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ VISION_NAMES = ("vision_tower", "vision_model", "visual")
 
 
 def vision_tower(model: PreTrainedModel) -> nn.Module:
-    """The model's vision tower, by the names that transformers' architectures use.
+    """Returns the model's vision tower, found by the names that transformers' architectures use.
 
     Raises:
-        ConcordError: none is found.
+        ConcordError: the model has none.
     """
     for holder in (model, getattr(model, "model", None)):
         for name in VISION_NAMES:
-            found = getattr(holder, name, None)
-            if isinstance(found, nn.Module):
-                return found
+            tower = getattr(holder, name, None)
+            if isinstance(tower, nn.Module):
+                return tower
     raise ConcordError(
-        f"model.freeze_vision: {type(model).__name__} has no vision tower under {', '.join(VISION_NAMES)}; "
-        "set it to false, or take another model"
+        f"model.freeze_vision: {type(model).__name__} has no vision tower named {', '.join(VISION_NAMES)}. "
+        "Set it to false, or use another model."
     )
 
 
 def trainable(model: PreTrainedModel, settings: Model) -> PreTrainedModel | PeftModel:
-    """The model, ready to train as the settings say."""
+    """Freezes the vision tower and adds LoRA adapters, as the settings ask for."""
     if settings.freeze_vision:
         vision_tower(model).requires_grad_(False)
     if settings.lora is None:
@@ -39,7 +39,7 @@ def trainable(model: PreTrainedModel, settings: Model) -> PreTrainedModel | Peft
 
 
 def lora_config(settings: Model) -> LoraConfig:
-    """peft's settings; with a frozen vision tower, no adapter goes into it."""
+    """peft's settings; a frozen vision tower gets no adapters."""
     lora = settings.lora
     assert lora is not None
     exclude = rf".*({'|'.join(VISION_NAMES)}).*" if settings.freeze_vision else None
@@ -54,5 +54,5 @@ def lora_config(settings: Model) -> LoraConfig:
 
 
 def merged(model: Any) -> PreTrainedModel:
-    """The plain model, with the adapters added into its weights where it has any."""
+    """Merges the adapters, if there are any, into the weights and returns the plain model."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model

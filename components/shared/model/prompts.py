@@ -1,4 +1,4 @@
-"""What the model is asked, and what it is to answer: the published prompt as chat messages."""
+"""The published prompt and its completion as chat messages."""
 
 from typing import Any
 
@@ -13,25 +13,26 @@ Messages = list[dict[str, Any]]
 
 
 def prompt(question: str) -> Messages:
-    """The user's turn; the image is put before the text by whoever applies the chat template."""
+    """The user's message, without the image; TRL inserts the image before the text."""
     return [{"role": "user", "content": f"{question} {INSTRUCTION}"}]
 
 
 def prompt_with_image(question: str) -> Messages:
-    """The same, with the image's place written out, for `apply_chat_template`."""
+    """The user's message with an image entry, for `apply_chat_template`."""
     text = prompt(question)[0]["content"]
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def completion(target: float, task: Task) -> Messages:
-    """The assistant's turn that SFT learns."""
+    """The assistant's message that SFT trains on."""
     return [{"role": "assistant", "content": format_answer(target, task.resolution)}]
 
 
-def answer_tokens(processor: Any, task: Task) -> int:
-    """Tokens of the longest right answer, with the one that ends it: what greedy decoding needs at most.
+def max_answer_tokens(processor: Any, task: Task) -> int:
+    """Returns the number of tokens of the longest correct answer, including its end token.
 
-    Looks at a thousand labels, evenly spread over the range; a tokenizer may have `100` in one token and `37` in two.
+    Tokenizes up to a thousand labels spread over the range, since a tokenizer may need one token for `100` and two for
+    `37`.
     """
     steps = round((task.high - task.low) / task.resolution)
     labels = task.low + task.resolution * np.linspace(0, steps, min(steps, 1000) + 1).round()

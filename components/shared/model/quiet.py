@@ -1,18 +1,18 @@
-"""Keeps transformers' and torch's chatter off the screen: what is shown there is ours, and worth reading."""
+"""Silences messages of transformers and torch, so that the console shows only ours."""
 
 import warnings
 
 from transformers.utils import logging
 
 _EXPECTED = (
-    ".*gradient_checkpointing.*deprecated.*",  # TRL still goes by the old name
+    ".*gradient_checkpointing.*deprecated.*",  # TRL still uses the old name
     ".*is_gradient_checkpointing.*deprecated.*",
     ".*pin_memory.*no accelerator.*",
 )
 
 
 def quiet() -> None:
-    """Errors still come through; bars and advice do not. Calling it again is harmless."""
+    """Hides progress bars, advice and expected warnings; errors are still shown. Calling it twice is harmless."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     for message in _EXPECTED:

@@ -1,7 +1,7 @@
-"""A tiny Idefics3, built from its config with random weights, and a small tokenizer of its own.
+"""A tiny Idefics3 with random weights, built from its config, and a small tokenizer.
 
-Idefics3 is the architecture of SmolVLM: a SigLIP-like vision tower, pixel shuffle, a Llama decoder. Through
-AutoProcessor, chat template and `<answer> </answer>` it takes the same code path as a model of 7 B parameters.
+Idefics3 is the architecture of SmolVLM: a SigLIP-like vision tower, pixel shuffle and a Llama decoder. Since it uses
+AutoProcessor, a chat template and `<answer> </answer>`, it takes the same code path as a model of 7 B parameters.
 """
 
 import torch
@@ -19,11 +19,12 @@ from components.shared.model.prompts import INSTRUCTION
 
 PAD, BOS, EOS = "<pad>", "<|im_start|>", "<end_of_utterance>"
 IMAGE, FAKE, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-# With the blank inside, an answer is as short as it can be: opening tag, digits, closing tag.
+# The space is part of the tag, so that an answer is as short as possible: opening tag, digits, closing tag.
 TAGS = ("<answer> ", " </answer>")
 VOCABULARY = 512
-# transformers' 0.02 suits widths of a thousand; at a hundred it starves the signal and the model takes longer to see.
-SPREAD = 0.7
+# Initial weights have standard deviation INIT_SCALE / sqrt(width). transformers' default of 0.02 fits widths around
+# 1000; at a width of 100 the signal is too weak and the model learns more slowly.
+INIT_SCALE = 0.7
 
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(questions: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, trained on the questions, every digit a token of its own. Any text can be written in it."""
+    """Trains a byte-level BPE on the questions; each digit is a separate token, and any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -58,16 +59,16 @@ def build_tokenizer(questions: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(settings: TinyModel, questions: list[str]) -> Idefics3Processor:
-    """The processor: one square picture an image, no tiles."""
+    """Builds the processor: each image is resized to one square, without tiles."""
     side = {"longest_edge": settings.image_size}
-    # Without tiles it always resizes to max_image_size; do_resize would be a second time, before.
+    # Without tiles it always resizes to max_image_size; do_resize would resize a first time before that.
     images = Idefics3ImageProcessorPil(do_resize=False, do_image_splitting=False, size=side, max_image_size=side)
     tokens = (settings.image_size // settings.patch_size // settings.pixel_shuffle) ** 2
     return Idefics3Processor(images, build_tokenizer(questions), image_seq_len=tokens, chat_template=CHAT_TEMPLATE)
 
 
 def build_model(settings: TinyModel, processor: Idefics3Processor, seed: int) -> Idefics3ForConditionalGeneration:
-    """The model with random weights; the seed decides them."""
+    """Builds the model with random weights that depend on the seed alone."""
     tokenizer = processor.tokenizer
     pad, bos, eos, image = tokenizer.convert_tokens_to_ids([PAD, BOS, EOS, IMAGE])
     config = Idefics3Config(
@@ -81,7 +82,7 @@ def build_model(settings: TinyModel, processor: Idefics3Processor, seed: int) ->
             "num_attention_heads": settings.heads,
             "image_size": settings.image_size,
             "patch_size": settings.patch_size,
-            "initializer_range": SPREAD * settings.vision_width**-0.5,
+            "initializer_range": INIT_SCALE * settings.vision_width**-0.5,
         },
         text_config={
             "model_type": "llama",
@@ -92,7 +93,7 @@ def build_model(settings: TinyModel, processor: Idefics3Processor, seed: int) ->
             "num_attention_heads": settings.heads,
             "num_key_value_heads": settings.heads,
             "max_position_embeddings": 1024,
-            "initializer_range": SPREAD * settings.text_width**-0.5,
+            "initializer_range": INIT_SCALE * settings.text_width**-0.5,
             "rms_norm_eps": 1e-5,
             "pad_token_id": pad,
             "bos_token_id": bos,
@@ -102,19 +103,20 @@ def build_model(settings: TinyModel, processor: Idefics3Processor, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Idefics3ForConditionalGeneration(config)
-    place = model.model.vision_model.embeddings.position_embedding
-    place.weight.data.copy_(sinusoids(settings.image_size // settings.patch_size, settings.vision_width))
+    positions = model.model.vision_model.embeddings.position_embedding
+    positions.weight.data.copy_(sinusoidal_positions(settings.image_size // settings.patch_size, settings.vision_width))
     model.generation_config.eos_token_id = eos
     model.generation_config.pad_token_id = pad
     model.generation_config.bos_token_id = bos
     return model
 
 
-def sinusoids(side: int, width: int) -> torch.Tensor:
-    """Position embeddings of a `side` x `side` grid of patches, `(side**2, width)`: a start from which a vision tower
-    learns where things are in hundreds of steps rather than thousands. They are trained like any weight.
+def sinusoidal_positions(side: int, width: int) -> torch.Tensor:
+    """Returns initial position embeddings of a `side` x `side` grid of patches, `(side**2, width)`.
 
-    Half of the channels for the row, half for the column, as in Vaswani et al. (2017), of unit amplitude.
+    Half of the channels encode the row and half the column, as in Vaswani et al. (2017), with unit amplitude. Compared
+    to random ones, they let the vision tower learn positions in hundreds of steps instead of thousands. They are
+    trained like any other weight.
     """
     frequency = 1.0 / (2.0 * side) ** torch.linspace(0, 1, width // 4)
     angle = torch.arange(side)[:, None] * frequency * torch.pi

@@ -1,1 +1,1 @@
-"""Metrics with intervals, prediction tables and figures. Training imports none of it."""
+"""Metrics with intervals, predictions files and figures. Training imports nothing from this package."""

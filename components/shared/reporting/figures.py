@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved: the same numbers give the same bytes."""
+"""Style and saving of figures; the same data gives the same bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ STYLE: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """In the block, figures are drawn and saved in the house's style, whatever a person's matplotlibrc says."""
+    """Context in which figures are drawn and saved in the project's style; the user's matplotlibrc is ignored."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -35,5 +35,5 @@ def style() -> Iterator[None]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Writes a PNG without a date or a version of the library."""
+    """Writes a PNG without date and library version."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None}, bbox_inches="tight")

@@ -12,7 +12,7 @@ RESAMPLES_AT_ONCE = 250
 
 
 def resamples(n: int, times: int, seed: int) -> Iterator[Array]:
-    """Bootstrap weights: how often each of `n` images is drawn, in blocks `(<=250, n)`, `times` rows in all."""
+    """Yields bootstrap weights, how often each of `n` images is drawn: blocks `(<=250, n)`, `times` rows in total."""
     rng = np.random.default_rng(seed)
     for start in range(0, times, RESAMPLES_AT_ONCE):
         rows = min(RESAMPLES_AT_ONCE, times - start)
@@ -20,7 +20,7 @@ def resamples(n: int, times: int, seed: int) -> Iterator[Array]:
 
 
 def interval(samples: ArrayLike) -> list[float] | None:
-    """The central 95 % of bootstrap samples, or None where none is defined."""
+    """Central 95 % interval of bootstrap samples; None if no sample is finite."""
     finite = np.asarray(samples, np.float64)
     finite = finite[np.isfinite(finite)]
     return [float(q) for q in np.quantile(finite, [0.025, 0.975])] if len(finite) else None
@@ -30,7 +30,10 @@ Statistic = Callable[[Array], Array]
 
 
 def mean_over(values: Array, mask: NDArray[np.bool_]) -> Statistic:
-    """Weights `(R, N)` -> weighted mean of `values` over the masked images `(R,)`; NaN where none was drawn."""
+    """Returns a function of weights `(R, N)`: the weighted mean of `values` over the masked images, `(R,)`.
+
+    The mean is NaN where none of the masked images was drawn.
+    """
 
     def statistic(weights: Array) -> Array:
         drawn = weights[:, mask]
@@ -42,7 +45,7 @@ def mean_over(values: Array, mask: NDArray[np.bool_]) -> Statistic:
 
 
 def moments(predictions: Array, targets: Array) -> Callable[[Array], dict[str, Array]]:
-    """Weights `(R, N)` -> rmse, pearson, ccc and sd_ratio, each `(R,)`; NaN where undefined."""
+    """Returns a function of weights `(R, N)`: rmse, pearson, ccc and sd_ratio, each `(R,)`, NaN where undefined."""
     centre = targets.mean()
     p, t = predictions - centre, targets - centre
     columns = np.stack([p, t, p * p, t * t, p * t], axis=1)
@@ -50,7 +53,7 @@ def moments(predictions: Array, targets: Array) -> Callable[[Array], dict[str, A
     def statistic(weights: Array) -> dict[str, Array]:
         mp, mt, pp, tt, pt = ((weights @ columns) / weights.sum(axis=1, keepdims=True)).T
         vp, vt = np.maximum(pp - mp**2, 0.0), np.maximum(tt - mt**2, 0.0)
-        # A constant vector leaves rounding noise of about 1e-16 of its mean square where the variance is 0.
+        # The variance of a constant vector is not exactly 0 but rounding noise, about 1e-16 of its mean square.
         vp, vt = np.where(vp < 1e-12 * pp, 0.0, vp), np.where(vt < 1e-12 * tt, 0.0, vt)
         cov, gap = pt - mp * mt, mp - mt
         lin = vp + vt + gap**2
@@ -66,12 +69,15 @@ def moments(predictions: Array, targets: Array) -> Callable[[Array], dict[str, A
 
 
 def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict[str, object]:
-    """Every metric of one model, each with its 95 % bootstrap interval over images.
+    """Computes every metric of one model, each with its 95 % bootstrap interval over images.
 
     Returns:
         `{"groups": {group: {"n", "mae", "mae_ci", "gm", "gm_ci"}}, "rmse", "rmse_ci", "pearson", ..., "unparseable",
-        "unparseable_ci", "gm_floor", "n"}`. An empty shot group has `n` 0 and None for every figure. A figure that is
-        not defined (Pearson of a constant) is None.
+        "unparseable_ci", "gm_floor", "n"}`. An empty shot group has `n` 0 and None for every metric. An undefined
+        metric (Pearson correlation of a constant) is None.
+
+    Raises:
+        ValueError: there are no predictions.
     """
     if not len(predictions.targets):
         raise ValueError("no predictions to evaluate")
@@ -88,8 +94,8 @@ def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict
     shape = moments(predictions.scored, predictions.targets)
 
     def figures(weights: Array) -> dict[str, Array]:
-        found = {name: statistic(weights) for name, statistic in statistics.items()} | shape(weights)
-        return {name: np.exp(v) if name.startswith("gm.") else v for name, v in found.items()}
+        values = {name: statistic(weights) for name, statistic in statistics.items()} | shape(weights)
+        return {name: np.exp(v) if name.startswith("gm.") else v for name, v in values.items()}
 
     n = len(predictions.targets)
     point = {name: float(v[0]) for name, v in figures(np.ones((1, n))).items()}
@@ -116,15 +122,16 @@ def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict
 def paired_difference(
     ours: list[Array], theirs: list[Array], mask: NDArray[np.bool_], times: int = 2000, seed: int = 0
 ) -> dict[str, object]:
-    """Mean of `ours - theirs` over the masked images, paired image by image and seed by seed.
+    """Mean of `ours - theirs` over the masked images, paired by image and seed.
 
     Args:
-        ours, theirs: one `(N,)` array of absolute errors per seed, the same seeds in the same order, the same images.
-        mask: `(N,)` the images that count.
+        ours, theirs: one `(N,)` array of absolute errors per seed, for the same seeds and images in the same order.
+        mask: `(N,)` selects the images.
 
     Returns:
-        `{"n", "seeds", "difference", "ci", "per_seed"}`: below 0 means that ours is better. The interval resamples
-        seeds and images (two levels); with one seed, images alone. Empty mask: n 0 and None.
+        `{"n", "seeds", "difference", "ci", "per_seed"}`; a negative difference means that ours is better. The interval
+        is a two-level bootstrap over seeds and images; with one seed, over images only. For an empty mask, n is 0 and
+        the difference, its interval and per_seed are None.
     """
     n = int(mask.sum())
     if n == 0:

@@ -1,4 +1,4 @@
-"""A model's answers to a split as a Parquet file: what evaluate and the ablation write, and register checks."""
+"""Predictions files: one model's answers to a split as Parquet, written by evaluate and ablation, read by register."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from components.errors import ConcordError
 from components.settings import Task
 from components.shared.scoring.errors import Array, Predictions
 
-# value is null where the text holds no valid answer.
+# value is null if the text has no valid answer.
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
@@ -24,36 +24,38 @@ SCHEMA = pa.schema(
 
 
 def predictions_file(evaluate: Path, model: str) -> Path:
-    """Where evaluate keeps the answers of `base`, `sft` or `grpo`."""
+    """Path of the predictions of `base`, `sft` or `grpo` in evaluate's output folder."""
     return evaluate / f"predictions-{model}.parquet"
 
 
 def write_predictions(
     path: Path, ids: Sequence[str], targets: Array, shots: Sequence[str], texts: Sequence[str], values: Array
 ) -> None:
-    """Writes one model's answers; all arguments are `(N,)`, in the order of the split, NaN for no valid answer."""
+    """Writes one model's answers; all columns are `(N,)` in the order of the split, NaN for an invalid answer."""
     value = pa.array(values, pa.float64(), mask=~np.isfinite(values))
     columns = [pa.array(ids), pa.array(targets), pa.array(shots, pa.string()), pa.array(texts), value]
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
 
 
 def read_predictions(path: Path) -> pa.Table:
-    """The answers as a table with `SCHEMA`.
+    """Reads a predictions file as a table with `SCHEMA`.
 
     Raises:
-        ConcordError: the file is missing, or is another kind of file.
+        ConcordError: the file is missing or is not a predictions file.
     """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ConcordError(f"{path}: no predictions ({str(error).splitlines()[0]}). Run the evaluate step.") from None
+        raise ConcordError(
+            f"{path}: cannot be read as predictions ({str(error).splitlines()[0]}). Run the evaluate step."
+        ) from None
     if not table.schema.equals(SCHEMA):
         raise ConcordError(f"{path}: columns {table.column_names}, expected {SCHEMA.names}. Run the evaluate step.")
     return table
 
 
 def to_predictions(table: pa.Table, task: Task) -> Predictions:
-    """The same as arrays, ready for the metrics."""
+    """Converts the table to arrays for the metrics."""
     return Predictions(
         targets=table["target"].to_numpy(),
         values=table["value"].to_numpy(zero_copy_only=False),

@@ -1,4 +1,4 @@
-"""The tail of the data, before anything is trained: labels per split, shot regions, shares; as a figure and numbers."""
+"""The long tail of the data as a figure and as numbers: rows per label and split, shot regions and shares."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from components.settings import Task
 from components.shared.reporting.figures import INK, save, style
-from components.shared.rows.histogram import LabelBin, share_metrics, stretches
+from components.shared.rows.histogram import LabelBin, distribution_metrics, shot_ranges
 from components.shared.rows.rows import SPLITS
 from components.shared.scoring.shots import SHOTS, ShotTable, label_bins
 
@@ -16,35 +16,36 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by people with any colour vision; none is a model's colour in the report of evaluate.
+# Distinguishable with any colour vision; different from the models' colours in evaluate's report.
 COLOURS = {"many": "#4a5568", "medium": "#8fb3d9", "few": "#c2317c"}
-WORDS = {"many": "more than {many}", "medium": "{few} to {many}", "few": "fewer than {few}"}
+SHOT_LIMITS = {"many": "more than {many}", "medium": "{few} to {many}", "few": "fewer than {few}"}
 
 
 def tail_figures(histogram: Sequence[LabelBin], task: Task) -> dict[str, Any]:
-    """The figure in numbers.
+    """The numbers behind the figure.
 
     Returns:
-        What `share_metrics` gives; `share`, split -> shot group -> share of the split's rows (None in an empty split);
-        `regions`, the runs of labels of one shot group along the range: first and last label bin's lower end, shot.
+        The result of `distribution_metrics`; `share`, split -> shot group -> share of the split's rows (None for an
+        empty split); `regions`, the runs of labels with the same shot group: lower end of the first and of the last
+        label bin, and the shot group.
     """
     shots = _shots(histogram, task)
     width, step = task.bin_width, task.resolution
     return {
-        **share_metrics(histogram),
+        **distribution_metrics(histogram),
         "share": {split: _shares(histogram, split) for split in SPLITS},
         "regions": [
             {"from": round(start + step / 2, 9), "to": round(end + step / 2 - width, 9), "shot": shot}
-            for start, end, shot in stretches(shots, task.low, task.high)
+            for start, end, shot in shot_ranges(shots, task.low, task.high)
         ],
     }
 
 
 def write_tail(histogram: Sequence[LabelBin], task: Task, path: Path) -> None:
-    """Draws the tail as a PNG: rows per label in train by shot region, in val and test, and each group's share.
+    """Draws the tail as a PNG: rows per label in train, val and test by shot region, and each group's share.
 
     Args:
-        histogram: of targets in the task's range.
+        histogram: of targets inside the task's range.
     """
     with style():
         save(_draw(histogram, task), path)
@@ -56,7 +57,7 @@ def _draw(histogram: Sequence[LabelBin], task: Task) -> "Figure":
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figures = share_metrics(histogram)
+    figures = distribution_metrics(histogram)
     rows: Any = figures["rows"]
     bins: Any = figures["label_bins"]
     figure = Figure(figsize=(10.5, 6.2))
@@ -72,8 +73,9 @@ def _draw(histogram: Sequence[LabelBin], task: Task) -> "Figure":
     upper.set(ylim=(0.5, 1.6 * max(counts["train"].max(), task.many)), ylabel="rows in train")
     for limit in (task.many, task.few):
         upper.axhline(limit, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
-    said = "" if figures["imbalance"] is None else f", fullest label {figures['imbalance']:.4g} times the emptiest"
-    upper.set_title(f"train: {rows['train']:,} rows of {_labels(bins['train'])}{said}")
+    imbalance = figures["imbalance"]
+    ratio = "" if imbalance is None else f", largest label {imbalance:.4g} times the smallest"
+    upper.set_title(f"train: {rows['train']:,} rows of {_labels(bins['train'])}{ratio}")
     _fill(middle, limits, counts["test"], groups, 0)
     halo = withStroke(linewidth=3, foreground="#ffffff")
     middle.stairs(counts["val"], limits, color=INK, linewidth=1, path_effects=[halo])
@@ -83,7 +85,9 @@ def _draw(histogram: Sequence[LabelBin], task: Task) -> "Figure":
     middle.set_xlim(limits[0], limits[-1])
     _bars(lower, histogram)
     patches = [
-        Patch(color=COLOURS[shot], label=f"{shot}-shot: {WORDS[shot].format(many=task.many, few=task.few)} in train")
+        Patch(
+            color=COLOURS[shot], label=f"{shot}-shot: {SHOT_LIMITS[shot].format(many=task.many, few=task.few)} in train"
+        )
         for shot in SHOTS
     ]
     figure.legend(handles=patches, loc="outside upper left", ncols=3)
@@ -101,17 +105,17 @@ def _fill(axes: "Axes", limits: np.ndarray, counts: np.ndarray, groups: np.ndarr
 
 
 def _bars(axes: "Axes", histogram: Sequence[LabelBin]) -> None:
-    """A bar a split, from many-shot to few-shot, with each group's share of its rows."""
-    for place, split in enumerate(reversed(SPLITS)):
+    """Draws one bar per split, divided into each shot group's share of its rows."""
+    for row, split in enumerate(reversed(SPLITS)):
         left = 0.0
         for shot, share in _shares(histogram, split).items():
             if not share:
                 continue
-            axes.barh(place, share, 0.72, left, color=COLOURS[shot])
+            axes.barh(row, share, 0.72, left, color=COLOURS[shot])
             if share >= 0.025:
                 ink = "#ffffff" if shot != "medium" else INK
                 axes.text(
-                    left + share / 2, place, f"{100 * share:.1f} %", ha="center", va="center", fontsize=8, color=ink
+                    left + share / 2, row, f"{100 * share:.1f} %", ha="center", va="center", fontsize=8, color=ink
                 )
             left += share
     axes.set_yticks(range(len(SPLITS)), list(reversed(SPLITS)))
@@ -128,18 +132,20 @@ def _shares(histogram: Sequence[LabelBin], split: str) -> Mapping[str, float | N
 
 
 def _counts(histogram: Sequence[LabelBin], task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Limits of every label bin in the task's range, `(K + 1,)`, and each split's rows in it, `(K,)`."""
+    """Edges of the label bins in the task's range, `(K + 1,)`, and each split's rows per bin, `(K,)`."""
     first, last = label_bins([task.low, task.high], task.bin_width, task.resolution)
-    limits = np.arange(first, last + 2) * task.bin_width - task.resolution / 2  # labels sit inside, not on the edge
+    limits = (
+        np.arange(first, last + 2) * task.bin_width - task.resolution / 2
+    )  # so that labels lie inside their bin, not on its edge
     counts = {split: np.zeros(last - first + 1) for split in SPLITS}
-    places = label_bins([bin.label for bin in histogram], task.bin_width, task.resolution) - first
-    for place, bin in zip(places, histogram, strict=True):
+    indices = label_bins([bin.label for bin in histogram], task.bin_width, task.resolution) - first
+    for index, bin in zip(indices, histogram, strict=True):
         for split in SPLITS:
-            counts[split][place] += bin.rows[split]
+            counts[split][index] += bin.rows[split]
     return limits, counts
 
 
 def _shots(histogram: Sequence[LabelBin], task: Task) -> ShotTable:
-    places = label_bins([bin.label for bin in histogram], task.bin_width, task.resolution).tolist()
-    counts = {place: bin.rows["train"] for place, bin in zip(places, histogram, strict=True)}
+    indices = label_bins([bin.label for bin in histogram], task.bin_width, task.resolution).tolist()
+    counts = {index: bin.rows["train"] for index, bin in zip(indices, histogram, strict=True)}
     return ShotTable(counts, task.bin_width, task.resolution, task.many, task.few)

@@ -1,1 +1,1 @@
-"""The rows between steps: Parquet shards, images, label histograms."""
+"""The rows that steps exchange: Parquet shards, images, label histograms."""

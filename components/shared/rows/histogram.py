@@ -1,4 +1,4 @@
-"""How the labels are distributed over the splits, as a histogram and as figures."""
+"""The distribution of labels over the splits, as a histogram and as metrics."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ class LabelBin:
     """One bin of labels.
 
     Attributes:
-        label: its lower end, in the task's unit.
-        rows: split -> how many.
-        shot: many, medium or few, by the rows in train.
+        label: the bin's lower end, in the task's unit.
+        rows: split -> number of rows.
+        shot: many, medium or few, by the number of rows in train.
     """
 
     label: float
@@ -31,7 +31,7 @@ class LabelBin:
 
 
 def label_histogram(targets: Mapping[str, ArrayLike], task: Task) -> list[LabelBin]:
-    """Every bin that holds a row, in ascending order.
+    """Every non-empty bin, in ascending order.
 
     Args:
         targets: split -> finite targets, in the task's unit.
@@ -52,7 +52,7 @@ def label_histogram(targets: Mapping[str, ArrayLike], task: Task) -> list[LabelB
 
 
 def histogram_csv(histogram: Sequence[LabelBin], task: Task) -> str:
-    """A line a bin: label, rows in train, val and test, shot."""
+    """The histogram as CSV, one line per bin: label, rows in train, val and test, shot."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["label", *SPLITS, "shot"])
@@ -62,8 +62,8 @@ def histogram_csv(histogram: Sequence[LabelBin], task: Task) -> str:
     return out.getvalue()
 
 
-def share_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
-    """Rows and label bins per split, the fullest train bin over the emptiest, and the test rows in each shot group."""
+def distribution_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
+    """Metrics of a histogram: rows and label bins per split, largest over smallest train bin, test rows per shot."""
     rows = {split: sum(bin.rows[split] for bin in histogram) for split in SPLITS}
     test = {shot: sum(bin.rows["test"] for bin in histogram if bin.shot == shot) for shot in SHOTS}
     train = [bin.rows["train"] for bin in histogram if bin.rows["train"]]
@@ -79,14 +79,14 @@ def share_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
     }
 
 
-def stretches(shots: ShotTable, low: float, high: float) -> list[tuple[float, float, str]]:
-    """Start, end and shot group of each run of label bins in [low, high] that share one."""
+def shot_ranges(shots: ShotTable, low: float, high: float) -> list[tuple[float, float, str]]:
+    """Start, end and shot group of each run of adjacent label bins in [low, high] with the same shot group."""
     first, last = label_bins([low, high], shots.width, shots.resolution)
-    found: list[tuple[float, float, str]] = []
-    for cell in range(first, last + 1):
-        start = cell * shots.width - shots.resolution / 2
-        end, shot = start + shots.width, str(shots.shot([cell * shots.width])[0])
-        if found and found[-1][2] == shot:
-            start = found.pop()[0]
-        found.append((start, end, shot))
-    return found
+    ranges: list[tuple[float, float, str]] = []
+    for bin in range(first, last + 1):
+        start = bin * shots.width - shots.resolution / 2
+        end, shot = start + shots.width, str(shots.shot([bin * shots.width])[0])
+        if ranges and ranges[-1][2] == shot:
+            start = ranges.pop()[0]
+        ranges.append((start, end, shot))
+    return ranges

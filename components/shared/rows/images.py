@@ -1,5 +1,7 @@
-"""An encoded image as the model sees it: upright, 8-bit RGB, nothing hidden. Training, evaluation, the checks and the
-served model all read by `decode_image`."""
+"""Decodes images into the form that the model sees: upright, 8-bit RGB, on white where transparent.
+
+Training, evaluation, the checks and the served model all decode with `decode_image`.
+"""
 
 import io
 import warnings
@@ -7,80 +9,83 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# Decoders of plain raster formats only: others start programs of their own on what is in the file (EPS).
+# Plain raster formats only: decoders of others (EPS) start external programs on the file's content.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MB as RGB
-# Formats whose 32-bit grey is 16-bit grey in a wider type: Pillow's readers scale it to 65,535.
+MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: 256 MB as RGB
+# Formats whose 16-bit grey Pillow may read as 32-bit grey, with values up to 65,535.
 _WIDE_16_BIT = ("PNG", "PPM")
 
 
 class BadImageError(ValueError):
-    """An image that cannot be shown to a model; the message says why, in words."""
+    """An image that cannot be decoded for a model; the message says why."""
 
 
-def prepare() -> None:
-    """Loads Pillow's decoders, which must not happen in several threads at once, and mutes its warnings."""
+def load_decoders() -> None:
+    """Loads Pillow's decoders, which several threads must not do at once, and silences Pillow's warnings."""
     Image.init()
     warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 def open_image(data: bytes | None) -> Image.Image:
-    """The image with its header read, not its pixels. What it is goes by its content, never by a name.
+    """Reads an image's header, not its pixels. The format is taken from the content, never from a file name.
 
     Raises:
-        BadImageError: there are no bytes, or they are no image in one of `FORMATS`.
+        BadImageError: the data is empty, or not an image in one of `FORMATS`.
     """
     if not data:
         raise BadImageError("empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise BadImageError(f"no image in a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # any decoder, any bytes
-        raise BadImageError(_words(error)) from error
+        raise BadImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a decoder may raise anything on arbitrary bytes
+        raise BadImageError(_message(error)) from error
 
 
 def into_rgb(image: Image.Image) -> Image.Image:
-    """Decodes to the last pixel, turns upright by the EXIF tag, and gives 8-bit RGB. The image is taken over: what is
-    returned may be the very same, changed, with its pixels loaded and its file no longer needed.
+    """Decodes all pixels, turns the image upright by its EXIF tag, and converts it to 8-bit RGB.
 
-    Grey of 16 bits keeps its upper 8 (Pillow alone would make it all white). What is transparent lies on white, so that
-    colours hidden beneath stay hidden. CMYK is converted without its colour profile.
+    The image passed in may be changed and returned; do not use it afterwards. The result has its pixels loaded and
+    needs no open file.
+
+    16-bit grey keeps its upper 8 bits (Pillow alone would make all of it white). Transparent pixels become white, so
+    that hidden colours stay hidden. CMYK is converted without its colour profile.
 
     Raises:
-        BadImageError: it does not decode, has more than `MAX_PIXELS`, or its values have no range that is known.
+        BadImageError: the image does not decode, has more than `MAX_PIXELS`, or its pixel values have no known range.
     """
     _check_size(image)
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_16_BIT)
     if not deep and image.mode in ("I", "F"):
-        raise BadImageError(f"pixels of mode {image.mode} have no range that is known; save it with 8 or 16 bits")
+        raise BadImageError(f"pixels of mode {image.mode} have no known range; save the image with 8 or 16 bits")
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if deep:
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         elif image.has_transparency_data:
-            seen = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+            with_alpha = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except Exception as error:  # any decoder, any bytes
-        raise BadImageError(_words(error)) from error
+    except Exception as error:  # a decoder may raise anything on arbitrary bytes
+        raise BadImageError(_message(error)) from error
 
 
 def into_small_grey(image: Image.Image, least: int) -> Image.Image | None:
-    """Of a JPEG file, a half, a quarter or an eighth of each side (rounded up), as 8-bit grey, for half the time.
+    """Decodes a JPEG to 8-bit grey at a half, a quarter or an eighth of its size (rounded up), in half the time.
 
-    All its bytes are read and decoded as ever: where `into_rgb` finds a fault, so does this. Taken over as there.
+    All bytes are decoded, so this raises an error wherever `into_rgb` does. As there, do not use the image afterwards.
 
     Args:
-        image: as `open_image` gives it.
-        least: pixels that both sides keep.
+        image: from `open_image`.
+        least: smallest length of either side in the result, in pixels.
 
     Returns:
-        None, and the image untouched, where it is of another format, too small, to be turned, or neither grey nor RGB.
+        The small image; or None, with the image unchanged, if it is not a JPEG, is too small, must be rotated, or is
+        neither grey nor RGB.
 
     Raises:
-        BadImageError: as `into_rgb`.
+        BadImageError: see `into_rgb`.
     """
     if image.format != "JPEG" or image.mode not in ("L", "RGB") or min(image.size) < 2 * least:
         return None
@@ -90,13 +95,13 @@ def into_small_grey(image: Image.Image, least: int) -> Image.Image | None:
             return None
         image.draft("L", (least, least))
         image.load()
-    except Exception as error:  # any decoder, any bytes
-        raise BadImageError(_words(error)) from error
+    except Exception as error:  # a decoder may raise anything on arbitrary bytes
+        raise BadImageError(_message(error)) from error
     return image
 
 
 def decode_image(data: bytes | None) -> Image.Image:
-    """An encoded image as the model sees it: RGB, 8 bits, upright.
+    """Decodes an image into the form that the model sees: upright, 8-bit RGB.
 
     Raises:
         BadImageError: see `open_image` and `into_rgb`.
@@ -106,10 +111,10 @@ def decode_image(data: bytes | None) -> Image.Image:
 
 
 def check_image(data: bytes | None) -> None:
-    """Decodes an image to the end, for its faults alone.
+    """Decodes an image completely, only to find errors; for JPEG faster than `decode_image`.
 
     Raises:
-        BadImageError: where `decode_image` raises it.
+        BadImageError: wherever `decode_image` raises it.
     """
     with open_image(data) as image:
         if not into_small_grey(image, least=1):
@@ -121,7 +126,7 @@ def _check_size(image: Image.Image) -> None:
         raise BadImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS:,} pixels"
     return f"does not decode: {str(error) or type(error).__name__}"[:120]

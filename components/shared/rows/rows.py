@@ -1,4 +1,4 @@
-"""The one row that every source gives and every step reads, and its Parquet shards with the image bytes inside."""
+"""The row type that every source produces and every step reads, and its Parquet shards, which contain the images."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from components.errors import ConcordError
 
 SPLITS = ("train", "val", "test")
 
-# What `datasets` reads as its Image feature: a struct of bytes and path, announced in the schema's metadata.
+# `datasets` reads a struct of bytes and path as its Image feature if the schema's metadata says so.
 _FEATURES: dict[str, dict[str, str]] = {
     "id": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
@@ -39,7 +39,7 @@ _SUBJECT = {"subject": {"dtype": "string", "_type": "Value"}}
 
 
 def schema(subjects: bool) -> pa.Schema:
-    """`SCHEMA`, and with `subjects` one column more, `subject` (string, null where it is not known)."""
+    """`SCHEMA`; with `subjects` it has one more column, `subject` (string, null where the subject is unknown)."""
     if not subjects:
         return SCHEMA
     features = json.dumps({"info": {"features": _FEATURES | _SUBJECT}})
@@ -52,11 +52,11 @@ class Row:
 
     Attributes:
         id: unique over all splits.
-        image: the encoded file, as it was found or rendered.
+        image: the bytes of the encoded image file, unchanged.
         target: in the task's unit.
         question: what the model is asked.
-        origin: file and row that it came from, for error messages.
-        subject: the person or device that it shows, where that is known.
+        origin: source file and row, for error messages.
+        subject: the person or device in the image, if known.
     """
 
     id: str
@@ -68,10 +68,10 @@ class Row:
 
 
 class ShardWriter:
-    """Writes rows of one split to `FOLDER/SPLIT-00000.parquet` and on, each under a size limit. A context manager."""
+    """Context manager that writes one split to `FOLDER/SPLIT-00000.parquet` and so on, each within a size limit."""
 
     def __init__(self, folder: Path, split: str, shard_mb: int, subjects: bool = False) -> None:
-        """Starts at shard 0; nothing is written before the first row.
+        """Creates no file before the first row.
 
         Args:
             subjects: whether the shards have the column `subject`.
@@ -81,27 +81,27 @@ class ShardWriter:
         self._rows: list[Row] = []
         self._buffered = self._written = self._shards = 0
         self._writer: pq.ParquetWriter | None = None
-        self._aside = ThreadPoolExecutor(1)
+        self._executor = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self.count = 0
 
     def __enter__(self) -> "ShardWriter":
-        """Itself."""
+        """Returns the writer."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Writes what is buffered and closes the shard."""
-        with self._aside:
+        """Writes the buffered rows and closes the shard."""
+        with self._executor:
             self._flush()
             self._wait()
         if self._writer:
             self._writer.close()
 
     def add(self, row: Row) -> None:
-        """Appends a row; memory stays under some 16 MB of images: while some are hashed and written, more come in.
+        """Appends a row. A thread hashes and writes the previous rows meanwhile; about 16 MB of images are buffered.
 
         Raises:
-            OSError: what came before could not be written.
+            OSError: previous rows could not be written.
         """
         self._rows.append(row)
         self._buffered += len(row.image) + 256
@@ -112,7 +112,7 @@ class ShardWriter:
     def _flush(self) -> None:
         self._wait()
         if self._rows:
-            self._writing = self._aside.submit(self._write, self._rows, self._buffered)
+            self._writing = self._executor.submit(self._write, self._rows, self._buffered)
             self._rows, self._buffered = [], 0
 
     def _wait(self) -> None:
@@ -126,7 +126,7 @@ class ShardWriter:
             self._writer, self._written = None, 0
         if self._writer is None:
             path = self._folder / f"{self._split}-{self._shards:05d}.parquet"
-            # Images are compressed already; dictionary pages and codecs would only cost time.
+            # Images are already compressed; dictionary pages and codecs would only cost time.
             self._writer = pq.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
             self._shards += 1
         self._writer.write_table(_table(rows, self._schema))
@@ -134,7 +134,7 @@ class ShardWriter:
 
 
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """The rows as columns, with the hash of each image."""
+    """The rows as a table, with the SHA-256 of each image."""
     images = [pa.array([row.image for row in rows], pa.binary()), pa.nulls(len(rows), pa.string())]
     columns: dict[str, pa.Array] = {
         "image": pa.StructArray.from_arrays(images, fields=list(schema.field("image").type)),
@@ -150,23 +150,23 @@ def shards(folder: Path, split: str) -> list[Path]:
     """The shards of a split, in order.
 
     Raises:
-        ConcordError: there is none.
+        ConcordError: there are none.
     """
-    found = sorted(folder.glob(f"{split}-*.parquet"))
-    if not found:
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    if not paths:
         raise ConcordError(f"{folder}: no {split} shards ({split}-*.parquet). Run the ingest step first.")
-    return found
+    return paths
 
 
 def read_rows(folder: Path, split: str, batch_size: int = 256) -> Iterator[pa.RecordBatch]:
-    """The split as a stream of record batches with `SCHEMA`, or with the subjects too."""
+    """The rows of a split as a stream of record batches with the columns of `SCHEMA`, and `subject` if it is stored."""
     for path in shards(folder, split):
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=batch_size)
 
 
-def stretch(rows: Iterable[pa.RecordBatch], start: int, count: int) -> Iterator[pa.RecordBatch]:
-    """The rows from `start` on, `count` of them at most; nothing is read beyond."""
+def slice_rows(rows: Iterable[pa.RecordBatch], start: int, count: int) -> Iterator[pa.RecordBatch]:
+    """At most `count` rows from row `start` on; no batch after the last of these rows is read."""
     for batch in rows:
         if start < batch.num_rows:
             part = batch.slice(start, count)
@@ -180,6 +180,6 @@ def stretch(rows: Iterable[pa.RecordBatch], start: int, count: int) -> Iterator[
 def read_table(
     folder: Path, split: str, columns: Iterable[str] = ("id", "target", "image_sha256", "origin")
 ) -> pa.Table:
-    """Some columns of a split, without the images unless asked."""
+    """The named columns of a split as a table; the default leaves out the images."""
     names = list(columns)
     return pa.concat_tables([pq.read_table(path, columns=names) for path in shards(folder, split)])

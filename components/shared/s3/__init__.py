@@ -1,1 +1,1 @@
-"""Reading folders of S3 buckets through a cache."""
+"""Reads folders of S3 buckets through a local cache."""

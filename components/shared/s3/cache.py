@@ -1,4 +1,4 @@
-"""A cache of files by the SHA-256 of their content: nothing is kept twice, and nothing damaged is handed out."""
+"""A content-addressed file cache: files are stored once, under their SHA-256, and verified before they are used."""
 
 import hashlib
 import os
@@ -8,39 +8,41 @@ from pathlib import Path
 
 from components.errors import ConcordError
 
-LIMIT = "CONCORD_CACHE_LIMIT"
+LIMIT_VARIABLE = "CONCORD_CACHE_LIMIT"
 
 
 def cache_folder() -> Path:
-    """CONCORD_CACHE, or .cache in the working directory."""
+    """The folder that CONCORD_CACHE names, or .cache in the working directory."""
     return Path(os.environ.get("CONCORD_CACHE") or ".cache")
 
 
 def cache_limit() -> int | None:
-    """CONCORD_CACHE_LIMIT: bytes that the cache may take up; None for as much as its disk holds.
+    """The largest size of the cache in bytes, from CONCORD_CACHE_LIMIT; None: no limit but the disk's size.
 
     Raises:
-        ConcordError: it is no number of bytes.
+        ConcordError: the variable is not a number of bytes.
     """
-    limit = os.environ.get(LIMIT)
+    limit = os.environ.get(LIMIT_VARIABLE)
     if not limit:
         return None
     if not limit.isdecimal():
-        raise ConcordError(f"{LIMIT}: {limit!r} is no number of bytes. Correct it, or unset it for no limit.")
+        raise ConcordError(
+            f"{LIMIT_VARIABLE}: {limit!r} is not a number of bytes. Correct it, or unset it for no limit."
+        )
     return int(limit)
 
 
 class ContentCache:
-    """`FOLDER/objects/ab/cdef...`: read-only files under the SHA-256 of their content.
+    """Read-only files `FOLDER/objects/ab/cdef...`, named by the SHA-256 of their content.
 
-    Any number of processes may use it at once: a file appears whole, by renaming, and is never changed.
+    Any number of processes may use the cache at once: files are added by an atomic rename and never changed.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder where there is none.
+        """Creates the folder if it does not exist.
 
         Raises:
-            ConcordError: it cannot be made.
+            ConcordError: the folder cannot be created.
         """
         self.folder = folder
         self._objects = folder / "objects"
@@ -48,20 +50,20 @@ class ContentCache:
             self._objects.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConcordError(
-                f"{folder}: cannot be the cache ({error.strerror}). Let CONCORD_CACHE name a folder to write in."
+                f"{folder}: cannot be used as the cache ({error.strerror}). Set CONCORD_CACHE to a writable folder."
             ) from None
 
     def size(self) -> int:
-        """Bytes that its files take up, partial downloads included; a hard link counts once."""
+        """Size of all its files in bytes, including partial downloads; hard links count once."""
         files = {(stat.st_dev, stat.st_ino): stat.st_size for stat in map(os.lstat, _files(self.folder))}
         return sum(files.values())
 
     def path(self, digest: str) -> Path:
-        """Where the content with this SHA-256 is, or would be."""
+        """The path of the content with this SHA-256, whether or not it exists."""
         return self._objects / digest[:2] / digest[2:]
 
-    def holds(self, digest: str) -> bool:
-        """Whether the content is there and undamaged: every byte is read and hashed. What is damaged is removed."""
+    def verify(self, digest: str) -> bool:
+        """Whether the cache has this content undamaged: reads and hashes the whole file, and removes a damaged one."""
         path = self.path(digest)
         try:
             with open(path, "rb") as file:
@@ -72,11 +74,11 @@ class ContentCache:
         path.unlink(missing_ok=True)
         return False
 
-    def take(self, file: Path, digest: str) -> None:
-        """Moves a finished file in; it must lie on the same disk."""
+    def add(self, file: Path, digest: str) -> None:
+        """Moves a complete file, which must be on the same disk, into the cache."""
         path = self.path(digest)
         path.parent.mkdir(exist_ok=True)
-        file.chmod(0o444)  # it is linked to from elsewhere, and an edit there would change it here
+        file.chmod(0o444)  # hard links point to it, and an edit through one would change the cache
         os.replace(file, path)
 
 
@@ -86,5 +88,5 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def sha256(file: BufferedReader) -> str:
-    """Hex digest of what is left of an open file."""
+    """SHA-256 of the rest of an open file, in hexadecimal."""
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""What a place was last seen to hold, and which content of the cache each object of it is: an SQLite file a place.
+"""An SQLite index per S3 folder: its last listing, and the cached content of each object.
 
-It is a memory, no truth: without it everything is fetched again, and the cache checks what it hands out by itself.
+The index is only a hint: without it all objects are fetched again, and the cache verifies content itself.
 """
 
 import sqlite3
@@ -20,27 +20,27 @@ CREATE TABLE IF NOT EXISTS objects (
   name TEXT PRIMARY KEY, size INTEGER, etag TEXT, digest TEXT, listing INTEGER
 ) WITHOUT ROWID
 """
-# Another version of an object is another content, which nobody knows yet.
-_SEEN = """
+# A new version of an object has new content, so its digest is unknown.
+_UPSERT = """
 INSERT INTO objects VALUES (:name, :size, :etag, NULL, :listing) ON CONFLICT (name) DO UPDATE SET
   digest = CASE WHEN size = excluded.size AND etag = excluded.etag THEN digest END,
   size = excluded.size, etag = excluded.etag, listing = excluded.listing
 """
-_AMOUNT = """
+_TOTALS = """
 SELECT count(*), coalesce(sum(size), 0), coalesce(sum(digest IS NULL), 0),
   coalesce(sum(CASE WHEN digest IS NULL THEN size END), 0) FROM objects
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """An object as a listing has it.
+class S3Object:
+    """An object from a listing.
 
     Attributes:
-        name: below the place, with forward slashes.
-        size: bytes.
-        etag: the version that the server tells, without quotes.
-        digest: SHA-256 of this version's content; None where it was never fetched.
+        name: path below the S3 folder, with forward slashes.
+        size: in bytes.
+        etag: the ETag from the server, without quotes; it identifies the version.
+        digest: SHA-256 of this version's content; None if it was never fetched.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Amount:
-    """How much a place holds, and how much of it was never fetched; sizes in bytes."""
+class Totals:
+    """Number and size (bytes) of all objects, and of those that were never fetched."""
 
     objects: int
     size: int
@@ -60,39 +60,39 @@ class Amount:
 
 
 class CacheIndex:
-    """The objects of one place, for one process."""
+    """The index of one S3 folder, used by one process."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        """`open_index` opens it."""
+        """Use `open_index` instead."""
         self._db = connection
         self._lock = Lock()
 
-    def replace(self, objects: Iterable[Listed]) -> None:
-        """Takes down a new listing. What is no longer listed is forgotten; so is the digest of what has changed."""
+    def set_listing(self, objects: Iterable[S3Object]) -> None:
+        """Stores a new listing; removes objects that it lacks, and the digests of objects that have changed."""
         (last,) = self._db.execute("SELECT max(listing) FROM objects").fetchone()
         listing = (last or 0) + 1
-        for found in objects:
-            self._db.execute(_SEEN, {"name": found.name, "size": found.size, "etag": found.etag, "listing": listing})
+        for item in objects:
+            self._db.execute(_UPSERT, {"name": item.name, "size": item.size, "etag": item.etag, "listing": listing})
         self._db.execute("DELETE FROM objects WHERE listing != ?", [listing])
         self._db.commit()
 
-    def amount(self) -> Amount:
+    def totals(self) -> Totals:
         """Counts and sizes."""
-        return Amount(*self._db.execute(_AMOUNT).fetchone())
+        return Totals(*self._db.execute(_TOTALS).fetchone())
 
-    def objects(self) -> Iterator[Listed]:
-        """All of them by name, a page in memory at a time; digests may be added meanwhile."""
+    def objects(self) -> Iterator[S3Object]:
+        """All objects, sorted by name, one page in memory at a time; digests may be set meanwhile."""
         query, last = "SELECT name, size, etag, digest FROM objects WHERE name > ? ORDER BY name LIMIT ?", ""
         while page := self._page(query, last):
             yield from page
             last = page[-1].name
 
-    def _page(self, query: str, last: str) -> list[Listed]:
+    def _page(self, query: str, last: str) -> list[S3Object]:
         with self._lock:
-            return [Listed(*row) for row in self._db.execute(query, [last, PAGE])]
+            return [S3Object(*row) for row in self._db.execute(query, [last, PAGE])]
 
-    def found(self, name: str, digest: str) -> None:
-        """Takes down the digest of an object's content, for good: a kill does not undo it. Any thread may call it."""
+    def set_digest(self, name: str, digest: str) -> None:
+        """Stores the digest of an object's content and commits, so that a kill cannot undo it. Thread-safe."""
         with self._lock:
             self._db.execute("UPDATE objects SET digest = ? WHERE name = ?", [digest, name])
             self._db.commit()
@@ -100,7 +100,7 @@ class CacheIndex:
 
 @contextmanager
 def open_index(file: Path) -> Iterator[CacheIndex]:
-    """Opens the index of one place, for one process at a time; what was found is kept, whatever happens.
+    """Opens the index of one S3 folder, for one process at a time; changes are committed even after an error.
 
     Raises:
         ConcordError: the file is damaged.
@@ -109,8 +109,10 @@ def open_index(file: Path) -> Iterator[CacheIndex]:
     try:
         connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
         try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # the log below then works on network disks as well
-            connection.execute("PRAGMA journal_mode = WAL")  # a commit costs microseconds, and waits for no disk
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # makes the write-ahead log work on network disks
+            connection.execute(
+                "PRAGMA journal_mode = WAL"
+            )  # a commit takes microseconds and does not wait for the disk
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(_TABLE)
             yield CacheIndex(connection)
@@ -124,4 +126,4 @@ def open_index(file: Path) -> Iterator[CacheIndex]:
     except sqlite3.Error as error:
         if is_disk_full(file, error):
             raise
-        raise ConcordError(f"{file}: damaged ({error}). Remove it; what it knew of is fetched again then.") from None
+        raise ConcordError(f"{file}: damaged ({error}). Remove it; its objects are then fetched again.") from None

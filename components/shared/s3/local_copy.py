@@ -1,9 +1,9 @@
-"""A folder of a bucket -> a folder here: listed, fetched by many threads into the cache, and linked together.
+"""Copies a folder of an S3 bucket to a local folder: lists it, fetches its objects into the cache, and links them.
 
     with local_copy(parse_s3("s3://bucket/prefix")) as folder: ...
 
-Endpoint, region and credentials are boto3's own, from the environment. Memory is bounded by the number of threads,
-whatever the number and size of the objects: the listing goes to disk, and bytes pass in chunks.
+boto3 takes endpoint, region and credentials from the environment. Memory depends only on the number of threads, not on
+the number and size of the objects: the listing is stored on disk, and content is copied in chunks.
 """
 
 import errno
@@ -21,73 +21,73 @@ from typing import Any
 
 from components.console import console
 from components.errors import ConcordError
+from components.s3_address import S3Address
 from components.shared.io.atomic import new_folder
 from components.shared.io.disk_full import disk_full_errors, disk_full_message
 from components.shared.io.locks import output_lock
-from components.shared.io.progress import transferred
-from components.shared.io.text import shown
-from components.shared.s3.address import S3Address
-from components.shared.s3.cache import LIMIT, ContentCache, cache_folder, cache_limit
-from components.shared.s3.cache_index import Amount, CacheIndex, Listed, open_index
-from components.shared.s3.download import Fetched, Source, download
-from components.shared.s3.faults import RetryTimer, endpoint, endpoint_url, s3_error
+from components.shared.io.progress import transfer_progress
+from components.shared.io.text import quoted
+from components.shared.s3.cache import LIMIT_VARIABLE, ContentCache, cache_folder, cache_limit
+from components.shared.s3.cache_index import CacheIndex, S3Object, Totals, open_index
+from components.shared.s3.download import DownloadContext, Downloaded, download
+from components.shared.s3.errors import RetryTimer, as_concord_error, endpoint, endpoint_url
 
 THREADS = 16
-RETRY_SECONDS = 60.0  # seconds in which a server may be started again
-PAGE = 1000  # objects that one answer lists; no server gives more
-SILENCE = 20.0  # seconds without a byte after which a connection is given up
+RETRY_SECONDS = 60.0  # enough time to restart a server
+PAGE = 1000  # objects per page of a listing; S3 returns no more
+TIMEOUT_SECONDS = 20.0  # without a byte for this long, a connection is closed
 
 
 @contextmanager
-def local_copy(address: S3Address, patience: float = RETRY_SECONDS) -> Iterator[Path]:
-    """The objects below the address as files below a folder, which nobody else changes while the block lasts.
+def local_copy(address: S3Address, retry_seconds: float = RETRY_SECONDS) -> Iterator[Path]:
+    """Gives a local folder with the objects below the address; no other process changes it during the block.
 
-    What is in the cache already is checked and not fetched again, so that after a kill the same call goes on. The
-    folder's files are links into the cache: read them, never write there.
+    Content that the cache already has is verified and not fetched again, so the same call resumes after a kill. The
+    folder's files are links into the cache: never write to them.
 
     Args:
-        patience: seconds for which a server that does not answer is asked again.
+        retry_seconds: how long requests are retried when the server does not respond.
 
     Raises:
-        ConcordError: the bucket refuses, is not there or is empty; the server stays away; an object has changed, is
-            damaged or has a name that no file can have; the disk is full.
+        ConcordError: the bucket does not exist, is empty or refuses access; the server stays unreachable; an object has
+            changed, is damaged or has a name that is not a valid file name; the disk is full.
     """
     cache = ContentCache(cache_folder())
     folder = _folder_of(address, cache.folder)
     with output_lock(folder):
         with disk_full_errors(cache.folder), open_index(folder.with_name(f"{folder.name}.sqlite")) as index:
-            _fetch(address, cache, index, folder, patience)
+            _fetch(address, cache, index, folder, retry_seconds)
         yield folder
 
 
 def _folder_of(address: S3Address, cache: Path) -> Path:
-    """`CACHE/s3/bucket-prefix-0123456789ab`: one for an address and an endpoint."""
+    """`CACHE/s3/bucket-prefix-HASH`, unique for an endpoint and an address."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{address.bucket}-{address.prefix}")[:60].strip("-")
     return cache / "s3" / f"{name}-{_short_hash(endpoint(), address.bucket, address.prefix)}"
 
 
-def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: Path, patience: float) -> None:
+def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: Path, retry_seconds: float) -> None:
     start = time.monotonic()
     client = _client(address)
-    index.replace(_listing(client, address, patience))
-    amount = index.amount()
-    if not amount.objects:
+    index.set_listing(_list_objects(client, address, retry_seconds))
+    totals = index.totals()
+    if not totals.objects:
         raise ConcordError(
-            f"{address}: nothing there: no object of bucket {address.bucket} has a key that begins with "
-            f"{shown(address.folder)}. Correct the address; it names a folder."
+            f"{address}: empty: no object in bucket {address.bucket} has a key that begins with "
+            f"{quoted(address.folder)}. Correct the address; it must name a folder."
         )
     console.print(
-        f"{address}: {amount.objects:,} objects, {_mib(amount.size)}; to fetch: {amount.missing:,}, "
-        f"{_mib(amount.missing_size)}",
+        f"{address}: {totals.objects:,} objects, {_mib(totals.size)}; to fetch: {totals.missing:,}, "
+        f"{_mib(totals.missing_size)}",
         markup=False,
     )
-    beginnings = cache.folder / "partial" / folder.name
-    beginnings.mkdir(parents=True, exist_ok=True)
-    _check_room(address, amount, cache, beginnings)
-    with transferred("fetching", amount.size) as advance, new_folder(folder) as links:
-        source = Source(client, address, Event(), patience, advance)
-        counts = _obtain_all(source, cache, index, beginnings, links)
-    shutil.rmtree(beginnings)  # of versions that are no more
+    partial = cache.folder / "partial" / folder.name
+    partial.mkdir(parents=True, exist_ok=True)
+    _check_free_space(address, totals, cache, partial)
+    with transfer_progress("fetching", totals.size) as advance, new_folder(folder) as links:
+        context = DownloadContext(client, address, Event(), retry_seconds, advance)
+        counts = _fetch_all(context, cache, index, partial, links)
+    shutil.rmtree(partial)  # what is left belongs to old versions
     _report(address, *counts, time.monotonic() - start)
 
 
@@ -98,94 +98,100 @@ def _client(address: S3Address) -> Any:
 
     config = Config(
         max_pool_connections=THREADS,
-        connect_timeout=SILENCE,
-        read_timeout=SILENCE,
-        retries={"total_max_attempts": 1},  # what is tried again, and for how long, is decided here
-        # Servers of one's own seldom have a name for each bucket.
+        connect_timeout=TIMEOUT_SECONDS,
+        read_timeout=TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},  # RetryTimer decides on retries
+        # Self-hosted servers seldom have a host name per bucket.
         s3={"addressing_style": "path"} if endpoint_url() else None,
     )
     try:
         return boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise s3_error(error, str(address), 0) from None
+    except (BotoCoreError, ValueError) as error:  # ValueError: the endpoint is not a URL
+        raise as_concord_error(error, str(address), 0) from None
 
 
-def _listing(client: Any, address: S3Address, seconds: float) -> Iterator[Listed]:
-    """Every object below the address, a page in memory at a time."""
-    patience = RetryTimer(seconds, Event())
-    more: dict[str, str] = {}
+def _list_objects(client: Any, address: S3Address, retry_seconds: float) -> Iterator[S3Object]:
+    """Every object below the address, one page in memory at a time."""
+    timer = RetryTimer(retry_seconds, Event())
+    next_page: dict[str, str] = {}
     while True:
         try:
-            page = client.list_objects_v2(Bucket=address.bucket, Prefix=address.folder, MaxKeys=PAGE, **more)
+            page = client.list_objects_v2(Bucket=address.bucket, Prefix=address.folder, MaxKeys=PAGE, **next_page)
         except Exception as error:
-            patience.wait(error, str(address))
+            timer.wait(error, str(address))
             continue
-        patience.renew()
+        timer.reset()
         for item in page.get("Contents", ()):
             name = item["Key"].removeprefix(address.folder)
-            if item["Size"] or not item["Key"].endswith("/"):  # else a console's mark of an empty folder
+            if item["Size"] or not item["Key"].endswith("/"):  # else a web console's marker of an empty folder
                 _check_name(address, name)
-                yield Listed(name, item["Size"], item.get("ETag", "").strip('"'))
+                yield S3Object(name, item["Size"], item.get("ETag", "").strip('"'))
         if not page.get("IsTruncated"):
             return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+        next_page = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _check_name(address: S3Address, name: str) -> None:
-    """Raises ConcordError where a key names no file, or one outside the folder."""
+    """Raises ConcordError if a key is not a valid file name, or names a file outside the folder."""
     parts = name.split("/")
     if {"", ".", ".."} & set(parts) or "\0" in name or max(len(os.fsencode(part)) for part in parts) > 255:
         raise ConcordError(
-            f"{address}: its object {shown(name)} cannot be a file of that name. Name it otherwise in the bucket, or "
-            "give the address of a folder without it."
+            f"{address}: the key {quoted(name)} is not a valid file name. Rename the object in the bucket, or give the "
+            "address of a folder without it."
         )
 
 
-def _check_room(address: S3Address, amount: Amount, cache: ContentCache, beginnings: Path) -> None:
+def _check_free_space(address: S3Address, totals: Totals, cache: ContentCache, partial: Path) -> None:
     """Raises ConcordError if the missing objects do not fit, before hours are spent on fetching them."""
-    missing = amount.missing_size - sum(file.stat().st_size for file in beginnings.iterdir())
+    missing = totals.missing_size - sum(file.stat().st_size for file in partial.iterdir())
     limit = cache_limit()
     if limit is not None and missing > (left := max(limit - cache.size(), 0)):
         raise ConcordError(
-            f"{address}: {_mib(missing)} are to be fetched, and the cache {cache.folder} has {_mib(left)} left of the "
-            f"{_mib(limit)} that {LIMIT} allows. Raise it; on Kubeflow it follows from `scratch` in the cluster file."
+            f"{address}: {_mib(missing)} must be fetched, but the cache {cache.folder} has {_mib(left)} left of the "
+            f"{_mib(limit)} that {LIMIT_VARIABLE} allows. Raise the limit; on Kubeflow it follows from `scratch` in "
+            "the cluster file."
         )
-    if missing > shutil.disk_usage(beginnings).free:
-        raise ConcordError(f"{disk_full_message(beginnings)} {_mib(missing)} are still to be fetched.")
+    if missing > shutil.disk_usage(partial).free:
+        raise ConcordError(f"{disk_full_message(partial)} {_mib(missing)} are still to be fetched.")
 
 
-def _obtain_all(
-    source: Source, cache: ContentCache, index: CacheIndex, beginnings: Path, links: Path
+def _fetch_all(
+    context: DownloadContext, cache: ContentCache, index: CacheIndex, partial: Path, links: Path
 ) -> tuple[int, int, int]:
-    """Brings every object into the cache and links it: how many were fetched, how many not, and how many of the
-    fetched have no checksum of the server's to compare with."""
-    fetched = kept = uncompared = 0
+    """Gets every object into the cache and links it into `links`.
 
-    def obtain(item: Listed) -> tuple[Listed, Fetched, bool]:
-        if item.digest and cache.holds(item.digest):
-            source.advance(item.size)
-            return item, Fetched(item.digest, True), False
-        file = beginnings / _short_hash(item.name, item.etag, str(item.size))
-        got = download(source, item, file)
-        cache.take(file, got.digest)
-        index.found(item.name, got.digest)
-        return item, got, True
+    Returns:
+        Number of fetched objects, of cached objects, and of fetched objects without a checksum to compare with.
+    """
+    fetched = cached = unverified = 0
+
+    def fetch(item: S3Object) -> tuple[S3Object, Downloaded, bool]:
+        if item.digest and cache.verify(item.digest):
+            context.advance(item.size)
+            return item, Downloaded(item.digest, True), False
+        file = partial / _short_hash(item.name, item.etag, str(item.size))
+        result = download(context, item, file)
+        cache.add(file, result.digest)
+        index.set_digest(item.name, result.digest)
+        return item, result, True
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="s3") as pool:
         try:
-            for item, got, new in _by_threads(pool, obtain, index.objects()):
-                _link(cache.path(got.digest), links / item.name, source.place(item))
-                fetched, kept, uncompared = fetched + new, kept + (not new), uncompared + (not got.compared)
+            for item, result, new in _map_unordered(pool, fetch, index.objects()):
+                _link(cache.path(result.digest), links / item.name, context.location(item))
+                fetched, cached, unverified = fetched + new, cached + (not new), unverified + (not result.verified)
         except BaseException:
-            source.stop.set()
-            pool.shutdown(cancel_futures=True)  # what is finished just now is taken down still
+            context.stop.set()
+            pool.shutdown(cancel_futures=True)  # waits for running downloads, so that finished ones are indexed
             raise
-    return fetched, kept, uncompared
+    return fetched, cached, unverified
 
 
-def _by_threads(pool: ThreadPoolExecutor, work: Any, items: Iterator[Listed]) -> Iterator[tuple[Listed, Fetched, bool]]:
-    """`work` of every item as it is done; only so many are under way that no thread waits."""
-    waiting: set[Future[tuple[Listed, Fetched, bool]]] = set()
+def _map_unordered(
+    pool: ThreadPoolExecutor, work: Any, items: Iterator[S3Object]
+) -> Iterator[tuple[S3Object, Downloaded, bool]]:
+    """Results of `work` in the order in which they finish; queues just enough items to keep all threads busy."""
+    waiting: set[Future[tuple[S3Object, Downloaded, bool]]] = set()
     for item in items:
         waiting.add(pool.submit(work, item))
         if len(waiting) >= 4 * THREADS:
@@ -196,28 +202,28 @@ def _by_threads(pool: ThreadPoolExecutor, work: Any, items: Iterator[Listed]) ->
         yield from (future.result() for future in done)
 
 
-def _link(content: Path, file: Path, place: str) -> None:
+def _link(content: Path, file: Path, location: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(content, file)
         except OSError as error:
-            # A disk without hard links, or more links to one content than it allows.
+            # The disk has no hard links, or allows no more of them to this file.
             if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
                 raise
             shutil.copyfile(content, file)
     except (FileExistsError, NotADirectoryError):
         raise ConcordError(
-            f"{place}: cannot be a file, since another object has the same name to this disk, or is a folder there. "
-            "Name one of them otherwise in the bucket."
+            f"{location}: cannot be stored as a file: on this disk its path is that of another object or of a folder. "
+            "Rename one of them in the bucket."
         ) from None
 
 
-def _report(address: S3Address, fetched: int, kept: int, uncompared: int, seconds: float) -> None:
-    without = f"; {uncompared:,} of them have no MD5 at the server, so only their length was compared"
+def _report(address: S3Address, fetched: int, cached: int, unverified: int, seconds: float) -> None:
+    note = f"; {unverified:,} of the fetched have no MD5 at the server, so only their length was compared"
     console.print(
-        f"{address}: {fetched:,} fetched, {kept:,} in the cache already, in {seconds:.0f} s"
-        f"{without if uncompared else ''}",
+        f"{address}: {fetched:,} fetched, {cached:,} already in the cache, in {seconds:.0f} s"
+        f"{note if unverified else ''}",
         markup=False,
     )
 

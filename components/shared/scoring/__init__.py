@@ -1,1 +1,1 @@
-"""Pure numbers: answers, shot groups, errors. Imports numpy and nothing of ours."""
+"""Pure functions of numbers: parsing of answers, shot groups, errors. Imports numpy and no other package of ours."""

@@ -1,4 +1,4 @@
-"""Numbers as text: how an answer is written and how it is read back."""
+"""Formats numbers as answers, and parses answers back to numbers."""
 
 import re
 from collections.abc import Sequence
@@ -9,29 +9,30 @@ ANSWER = re.compile(r"<answer>\s*([-+]?\d{1,12}(?:\.\d{1,6})?)\s*</answer>", re.
 
 
 def decimals(resolution: float) -> int:
-    """Digits after the point that labels in steps of `resolution` need: 1 -> 0, 0.1 -> 1, 0.25 -> 2."""
+    """Decimal digits needed for labels in steps of `resolution`: 1 -> 0, 0.1 -> 1, 0.25 -> 2."""
     text = f"{resolution:.6f}".rstrip("0").rstrip(".")
     return len(text.partition(".")[2])
 
 
 def format_answer(value: float, resolution: float) -> str:
-    """The completion that the model learns for `value`: `<answer> 35 </answer>`."""
-    return f"<answer> {value:.{decimals(resolution)}f} </answer>"
+    """Formats the completion that the model is trained on, such as `<answer> 35 </answer>`."""
+    digits = decimals(resolution)
+    return f"<answer> {round(value, digits) + 0.0:.{digits}f} </answer>"  # + 0.0: never -0
 
 
 def parse_answer(text: str, low: float, high: float) -> float:
-    """The number that a completion answers with, or NaN.
+    """Returns the number in a completion, or NaN.
 
-    NaN where there is no `<answer> NUMBER </answer>`, where two answers differ, or where the number lies outside
-    `[low, high]`. Exponents, `nan` and `inf` are no numbers here.
+    NaN means that there is no `<answer> NUMBER </answer>`, that two answers differ, or that the number lies outside
+    `[low, high]`. Exponents, `nan` and `inf` are not accepted as numbers.
     """
-    found = {float(match) for match in ANSWER.findall(text)}
-    if len(found) != 1:
+    numbers = {float(match) for match in ANSWER.findall(text)}
+    if len(numbers) != 1:
         return float("nan")
-    value = found.pop()
+    value = numbers.pop()
     return value if low <= value <= high else float("nan")
 
 
 def parse_answers(texts: Sequence[str], low: float, high: float) -> np.ndarray:
-    """`parse_answer` for every text: `(N,) float64`, NaN where there is no valid answer."""
+    """Applies `parse_answer` to every text: `(N,) float64`, NaN where there is no valid answer."""
     return np.array([parse_answer(text, low, high) for text in texts], dtype=np.float64)

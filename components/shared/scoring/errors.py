@@ -1,7 +1,7 @@
 """One model's answers to a set of images, and their absolute errors.
 
-An answer that cannot be parsed is never dropped: it is scored as the end of the range farther from the target, the
-worst answer that could have been given.
+An unparseable answer is never dropped: it is scored as the end of the range farther from the target, which is the worst
+possible answer.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class Predictions:
 
     @property
     def unparseable(self) -> NDArray[np.bool_]:
-        """Where no valid answer was given."""
+        """Mask of the images without a valid answer."""
         return ~np.isfinite(self.values)
 
     @property
     def scored(self) -> Array:
-        """The values, with the farther end of the range where an answer is unparseable."""
+        """The values, with unparseable answers replaced by the end of the range farther from the target."""
         farther = np.where(self.targets - self.low > self.high - self.targets, self.low, self.high)
         return np.where(self.unparseable, farther, self.values)
 
@@ -41,9 +41,9 @@ class Predictions:
 
     @property
     def floor(self) -> float:
-        """Half the label's resolution: |error| is floored at it for GM, else one exact hit would make GM 0."""
+        """Half the label's resolution: the smallest error that GM counts, since a single error of 0 would make GM 0."""
         return self.resolution / 2
 
     def members(self, group: str) -> NDArray[np.bool_]:
-        """Which images belong to the shot group; every one to `all`."""
+        """Mask of the images in a shot group; `all` contains every image."""
         return np.ones(len(self.targets), bool) if group == "all" else self.shots == group

@@ -1,7 +1,7 @@
-"""Shots: how often the training set has seen a label, and so how hard its test images are.
+"""Shot groups: groups test images by how many training samples have the same label.
 
-Yang et al. (2021), "Delving into Deep Imbalanced Regression": many > 100 training samples with the same label, medium
-20 to 100, few < 20.
+Defaults of Yang et al. (2021), "Delving into Deep Imbalanced Regression": many > 100 training samples, medium 20 to
+100, few < 20.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ GROUPS = ("all", *SHOTS)
 
 
 def label_bins(targets: ArrayLike, width: float, resolution: float) -> NDArray[np.int64]:
-    """Index of the bin that holds each target: `(N,) int64`.
+    """Returns the index of each target's bin, `(N,) int64`.
 
     Args:
         targets: `(N,)` in the task's unit.
         width: bin width in the same unit, a whole multiple of `resolution`.
-        resolution: the step in which labels come (1 for whole years, 0.1 for tenths). Counting in whole steps keeps
-            0.3 / 0.1 = 2.9999999999999996 out of the wrong bin.
+        resolution: step of the labels (1 for whole years, 0.1 for tenths). Targets are converted to whole steps first,
+            so that rounding (0.3 / 0.1 = 2.9999999999999996) does not put them into the wrong bin.
     """
     steps = np.rint(np.asarray(targets, np.float64) / resolution).astype(np.int64)
     return steps // max(round(width / resolution), 1)
@@ -28,7 +28,7 @@ def label_bins(targets: ArrayLike, width: float, resolution: float) -> NDArray[n
 
 @dataclass(frozen=True)
 class ShotTable:
-    """Training samples per label bin, and the limits between the shot groups."""
+    """Number of training samples per label bin, and the limits between the shot groups."""
 
     counts: dict[int, int]
     width: float
@@ -38,16 +38,16 @@ class ShotTable:
 
     @classmethod
     def of(cls, train: ArrayLike, width: float, resolution: float, many: int = 100, few: int = 20) -> "ShotTable":
-        """Counts the labels of the training set, `(N,)`."""
+        """Builds the table from the training targets, `(N,)`."""
         bins, counts = np.unique(label_bins(train, width, resolution), return_counts=True)
         return cls(dict(zip(bins.tolist(), counts.tolist(), strict=True)), width, resolution, many, few)
 
     def count(self, targets: ArrayLike) -> NDArray[np.int64]:
-        """Training samples in the bin of each target, 0 where training has none: `(N,) int64`."""
+        """Number of training samples in each target's bin, `(N,) int64`; 0 if there are none."""
         bins = label_bins(targets, self.width, self.resolution)
         return np.array([self.counts.get(int(b), 0) for b in bins], dtype=np.int64)
 
     def shot(self, targets: ArrayLike) -> NDArray[np.str_]:
-        """`many`, `medium` or `few` for each target: `(N,)`."""
+        """Shot group of each target, `many`, `medium` or `few`: `(N,)`."""
         counts = self.count(targets)
         return np.where(counts > self.many, "many", np.where(counts < self.few, "few", "medium")).astype("<U6")

@@ -1,1 +1,1 @@
-"""What is known of a run afterwards: MLflow runs and DVC hashes."""
+"""Experiment tracking: MLflow runs, DVC hashes, the DVC remote, and the reuse of cached outputs."""

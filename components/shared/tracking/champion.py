@@ -1,4 +1,4 @@
-"""The champion of a registered model, for whoever asks about it and does not change it."""
+"""Reads which version of a registered model is the champion; components/register changes it."""
 
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ CHAMPION = "champion"
 
 
 def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    """The version that has the alias, with its tags; None where there is no such model, or none of it has.
+    """Returns the version with the alias `champion` and its tags; None without such a model or alias.
 
     Raises:
-        ConcordError: the registry is away.
+        ConcordError: the registry cannot be reached.
     """
     from mlflow.exceptions import MlflowException
 
-    with mlflow_errors(f"ask for the champion of {name}"):
+    with mlflow_errors(f"read the champion of {name}"):
         try:
             number = client.get_registered_model(name).aliases.get(CHAMPION)
         except MlflowException as error:

@@ -1,4 +1,4 @@
-"""The connection to MLflow: which store, without its log output, and with errors that hold no secret."""
+"""Connects to MLflow, silences its log output, and reports its errors without secrets."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or a database in the working directory."""
+    """Returns MLFLOW_TRACKING_URI, by default a database in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def absolute_tracking_uri() -> str:
-    """The same store, named so that a process in another working directory finds it."""
+    """Returns the tracking URI with an absolute path, so that a process in another working directory can use it."""
     uri = tracking_uri()
     scheme, marker, path = uri.partition(":///")
     if marker and scheme.startswith("sqlite") and path and not path.startswith("/"):
@@ -31,11 +31,11 @@ def absolute_tracking_uri() -> str:
 
 
 def quiet() -> None:
-    """Keeps MLflow's own talk (schema migrations, missing git, telemetry) off the screen; warnings and errors stay.
+    """Silences MLflow's informational output (schema migrations, missing git, telemetry), not warnings or errors.
 
-    An unreachable server is given up after some ten seconds, not MLflow's four minutes. Artifacts go through the
-    server: a store that it knows by an address of its own network is not asked directly. Values that are set already in
-    the environment are left.
+    Also limits retries, so that an unreachable server is reported after about ten seconds instead of four minutes, and
+    sends artifacts through the server, because the artifact store's address may only be valid in the server's network.
+    Variables that are already set in the environment keep their values.
     """
     for name, value in (
         ("GIT_PYTHON_REFRESH", "quiet"),
@@ -55,7 +55,7 @@ def quiet() -> None:
 
 
 def connect() -> "MlflowClient":
-    """A client of the store that MLFLOW_TRACKING_URI names. MLflow is imported here, which takes seconds.
+    """Returns a client of the store at MLFLOW_TRACKING_URI. Imports MLflow, which takes seconds.
 
     Raises:
         ConcordError: the store cannot be reached or opened.
@@ -71,7 +71,7 @@ def connect() -> "MlflowClient":
 
 @contextmanager
 def mlflow_errors(action: str) -> Iterator[None]:
-    """Turns MLflow's and its store's errors into one sentence for a person; `action` completes "could not ..."."""
+    """Turns errors of MLflow and its store into a one-line ConcordError; `action` completes "could not ..."."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -82,5 +82,5 @@ def mlflow_errors(action: str) -> Iterator[None]:
         reason = masked(str(error).strip().partition("\n")[0])[:300]
         raise ConcordError(
             f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. "
-            "Check MLFLOW_TRACKING_URI and that its server runs; without it the runs go to mlflow.db here."
+            "Check MLFLOW_TRACKING_URI and that its server runs. Unset it to use mlflow.db in the working directory."
         ) from None

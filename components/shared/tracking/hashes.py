@@ -1,4 +1,4 @@
-"""DVC's content hashes, so that an MLflow run names the very data that dvc.lock names."""
+"""Computes DVC's content hashes, so that MLflow runs and dvc.lock identify data by the same hashes."""
 
 import hashlib
 import json
@@ -12,20 +12,20 @@ from components.errors import ConcordError
 from components.shared.io.prefetch import THREADS, prefetch
 from components.shared.io.process_pool import process_pool
 
-_NEVER_HASHED = {".git", ".hg", ".dvc"}  # what DVC ignores without a .dvcignore
-_SMALL = 2**20  # bytes
-_MANY = 20_000  # files that take longer than processes take to start
+_IGNORED_FOLDERS = {".git", ".hg", ".dvc"}  # ignored by DVC without a .dvcignore
+_SMALL_FILE = 2**20  # bytes
+_MANY_FILES = 20_000  # above this, processes pay for their start
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file or a folder holds, as dvc.lock writes it.
+    """Hash and size of a file or a folder, as in dvc.lock.
 
     Attributes:
-        md5: of a file: of its bytes. Of a folder: of the JSON list of its files' md5 and relative path, sorted by path,
-            with `.dir` at the end (36 characters).
-        size: bytes, of all files together.
-        nfiles: a folder's files; None for a file.
+        md5: for a file: MD5 of its bytes. For a folder: MD5 of the JSON list of its files' hashes and relative paths,
+            sorted by path, followed by `.dir` (36 characters).
+        size: total bytes of all files.
+        nfiles: number of files in a folder; None for a file.
     """
 
     md5: str
@@ -34,28 +34,28 @@ class Content:
 
     @property
     def folder(self) -> bool:
-        """Whether it is a folder's."""
+        """Whether this is the content of a folder."""
         return self.md5.endswith(".dir")
 
     def to_json(self) -> dict[str, Any]:
-        """As in dvc.lock: without `nfiles` where it is a file."""
+        """Returns the entry of dvc.lock, without `nfiles` for a file."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def dvc_content(path: Path) -> Content:
-    """Hash, size and number of files that DVC 3 writes for a file or a folder.
+    """Computes the hash, size and number of files that DVC 3 writes for a file or a folder.
 
     Args:
-        path: a file, or a folder, which is hashed with everything below it. Times and modes do not count, nor do empty
-            folders. A `.dvcignore` is not read: steps' inputs and outputs have none.
+        path: a file, or a folder, which is hashed recursively. Times, modes and empty folders do not count.
+            `.dvcignore` is not read, because the inputs and outputs of steps contain none.
 
     Raises:
-        ConcordError: there is nothing at `path`.
+        ConcordError: `path` does not exist.
     """
     if path.is_file():
         return Content(*_md5(os.fspath(path)))
     if not path.is_dir():
-        raise ConcordError(f"{path}: missing, so its DVC hash cannot be taken. Run the step that makes it.")
+        raise ConcordError(f"{path}: missing, so its DVC hash cannot be computed. Run the step that writes it.")
     files = sorted(_files(os.fspath(path), ""))
     hashed = list(_md5s([f"{path}/{name}" for name in files]))
     entries = [{"md5": md5, "relpath": name} for name, (md5, _) in zip(files, hashed, strict=True)]
@@ -66,34 +66,34 @@ def dvc_content(path: Path) -> Content:
 
 
 def dvc_hash(path: Path) -> str:
-    """The md5 alone; see `dvc_content`."""
+    """Returns only the MD5 of `dvc_content`."""
     return dvc_content(path).md5
 
 
 def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
-    """Hash and bytes of each file, in threads; of very many in processes, which do not wait for each other."""
-    if len(paths) <= _MANY:
+    """Hash and size of each file, computed in threads; in processes for very many files, where threads would block."""
+    if len(paths) <= _MANY_FILES:
         yield from prefetch(_md5, paths, batch=min(max(len(paths) // 64, 1), 64))  # few files are large ones
         return
     with process_pool(THREADS) as pool:
         yield from pool.map(_md5, paths, chunksize=1000)
 
 
-def _files(folder: str, before: str) -> Iterator[str]:
-    """Paths of all files below, `before` in front; a link to a folder is not followed."""
+def _files(folder: str, prefix: str) -> Iterator[str]:
+    """Yields the relative paths of all files, each with `prefix`; links to folders are not followed."""
     for entry in os.scandir(folder):
-        if entry.name in _NEVER_HASHED:
+        if entry.name in _IGNORED_FOLDERS:
             continue
         if not entry.is_dir():
-            yield before + entry.name
+            yield prefix + entry.name
         elif not entry.is_symlink():
-            yield from _files(entry.path, f"{before}{entry.name}/")
+            yield from _files(entry.path, f"{prefix}{entry.name}/")
 
 
 def _md5(path: str) -> tuple[str, int]:
-    """A file's hash and its bytes."""
+    """Hash and size in bytes of a file."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= _SMALL:  # then without the buffer that the other way makes
+        if size <= _SMALL_FILE:  # avoids the buffer that file_digest allocates
             return hashlib.md5(file.read(), usedforsecurity=False).hexdigest(), size
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest(), size

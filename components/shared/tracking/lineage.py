@@ -1,6 +1,6 @@
-"""What a step's outputs are made from: content of its inputs, of its code and its params, as dvc.lock tells them.
+"""Lineage of a step's outputs: the content of its inputs, its code and its params, as in dvc.lock.
 
-Two runs of a step with the same of all three have the same `key`: the outputs of one are those of the other.
+Two runs of a step with equal inputs, code and params have the same `key`, and so the same outputs.
 """
 
 import hashlib
@@ -12,24 +12,24 @@ from typing import Any
 
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.io.secrets import masked_leaves
+from components.shared.io.secrets import masked_json
 from components.shared.tracking.hashes import Content, dvc_content
 from components.steps import STEPS, Step
 
-# Where the running code, dvc.lock and .dvcignore are: in an image as in a checkout. Not the working directory.
+# Folder of the running code, dvc.lock and .dvcignore, in a container image or a checkout. Not the working directory.
 ROOT = Path(__file__).resolve().parents[3]
-UNKNOWN = "none"  # the mark of code that nothing is known of
+UNKNOWN = "none"  # code fingerprint when the code cannot be identified
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a run of a step is made from.
+    """Everything that determines the outputs of a step's run.
 
     Attributes:
-        step: its name.
+        step: name of the step.
         inputs: port name -> content.
-        code: folder -> content, see `code_identity`. Empty where it is not known; then no run counts as equal.
-        params: section -> settings, those that decide what comes out.
+        code: folder -> content, see `code_identity`. Empty if unknown; such a run equals no other.
+        params: section -> settings that determine the outputs.
     """
 
     step: str
@@ -39,24 +39,24 @@ class Lineage:
 
     @property
     def key(self) -> str | None:
-        """The same 64 hex digits for the same inputs, code and params; None where the code is not known."""
+        """SHA-256 (64 hex digits) of inputs, code and params; None if the code is unknown."""
         if not self.code:
             return None
-        made_from = {
+        content = {
             "step": self.step,
-            "inputs": {port: content.md5 for port, content in self.inputs.items()},
-            "code": {path: content.md5 for path, content in self.code.items()},
+            "inputs": {port: item.md5 for port, item in self.inputs.items()},
+            "code": {path: item.md5 for path, item in self.code.items()},
             "params": self.params,
         }
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
-    def code_mark(self) -> str:
-        """Short name of this very code."""
-        return code_mark(self.code)
+    def code_fingerprint(self) -> str:
+        """Fingerprint of the code, see `code_fingerprint()`."""
+        return code_fingerprint(self.code)
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` takes it."""
+        """Returns the JSON object that `from_json` reads."""
         return {
             "step": self.step,
             "inputs": {port: content.to_json() for port, content in self.inputs.items()},
@@ -65,23 +65,23 @@ class Lineage:
         }
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> "Lineage":
-        """What `to_json` gave.
+    def from_json(cls, content: Mapping[str, Any]) -> "Lineage":
+        """Reads the JSON object that `to_json` returned.
 
         Raises:
-            ValueError: it did not give that.
+            ValueError: `content` is not such an object.
         """
         try:
             inputs, code = (
-                {name: Content(**found) for name, found in kept[part].items()} for part in ("inputs", "code")
+                {name: Content(**item) for name, item in content[part].items()} for part in ("inputs", "code")
             )
-            return cls(STEPS[kept["step"]].name, inputs, code, dict(kept["params"]))
+            return cls(STEPS[content["step"]].name, inputs, code, dict(content["params"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no lineage ({error!r})") from None
+            raise ValueError(f"not a lineage ({error!r})") from None
 
 
-def lineage_of(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Lineage:
-    """Hashes what a run of `step` is made from. Reads inputs whole.
+def compute_lineage(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Lineage:
+    """Hashes the inputs and the code of a run of `step`. Reads every byte of the inputs.
 
     Args:
         inputs: port name -> path.
@@ -90,20 +90,20 @@ def lineage_of(step: Step, settings: Settings, inputs: Mapping[str, Path]) -> Li
         ConcordError: an input is missing.
     """
     contents = {port: dvc_content(path) for port, path in inputs.items()}
-    return Lineage(step.name, contents, code_identity(step), params_of(step, settings))
+    return Lineage(step.name, contents, code_identity(step), step_params(step, settings))
 
 
-def params_of(step: Step, settings: Settings) -> dict[str, Any]:
-    """The sections that decide what the step makes, without the passwords and tokens of addresses."""
+def step_params(step: Step, settings: Settings) -> dict[str, Any]:
+    """Returns the settings sections that determine the step's outputs; passwords and tokens in URLs are masked."""
     tree = settings.tree()
-    return {name: masked_leaves(tree[name]) for name in step.sections}
+    return {name: masked_json(tree[name]) for name in step.sections}
 
 
 def code_identity(step: Step, root: Path = ROOT) -> dict[str, Content]:
-    """The code that decides the step's outputs: folder -> content, hashed by DVC, which respects .dvcignore.
+    """Hashes the code that determines the step's outputs: folder -> content, computed by DVC with .dvcignore.
 
-    dvc.lock, the lineage in MLflow and the folders of training state all identify code by it. Empty where the code has
-    no .dvcignore beside it, without which bytecode would count.
+    dvc.lock, the lineage in MLflow and the folders of training state all identify code by this. Empty if `root` has no
+    .dvcignore, because bytecode would be hashed too.
 
     Raises:
         ConcordError: a folder of the step is missing.
@@ -117,25 +117,25 @@ def code_identity(step: Step, root: Path = ROOT) -> dict[str, Content]:
 
     files = LocalFileSystem()
     ignored = DvcIgnoreFilter(files, str(root))
-    nowhere = HashFileDB(files, str(root / ".dvc" / "nowhere"), hash_name="md5")
-    found = {}
+    empty_db = HashFileDB(files, str(root / ".dvc" / "nowhere"), hash_name="md5")
+    contents = {}
     for path in step.code:
         try:
-            _, meta, obj = build(nowhere, str(root / path), files, "md5", dry_run=True, ignore=ignored)
+            _, meta, obj = build(empty_db, str(root / path), files, "md5", dry_run=True, ignore=ignored)
         except FileNotFoundError:
             raise ConcordError(
-                f"{root / path}: missing, and {step.name} depends on it. An image or a checkout needs the whole of "
-                "components/, with .dvcignore beside it."
+                f"{root / path}: missing, and {step.name} depends on it. An image or a checkout needs all of "
+                "components/, and .dvcignore next to it."
             ) from None
-        found[path] = Content(str(obj.hash_info.value), meta.size or 0, meta.nfiles)
-    return found
+        contents[path] = Content(str(obj.hash_info.value), meta.size or 0, meta.nfiles)
+    return contents
 
 
-def code_mark(code: Mapping[str, Content]) -> str:
-    """Short name of some code: 16 hex digits, or `UNKNOWN` where there is none."""
+def code_fingerprint(code: Mapping[str, Content]) -> str:
+    """Returns a fingerprint of 16 hex digits of the code, `UNKNOWN` if it is empty."""
     return fingerprint({path: content.md5 for path, content in code.items()}) if code else UNKNOWN
 
 
 def fingerprint(content: Any) -> str:
-    """The same 16 hex digits for the same JSON content, whatever the order of its keys."""
+    """Returns a fingerprint of 16 hex digits of JSON content, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Outputs that were made before from the same inputs, code and params: fetched, not computed again.
+"""Fetches the outputs of an earlier run with the same inputs, code and params, instead of computing them again.
 
-Who made them does not matter: `dvc repro` on a laptop or another run of the pipeline. Two places tell of them: the
-dvc.lock beside the code, and MLflow's finished runs, by their lineage's key. The DVC remote has the bytes. DVC's own
-run cache is no place to look: it does not take stages whose outputs are `persist`, as all of ours are.
+The earlier run may be a `dvc repro` on another machine or another pipeline run. The dvc.lock beside the code and the
+finished MLflow runs with the same lineage key list such outputs; the DVC remote holds their bytes. DVC's own run cache
+cannot be used, because it skips stages with `persist` outputs, and all of ours are `persist`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,64 +14,65 @@ from components.console import console
 from components.shared.tracking.connection import connect, mlflow_errors
 from components.shared.tracking.lineage import ROOT, Lineage
 from components.shared.tracking.remote import Remote
-from components.shared.tracking.step_run import KEY, OUTPUT, REUSED
+from components.shared.tracking.tags import KEY, OUTPUT, REUSED
 from components.steps import STEPS, Step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-NEWEST = 20  # MLflow runs that are looked at
+MAX_RUNS = 20  # the newest MLflow runs that are considered
 
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """Outputs that exist already.
+    """Outputs of an earlier, equal run.
 
     Attributes:
-        where: what tells of them: `dvc.lock`, or `run ID`.
+        source: what lists them: `dvc.lock`, or `run ID` for an MLflow run.
         outputs: port name -> md5.
     """
 
-    where: str
+    source: str
     outputs: Mapping[str, str]
 
 
 def restore(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, Path]) -> CachedOutputs | None:
-    """Fetches the step's outputs if somebody has made them and the remote has them whole; None if not.
+    """Fetches the outputs of an earlier, equal run if the remote has all of them; returns None if not.
 
     Args:
-        step: one whose `asks_registry` is true is never taken from what was made before.
-        outputs: port name -> where to.
+        step: a step with `asks_registry` is never served from the cache.
+        outputs: port name -> path to write to.
 
     Raises:
-        ConcordError: the remote or MLflow is away, or an object in the remote is damaged.
+        ConcordError: the remote or MLflow cannot be reached, or an object in the remote is damaged.
     """
     if step.asks_registry or lineage.key is None:
         return None
     tried = []
-    for made in _known(step, lineage, connect()):
-        if made.outputs in tried or made.outputs.keys() != outputs.keys():
+    for cached in _candidates(step, lineage, connect()):
+        if cached.outputs in tried or cached.outputs.keys() != outputs.keys():
             continue
-        tried.append(made.outputs)
-        if all(remote.fetch(md5, outputs[port]) for port, md5 in made.outputs.items()):
-            equal = "from the same data, code and settings"
-            console.print(f"{step.name}: made before {equal} ({made.where}): fetched", soft_wrap=True)
-            return made
-        console.print(f"{step.name}: made before ({made.where}), but {remote.address} does not have it", soft_wrap=True)
+        tried.append(cached.outputs)
+        if all(remote.fetch(md5, outputs[port]) for port, md5 in cached.outputs.items()):
+            message = f"fetched cached outputs of the same data, code and settings ({cached.source})"
+            console.print(f"{step.name}: {message}", soft_wrap=True)
+            return cached
+        message = f"cached outputs exist ({cached.source}), but {remote.address} does not have them"
+        console.print(f"{step.name}: {message}", soft_wrap=True)
     return None
 
 
-def _known(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[CachedOutputs]:
-    if locked := cached_by_lock(lineage, ROOT / "dvc.lock"):
+def _candidates(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterator[CachedOutputs]:
+    if locked := find_in_lock(lineage, ROOT / "dvc.lock"):
         yield locked
-    yield from cached_by_runs(step, str(lineage.key), client)
+    yield from find_in_runs(step, str(lineage.key), client)
 
 
-def cached_by_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
-    """What dvc.lock says the stage makes, if it is about the same inputs, code and params.
+def find_in_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
+    """Returns the stage's outputs in dvc.lock if its entry has the same inputs, code and params.
 
-    It is read as DVC reads it. DVC writes YAML 1.2, where 1e-05 is a number and `on` a word; PyYAML reads 1.1, where it
-    is the other way round.
+    The file is read with DVC's own YAML 1.2 parser, where 1e-05 is a number and `on` a string. PyYAML reads YAML 1.1,
+    where 1e-05 is a string and `on` a boolean.
     """
     from dvc.utils.serialize import ParseError, load_yaml
 
@@ -91,13 +92,13 @@ def cached_by_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
     return CachedOutputs("dvc.lock", {port: outs[path] for port, path in step.outputs.items()})
 
 
-def cached_by_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[CachedOutputs]:
-    """What MLflow's finished runs with this key made, the newest first; of every experiment."""
-    with mlflow_errors("look for an equal run"):
+def find_in_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[CachedOutputs]:
+    """Yields the outputs of finished MLflow runs with this lineage key, in all experiments, newest first."""
+    with mlflow_errors("search for runs with an equal lineage"):
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         query = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
-        found = client.search_runs(experiments, query, max_results=NEWEST, order_by=["attributes.start_time DESC"])
-    for run in found:
+        runs = client.search_runs(experiments, query, max_results=MAX_RUNS, order_by=["attributes.start_time DESC"])
+    for run in runs:
         tags = run.data.tags
         outputs = {port: tags[f"{OUTPUT}{port}"] for port in step.outputs if f"{OUTPUT}{port}" in tags}
         yield CachedOutputs(tags.get(REUSED) or f"run {run.info.run_id}", outputs)

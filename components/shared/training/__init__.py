@@ -1,1 +1,1 @@
-"""What the trainers of sft and grpo share."""
+"""What the trainers of sft and grpo share: presentations, augmentation, checkpoints, curves, ranks."""

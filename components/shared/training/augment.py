@@ -1,4 +1,4 @@
-"""Changes of a picture that keep its reading true: small moves, light, grain."""
+"""Augmentation that does not change what a picture shows: small moves, brightness and contrast, noise."""
 
 import math
 
@@ -9,7 +9,12 @@ from components.settings import Augment
 
 
 def augment(image: Image.Image, settings: Augment, rng: np.random.Generator) -> Image.Image:
-    """A changed copy of an RGB image, the same size. `rng` decides everything; a setting of 0 leaves its part alone."""
+    """Returns a changed copy of an RGB image, of the same size.
+
+    Args:
+        settings: the largest changes; 0 switches one off.
+        rng: decides all changes.
+    """
     image = _move(image, settings, rng)
     if settings.light == settings.noise == 0:
         return image
@@ -27,7 +32,7 @@ def augment(image: Image.Image, settings: Augment, rng: np.random.Generator) -> 
 
 
 def _move(image: Image.Image, settings: Augment, rng: np.random.Generator) -> Image.Image:
-    """Turn, zoom and shift in one resampling; what comes in from outside has the border's median colour."""
+    """Rotates, zooms and shifts in one resampling; fills what lay outside with the median colour of the border."""
     turn = math.radians(rng.uniform(-1, 1) * settings.rotate)
     zoom = 1 + rng.uniform(-1, 1) * settings.zoom
     dx, dy = rng.uniform(-1, 1, 2) * settings.shift * np.array(image.size)
@@ -39,5 +44,5 @@ def _move(image: Image.Image, settings: Augment, rng: np.random.Generator) -> Im
     pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     half = len(border) // 2
-    fill = tuple(int(v) for v in np.partition(border, half, axis=0)[half])  # np.median takes thrice the time
+    fill = tuple(int(v) for v in np.partition(border, half, axis=0)[half])  # np.median takes three times as long
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill)

@@ -1,4 +1,4 @@
-"""Training curves: to the tracker while training runs, to curve.csv and metrics.json at its end."""
+"""Training curves: sent to the tracker during training, written to curve.csv and metrics.json at its end."""
 
 import csv
 import io
@@ -13,26 +13,27 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from components.console import console
 from components.shared.io.atomic import write_json, write_text
 from components.shared.tracking.step_run import StepRun
-from components.shared.training.data_wait import Waiting
+from components.shared.training.data_wait import DataWait
 
-WAIT = "data_wait_share"
-# They go to the tracker, but not into outputs, which are the same bytes from the same inputs: wall-clock figures, and
-# sums that transformers and TRL begin anew when a killed run goes on.
-_CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory", WAIT)
-_BEGUN_ANEW = ("train_loss", "num_tokens")
+DATA_WAIT = "data_wait_share"
+# These go to the tracker but not into outputs, which must be the same bytes for the same inputs: figures that depend on
+# the clock, and sums that transformers and TRL restart when a run is resumed.
+_CLOCK = ("step_time", "runtime", "per_second", "flos", "seconds", "memory", DATA_WAIT)
+_RESTARTED = ("train_loss", "num_tokens")
 
 
-class Follow(TrainerCallback):
-    """Passes each log entry to the tracker and shows progress."""
+class CurveCallback(TrainerCallback):
+    """Sends each log entry to the tracker and shows a progress bar."""
 
-    def __init__(self, track: StepRun | None, show: Sequence[str], waiting: Waiting | None = None) -> None:
-        """Only rank 0 has a tracker and a line.
+    def __init__(self, track: StepRun | None, show: Sequence[str], data_wait: DataWait | None = None) -> None:
+        """Only rank 0 has a tracker and a progress bar.
 
         Args:
-            show: the metrics on the progress line, best known first.
-            waiting: the trainer's clock; it is read with each log entry, and told at the end.
+            track: rank 0's; None on the others.
+            show: the metrics beside the progress bar, in their order.
+            data_wait: the trainer's clock; logged with each entry, and summarised at the end.
         """
-        self._track, self._show, self._waiting = track, show, waiting
+        self._track, self._show, self._data_wait = track, show, data_wait
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -47,15 +48,15 @@ class Follow(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Opens the bar."""
+        """Opens the progress bar."""
         if self._track is not None:
             self._bar.start()
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, now="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Moves it."""
-        if self._waiting:
-            self._waiting.end()
+        """Advances the progress bar."""
+        if self._data_wait:
+            self._data_wait.step_ended()
         if self._track is not None:
             self._bar.update(self._task, completed=state.global_step)
 
@@ -67,13 +68,13 @@ class Follow(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Logs."""
+        """Sends the finite figures to the tracker, with the share of time spent waiting for data."""
         if self._track is None:
             return
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and math.isfinite(v)}
-        share = self._waiting.share() if self._waiting and "loss" in numbers else None
+        share = self._data_wait.share() if self._data_wait and "loss" in numbers else None
         if share is not None:
-            numbers[WAIT] = share
+            numbers[DATA_WAIT] = share
         self._track.log(numbers, state.global_step)
         self._seen |= numbers
         now = "  ".join(f"{name} {self._seen[name]:.3g}" for name in self._show if name in self._seen)
@@ -82,21 +83,27 @@ class Follow(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Closes it."""
+        """Closes the progress bar and prints how long training waited for data."""
         if self._track is not None:
             self._bar.stop()
-            if self._waiting and (words := self._waiting.summary()):
-                console.print(words)
+            if self._data_wait and (summary := self._data_wait.summary()):
+                console.print(summary)
 
 
 def write_results(folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, float | None]) -> None:
-    """Writes curve.csv (a line a step, a column a metric) and metrics.json (the last figures, and `metrics`)."""
+    """Writes curve.csv (one row per step, one column per metric) and metrics.json (the last figures and `metrics`).
+
+    Args:
+        folder: for both files.
+        history: the trainer's log entries.
+        metrics: figures of the whole training.
+    """
     lines: dict[int, dict[str, float]] = {}
     for entry in history:
         figures = {
             k: v
             for k, v in entry.items()
-            if k not in ("step", "epoch", *_BEGUN_ANEW) and not any(c in k for c in _CLOCK)
+            if k not in ("step", "epoch", *_RESTARTED) and not any(c in k for c in _CLOCK)
         }
         if figures:
             lines.setdefault(int(entry["step"]), {}).update(figures)

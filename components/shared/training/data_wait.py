@@ -1,69 +1,71 @@
-"""How much of a training's time goes into waiting for pictures to be read, decoded and changed."""
+"""The share of a training's time that is spent waiting for pictures to be read, decoded and augmented."""
 
 import os
 import time
 from typing import Any
 
+from components.shared.training.trainer_hooks import TrainerHooks
 
-class Waiting:
-    """A clock on training steps: a step is from the call for its batches to its end, evaluation and checkpoints aside.
+
+class DataWait:
+    """A clock for training steps, from the request for a step's batches to its end, without evaluation and checkpoints.
 
     Attributes:
-        waited, taken: seconds so far, of all steps that have ended.
+        wait_seconds: spent waiting for batches, over all steps that have ended.
+        step_seconds: their whole time.
     """
 
     def __init__(self) -> None:
-        """No step yet."""
-        self.waited = self.taken = 0.0
-        self._called: float | None = None
+        """Starts before the first step."""
+        self.wait_seconds = self.step_seconds = 0.0
+        self._requested: float | None = None
         self._arrived = 0.0
         self._logged = (0.0, 0.0)
 
-    def call(self) -> None:
-        """The step begins: its batches are called for."""
-        self._called = time.perf_counter()
+    def batches_requested(self) -> None:
+        """Records that a step has begun and requested its batches."""
+        self._requested = time.perf_counter()
 
-    def arrive(self) -> None:
-        """They are there."""
+    def batches_arrived(self) -> None:
+        """Records that the step's batches have arrived."""
         self._arrived = time.perf_counter()
 
-    def end(self) -> None:
-        """The weights are changed."""
-        if self._called is not None:
-            self.waited += self._arrived - self._called
-            self.taken += time.perf_counter() - self._called
-            self._called = None
+    def step_ended(self) -> None:
+        """Records that the step has changed the weights."""
+        if self._requested is not None:
+            self.wait_seconds += self._arrived - self._requested
+            self.step_seconds += time.perf_counter() - self._requested
+            self._requested = None
 
     def share(self) -> float | None:
-        """Waiting over time of the steps since it was last asked for; None where there was none."""
-        waited, taken = self.waited - self._logged[0], self.taken - self._logged[1]
-        if not taken:
+        """Returns the share of waiting in the steps since the last call; None if there were none."""
+        waited, total = self.wait_seconds - self._logged[0], self.step_seconds - self._logged[1]
+        if not total:
             return None
-        self._logged = self.waited, self.taken
-        return waited / taken
+        self._logged = self.wait_seconds, self.step_seconds
+        return waited / total
 
     def summary(self) -> str:
-        """One line at the end of a training; empty where no step was taken."""
-        if not self.taken:
+        """Returns one line for the end of a training; empty if there was no step."""
+        if not self.step_seconds:
             return ""
-        return f"{self.waited / self.taken:.1%} of the steps' {self.taken:.0f} s went into waiting for pictures"
+        share = self.wait_seconds / self.step_seconds
+        return f"{share:.1%} of the steps' {self.step_seconds:.0f} s went into waiting for pictures"
 
 
-class WaitsForData:
-    """Mixin for a Trainer: the clock on its calls for batches. Whoever logs ends its steps."""
-
-    args: Any  # the trainer's
+class TimesDataWait(TrainerHooks):
+    """Mixin for a Trainer: times its waits for batches in `data_wait`. A callback must report the end of each step."""
 
     def __init__(self, **kwargs: Any) -> None:
         """Takes the trainer's arguments."""
         super().__init__(**kwargs)
-        self.waiting = Waiting()
-        if self.args.dataloader_num_workers:  # else tokenizers warns of each of them that threads are not forked
+        self.data_wait = DataWait()
+        if self.args.dataloader_num_workers:  # otherwise tokenizers warns about each worker that it is forked
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The batches of one optimizer step."""
-        self.waiting.call()
-        batches = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-        self.waiting.arrive()
+        """Returns the batches of one optimizer step."""
+        self.data_wait.batches_requested()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.data_wait.batches_arrived()
         return batches

@@ -1,8 +1,8 @@
-"""The training set as an endless, seekable schedule: which image is shown when, and how it is changed.
+"""The training set as an endless schedule with random access: which image is shown when, and how it is augmented.
 
-Presentation k shows image `permutation(seed, k // n)[k % n]`, changed by a generator seeded with (seed, k). Nothing
-else decides it: no sampler state, no worker, no history. So a run that starts again at step s sees what it would have
-seen, and the G copies of an input in one GRPO step are one and the same picture.
+Presentation k shows image `permutation(seed, k // n)[k % n]`, augmented by a generator seeded with (seed, k). Nothing
+else matters: no sampler state, no worker, no history. So a run resumed at step s sees the same pictures as an
+uninterrupted one, and the G copies of an input in one GRPO step are one picture object.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,11 @@ Example = dict[str, Any]
 
 
 def training_rows(ingest: Path, cache: Path) -> Dataset:
-    """The training split, memory-mapped; images stay encoded.
+    """Returns the training split, memory-mapped; images stay encoded.
 
     Args:
-        cache: folder for the mapped copy, which the ranks of one machine have in common.
+        ingest: row shards.
+        cache: folder for the mapped copy; the ranks of one machine share it.
     """
     from datasets import Image as ImageFeature
     from datasets.utils.logging import disable_progress_bar
@@ -42,12 +43,14 @@ def training_rows(ingest: Path, cache: Path) -> Dataset:
 def presentations(
     rows: Dataset, count: int, seed: int, changes: Augment, example: Callable[[Example, Image.Image], Example]
 ) -> Dataset:
-    """A dataset of `count` presentations for TRL's trainers.
+    """Returns a dataset of `count` presentations for TRL's trainers.
 
     Args:
-        rows: what `training_rows` gives.
-        changes: how far a picture may be changed.
-        example: makes the trainer's row from ours (image left out) and the changed picture.
+        rows: from `training_rows`.
+        count: length of the schedule.
+        seed: decides order and augmentation.
+        changes: the largest changes of a picture.
+        example: builds the trainer's row from ours (without the image) and the augmented picture.
     """
     n = len(rows)
 

@@ -1,4 +1,4 @@
-"""The processes of one training: joined at its start, one of them to write, and parted at its end."""
+"""The ranks of one training: how they start, share a folder, and hand the model to rank 0 at the end."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,48 +13,48 @@ from accelerate.utils import gather_object
 
 from components.shared.model.device import on_accelerator
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # with which a rank waits for the others, as transformers has it
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for which a rank waits for the others; transformers' default
 
 
 def ranks() -> PartialState:
-    """The processes that torchrun or accelerate has started, joined; on CPU where there is no accelerator."""
+    """Joins the processes that torchrun or accelerate started; on CPU where there is no accelerator."""
     return PartialState(cpu=not on_accelerator(), timeout=COLLECTIVE_TIMEOUT)
 
 
 @contextmanager
 def node_cache() -> Iterator[Path]:
-    """A temporary folder that the ranks of one machine have in common; the first of them is to fill it."""
+    """Creates a temporary folder that the ranks of one machine share; the first of them should fill it."""
     state = ranks()
     with tempfile.TemporaryDirectory() as own:
         folders = gather_object([own])
         yield Path(folders[state.process_index - max(state.local_process_index, 0)])
 
 
-def trained(trainer: Any, anew: Callable[[], Any]) -> Any | None:
-    """The trained model, whole, on rank 0; None on the others, whose work ends here. The ranks part.
+def model_on_main_rank(trainer: Any, build: Callable[[], Any]) -> Any | None:
+    """Ends the process group and returns the trained model on rank 0; None on the others, whose work ends here.
 
     Args:
         trainer: after its training, on every rank.
-        anew: makes such a model as training began with; called on rank 0 where FSDP or DeepSpeed has spread the weights
-            over the ranks.
+        build: builds a model like the one that training started with; called on rank 0 to hold the gathered weights
+            where FSDP or DeepSpeed has sharded them.
     """
     state, model = ranks(), trainer.model
-    if spread(trainer):
+    if weights_are_sharded(trainer):
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if state.is_main_process:
             from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-            unset_hf_deepspeed_config()  # else the new model would be spread as well
-            model = anew()
+            unset_hf_deepspeed_config()  # otherwise the new model would be sharded too
+            model = build()
             model.load_state_dict(weights)
     state.wait_for_everyone()
     main = state.is_main_process
     if torch.distributed.is_initialized():
-        # Rank 0 may write for longer than the others would wait.
+        # Rank 0 may take longer to write than the others would wait for it.
         torch.distributed.destroy_process_group()
     return model if main else None
 
 
-def spread(trainer: Any) -> bool:
-    """Whether FSDP or DeepSpeed may have spread the weights over the ranks."""
+def weights_are_sharded(trainer: Any) -> bool:
+    """Returns whether FSDP or DeepSpeed may have sharded the weights over the ranks."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)

@@ -1,4 +1,4 @@
-"""Rewards of the ablation beside the concordance: values by hand, and the rule for invalid answers."""
+"""The rewards of the ablation beside the concordance: values by hand, and the rule for invalid answers."""
 
 from typing import get_args
 
@@ -12,7 +12,7 @@ from components.grpo.concordance import slot_concordance, slot_pearson
 from components.grpo.rewards import RewardName, format_reward, regression_reward
 
 NAN = float("nan")
-EACH = pytest.mark.parametrize("name", get_args(RewardName))
+EACH_REWARD = pytest.mark.parametrize("name", get_args(RewardName))
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ EACH = pytest.mark.parametrize("name", get_args(RewardName))
 )
 def test_per_sample_rewards_by_hand(name: RewardName, expected: list) -> None:
     predictions = [[30, 50, NAN], [NAN, 220, 20]]
-    found = regression_reward(name, predictions, [30, 210], low=10, high=210)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    rewards = regression_reward(name, predictions, [30, 210], low=10, high=210)
+    np.testing.assert_allclose(rewards, expected, atol=1e-12)
 
 
 def test_batch_rewards_are_the_slotwise_ones() -> None:
@@ -38,26 +38,26 @@ def test_batch_rewards_are_the_slotwise_ones() -> None:
     )
 
 
-@EACH
+@EACH_REWARD
 @given(
     predictions=arrays(np.float64, (5, 3), elements=st.one_of(st.floats(0, 10), st.just(NAN))),
     targets=arrays(np.float64, 5, elements=st.floats(0, 10)),
 )
-def test_invalid_is_the_lowest_and_all_lie_in_one_range(
+def test_invalid_answers_get_the_lowest_reward_and_all_rewards_are_bounded(
     name: RewardName, predictions: np.ndarray, targets: np.ndarray
 ) -> None:
-    found = regression_reward(name, predictions, targets, low=0, high=10)
+    rewards = regression_reward(name, predictions, targets, low=0, high=10)
     valid = np.isfinite(predictions)
-    assert found.shape == predictions.shape
-    assert (found[~valid] == -1).all()
-    assert ((found >= -1) & (found <= 1)).all()
+    assert rewards.shape == predictions.shape
+    assert (rewards[~valid] == -1).all()
+    assert ((rewards >= -1) & (rewards <= 1)).all()
 
 
-@EACH
-def test_a_perfect_batch_gets_the_highest(name: RewardName) -> None:
+@EACH_REWARD
+def test_perfect_answers_get_the_highest_reward(name: RewardName) -> None:
     targets = np.array([1.0, 5.0, 9.0])
-    found = regression_reward(name, targets[:, None], targets, low=0, high=10)
-    np.testing.assert_allclose(found, 1 if name in ("ccc", "pearson") else 0, atol=1e-12)
+    rewards = regression_reward(name, targets[:, None], targets, low=0, high=10)
+    np.testing.assert_allclose(rewards, 1 if name in ("ccc", "pearson") else 0, atol=1e-12)
 
 
 def test_format_reward() -> None:

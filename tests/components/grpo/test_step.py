@@ -1,4 +1,4 @@
-"""GRPO as a step: every reward, adapters, accumulation, a model that answers nothing, and being stopped."""
+"""The step grpo: every reward, adapters, accumulation, a model without valid answers, and resuming."""
 
 import json
 from pathlib import Path
@@ -23,30 +23,32 @@ def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned the format, and little more."""
-    place = tmp_path_factory.mktemp("warm")
-    settings = write_params(place / "params.yaml", sft={"max_steps": 80, "eval_every": 80, "lr": 0.004})
-    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=place / "sft", state=place / "state")  # type: ignore[arg-type]
-    return place / "sft"
+    """A model that has learned the format and little more."""
+    folder = tmp_path_factory.mktemp("warm")
+    settings = write_params(folder / "params.yaml", sft={"max_steps": 80, "eval_every": 80, "lr": 0.004})
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=folder / "sft", state=folder / "state")  # type: ignore[arg-type]
+    return folder / "sft"
 
 
 @pytest.fixture(scope="module")
 def untrained(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("untrained")
-    save(*base_model(write_params(place / "params.yaml"), ingest), place / "sft")
-    return place / "sft"
+    folder = tmp_path_factory.mktemp("untrained")
+    save(*base_model(write_params(folder / "params.yaml"), ingest), folder / "sft")
+    return folder / "sft"
 
 
-def train(ingest: Path, warm: Path, place: Path, stop_after: int | None = None, **sections: Any) -> tuple[Path, Curves]:
-    """Runs the step with small settings; its state stands in `place` as well, so that a second call goes on."""
-    settings = write_params(place / "params.yaml", **sections)
-    track, out = Curves(stop_after), place / "grpo"
-    run(settings, track, ingest=ingest, sft=warm, out=out, state=place / "state")  # type: ignore[arg-type]
+def train(
+    ingest: Path, warm: Path, folder: Path, stop_after: int | None = None, **sections: Any
+) -> tuple[Path, Curves]:
+    """Runs the step with small settings; its state is in `folder` too, so that a second call resumes."""
+    settings = write_params(folder / "params.yaml", **sections)
+    track, out = Curves(stop_after), folder / "grpo"
+    run(settings, track, ingest=ingest, sft=warm, out=out, state=folder / "state")  # type: ignore[arg-type]
     return out, track
 
 
 def changed(out: Path, warm: Path) -> list[str]:
-    """Weights that are not those of the warm start."""
+    """Names of the weights that differ from the warm start."""
     after, before = load_file(out / "model.safetensors"), load_file(warm / "model.safetensors")
     assert after.keys() == before.keys()
     assert all(value.isfinite().all() for value in after.values())
@@ -54,17 +56,17 @@ def changed(out: Path, warm: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("reward", ["ccc", "mae", "mse", "pearson"])
-def test_every_reward_trains_and_is_watched(reward: str, ingest: Path, warm: Path, tmp_path: Path) -> None:
+def test_every_reward_trains_and_is_logged(reward: str, ingest: Path, warm: Path, tmp_path: Path) -> None:
     out, track = train(ingest, warm, tmp_path, grpo={"reward": reward, "steps": 3})
     lines = curve(out)
     assert list(lines) == track.steps("loss") == [1, 2, 3]
     assert track.steps("data_wait_share") == [1, 2, 3]
-    watched = {
+    logged = {
         f"reward/{reward}", f"spread/{reward}", "reward/format", "spread/format", "invalid", "batch_mae/all", "kl",
         "entropy", "loss", "grad_norm", "learning_rate",
     }  # fmt: skip
     for line in lines.values():
-        assert watched <= line.keys()
+        assert logged <= line.keys()
         assert 0 <= line["invalid"] < 0.5
         assert line[f"spread/{reward}"] > 0
         assert -1 <= line[f"reward/{reward}"] <= 1
@@ -80,16 +82,16 @@ def test_every_reward_trains_and_is_watched(reward: str, ingest: Path, warm: Pat
 
 
 def test_the_same_seed_gives_the_same_bytes(ingest: Path, warm: Path, tmp_path: Path) -> None:
-    one, again, other = (
+    first, second, other = (
         train(ingest, warm, tmp_path / name, grpo={"seed": seed, "steps": 2})[0]
-        for name, seed in (("one", 0), ("again", 0), ("other", 1))
+        for name, seed in (("first", 0), ("second", 0), ("other", 1))
     )
-    assert content(one) == content(again)
-    assert content(one)["model.safetensors"] != content(other)["model.safetensors"]
+    assert content(first) == content(second)
+    assert content(first)["model.safetensors"] != content(other)["model.safetensors"]
 
 
-def test_a_model_that_answers_nothing_is_no_crash(ingest: Path, untrained: Path, tmp_path: Path) -> None:
-    """Every reward is the same then, and there is nothing to learn."""
+def test_a_model_without_valid_answers_trains_without_an_error(ingest: Path, untrained: Path, tmp_path: Path) -> None:
+    """All rewards are equal then, so the loss is 0."""
     out, _ = train(ingest, untrained, tmp_path, grpo={"steps": 2})
     lines = curve(out)
     for line in lines.values():
@@ -105,14 +107,14 @@ PLAIN = {"grpo": {"steps": 5}}
 ADAPTED = {"model": {"lora": LORA, "freeze_vision": True}, "grpo": {"steps": 5, "accumulation": 2, "lr": 0.01}}
 
 
-REMEMBERING = {"grpo": {"steps": 5, "prompts": 2, "recent": {"inputs": 8, "steps": 4}}}
+RECENT = {"grpo": {"steps": 5, "prompts": 2, "recent": {"inputs": 8, "steps": 4}}}
 
 
-@pytest.mark.parametrize("sections", [PLAIN, ADAPTED, REMEMBERING], ids=["plain", "lora", "recent"])
-def test_a_run_that_was_stopped_ends_in_the_same_bytes(
+@pytest.mark.parametrize("sections", [PLAIN, ADAPTED, RECENT], ids=["plain", "lora", "recent"])
+def test_a_resumed_run_ends_in_the_same_bytes(
     sections: dict[str, Any], ingest: Path, warm: Path, tmp_path: Path
 ) -> None:
-    """From the last checkpoint: weights, adapters, samples, dropout, curves and figures as if nothing had happened."""
+    """Weights, adapters, samples, dropout, curves and metrics equal those of an uninterrupted run."""
     whole, _ = train(ingest, warm, tmp_path / "whole", **sections)
     with pytest.raises(KeyboardInterrupt):
         train(ingest, warm, tmp_path / "stopped", stop_after=3, **sections)
@@ -126,16 +128,16 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
         assert all("text_model.layers" in name or "connector" in name for name in names)
 
 
-def test_a_run_stopped_at_its_very_end_trains_no_further(ingest: Path, warm: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_at_its_end_trains_no_further(ingest: Path, warm: Path, tmp_path: Path) -> None:
     out, _ = train(ingest, warm, tmp_path, grpo={"steps": 3})
     before = content(out)
     out.rename(tmp_path / "elsewhere")
-    again, track = train(ingest, warm, tmp_path, grpo={"steps": 3})
+    resumed, track = train(ingest, warm, tmp_path, grpo={"steps": 3})
     assert track.steps("loss") == []
-    assert content(again) == before
+    assert content(resumed) == before
 
 
-def test_no_reference_other_advantages_and_whole_accumulation(ingest: Path, warm: Path, tmp_path: Path) -> None:
+def test_no_reference_unscaled_advantages_and_full_accumulation(ingest: Path, warm: Path, tmp_path: Path) -> None:
     out, _ = train(ingest, warm, tmp_path, grpo={"steps": 2, "beta": 0.0, "advantage": "none", "accumulation": 4})
     lines = curve(out)
     assert list(lines) == [1, 2]
@@ -150,16 +152,16 @@ def test_a_frozen_vision_tower_without_adapters(ingest: Path, warm: Path, tmp_pa
     assert not any("vision_model" in name for name in names)
 
 
-def test_gradient_checkpointing_changes_memory_alone(ingest: Path, warm: Path, tmp_path: Path) -> None:
-    """The prefix is shared with it too, in one pass without a cache; the same is drawn and learned, up to rounding."""
+def test_gradient_checkpointing_changes_only_memory(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    """The prefix is shared in one pass without a cache; the model is the same up to rounding."""
     plain, _ = train(ingest, warm, tmp_path / "plain", grpo={"steps": 3})
-    saving, _ = train(ingest, warm, tmp_path / "saving", grpo={"steps": 3, "gradient_checkpointing": True})
+    checkpointed, _ = train(ingest, warm, tmp_path / "checkpointed", grpo={"steps": 3, "gradient_checkpointing": True})
     assert changed(plain, warm)
-    first, second = (load_file(out / "model.safetensors") for out in (plain, saving))
+    first, second = (load_file(out / "model.safetensors") for out in (plain, checkpointed))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, atol=1e-5, rtol=0)
 
 
-def test_completions_that_cannot_be_shared_out(ingest: Path, warm: Path, tmp_path: Path) -> None:
+def test_completions_that_cannot_be_divided_evenly(ingest: Path, warm: Path, tmp_path: Path) -> None:
     with pytest.raises(ConcordError, match=r"grpo: 4 prompts x 4 generations .* 3 accumulation .* multiple of 3"):
         train(ingest, warm, tmp_path, grpo={"accumulation": 3})

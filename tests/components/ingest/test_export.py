@@ -1,4 +1,4 @@
-"""The export in the release's form: read back by the source `release`, it gives the same rows."""
+"""The export in the release's format: the source `release` reads the same rows back."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from tests.support.raw_folder import RawFolder, content, encoded, write_params
 
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out"]
 EXPORT = ["data", "export", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "export"]
-ANNOTATED = {"train": "train.jsonl", "val": "val.json", "test": "test.json"}
+ANNOTATION_FILES = {"train": "train.jsonl", "val": "val.json", "test": "test.json"}
 
 
 @pytest.fixture
@@ -33,16 +33,20 @@ def rows_in(folder: str) -> dict[str, list[tuple[Any, ...]]]:
 
 
 @pytest.mark.parametrize("images", ["files", "shards"])
-def test_what_is_exported_is_read_back(ingested: Path, images: str) -> None:
+def test_exported_rows_are_read_back_unchanged(ingested: Path, images: str) -> None:
     assert main([*EXPORT, "--images", images]) == 0
-    release = {"subset": None, "hub": None, **(ANNOTATED if images == "files" else dict.fromkeys(ANNOTATED))}
+    release = {
+        "subset": None,
+        "hub": None,
+        **(ANNOTATION_FILES if images == "files" else dict.fromkeys(ANNOTATION_FILES)),
+    }
     ingest = {"source": "release", "split": "given", "release": release}
     write_params(ingested / "params.yaml", ingest=ingest, task={"question": "How much, in °?"})
     assert main(["ingest", "--params", "params.yaml", "--data", "export", "--out", "artifacts/again"]) == 0
     assert rows_in("artifacts/again") == rows_in("artifacts/ingest")
 
 
-def test_annotations_have_the_release_s_form(ingested: Path) -> None:
+def test_annotations_have_the_format_of_the_release(ingested: Path) -> None:
     assert main(EXPORT) == 0
     train = [json.loads(line) for line in Path("export/train.jsonl").read_text(encoding="utf-8").splitlines()]
     test = json.loads(Path("export/test.json").read_text(encoding="utf-8"))
@@ -70,7 +74,7 @@ def test_the_same_rows_give_the_same_bytes(ingested: Path, images: str) -> None:
     assert content(ingested / "export") == first
 
 
-def test_shards_keep_their_limit_and_hold_pairs(ingested: Path) -> None:
+def test_shards_keep_the_size_limit_and_contain_pairs(ingested: Path) -> None:
     noise = encoded(0, "PNG", size=300)
     Path("big").mkdir()
     with ShardWriter(Path("big"), "train", 8) as writer:
@@ -79,8 +83,8 @@ def test_shards_keep_their_limit_and_hold_pairs(ingested: Path) -> None:
     for split in ("val", "test"):
         with ShardWriter(Path("big"), split, 8) as writer:
             writer.add(Row("one", noise, 1, "?", ""))
-    words = [word.replace("artifacts/ingest", "big") for word in EXPORT]
-    assert main([*words, "--images", "shards", "--shard-mb", "1"]) == 0
+    arguments = [argument.replace("artifacts/ingest", "big") for argument in EXPORT]
+    assert main([*arguments, "--images", "shards", "--shard-mb", "1"]) == 0
     shards = sorted(Path("export/train").iterdir())
     assert len(shards) >= 3
     names = []
@@ -96,7 +100,7 @@ def test_shards_keep_their_limit_and_hold_pairs(ingested: Path) -> None:
     ("format", "suffix"),
     [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif")],
 )
-def test_files_are_called_by_what_they_are(store: Path, format: str, suffix: str) -> None:
+def test_file_names_have_the_suffix_of_the_image_format(store: Path, format: str, suffix: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, format)
     write_params(store / "params.yaml", task={"resolution": 0.1, "bin_width": 0.1})
@@ -110,7 +114,7 @@ def test_files_are_called_by_what_they_are(store: Path, format: str, suffix: str
     assert (store / "export" / row["image"]).read_bytes() == buffer.getvalue()
 
 
-def test_an_image_of_no_known_kind_and_a_missing_folder_are_told(
+def test_an_unknown_image_format_and_a_missing_folder_are_errors(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_params(store / "params.yaml")
@@ -120,5 +124,5 @@ def test_an_image_of_no_known_kind_and_a_missing_folder_are_told(
     with ShardWriter(store / "artifacts" / "ingest", "train", 8) as writer:
         writer.add(Row("a.jpg", b"some text", 1, "?", ""))
     assert main(EXPORT) == 1
-    assert "the image of row 'a.jpg' is of no kind that is known" in capfd.readouterr().err
+    assert "the image of row 'a.jpg' has an unknown format" in capfd.readouterr().err
     assert not Path("export").exists()

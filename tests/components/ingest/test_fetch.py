@@ -1,4 +1,4 @@
-"""The release by its hub id, from a server that answers as the hub does."""
+"""Fetching the release by its hub id, from a server that imitates the hub."""
 
 import hashlib
 import json
@@ -25,10 +25,16 @@ ID = "owner/release"
 
 
 class Hub(ThreadingHTTPServer):
-    """Files of one commit, and what was asked for; `broken` are paths whose content is another than listed."""
+    """A server with the files of one commit.
+
+    Attributes:
+        gets: paths of the GET requests.
+        broken: paths that are sent with other content than listed.
+        failing: paths whose requests are refused.
+    """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
+        super().__init__(("127.0.0.1", 0), HubHandler)
         self.files = content(folder)
         self.gets: list[str] = []
         self.broken: set[str] = set()
@@ -36,7 +42,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
-class Answers(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -78,7 +84,7 @@ class Answers(BaseHTTPRequestHandler):
 
 
 def listing(name: str, data: bytes) -> dict[str, object]:
-    """An entry of the tree; archives are large files with a SHA-256 of their own."""
+    """An entry of the listing; archives are LFS files, listed with their SHA-256."""
     entry: dict[str, object] = {"type": "file", "path": name, "size": len(data)}
     entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     if name.endswith(".tar"):
@@ -124,7 +130,7 @@ def test_the_subset_is_fetched_and_read(hub: Hub, tmp_path: Path) -> None:
     assert not (tmp_path / ".data.fetched").exists()
 
 
-def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+def test_complete_files_are_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     hub.failing = {"agedb/test/test-0.tar"}
     with pytest.raises(ConcordError, match=r"owner/release at 0123456789ab: could not be fetched: .*(?s:.*)run again"):
         fetch(release(), tmp_path / "data", hub.url)
@@ -136,9 +142,9 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["agedb/train/train-0.tar", "agedb/README.md"])
-def test_a_file_that_is_another_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
+def test_a_file_with_another_hash_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.broken = {name}
-    with pytest.raises(ConcordError, match=f"{Path(name).name} is not what the hub lists, by its hash"):
+    with pytest.raises(ConcordError, match=f"{Path(name).name} does not have the hash that the hub lists"):
         fetch(release(), tmp_path / "data", hub.url)
     assert not (tmp_path / "data").exists()
     hub.broken = set()
@@ -146,7 +152,9 @@ def test_a_file_that_is_another_is_refused(hub: Hub, tmp_path: Path, name: str) 
     assert (tmp_path / "data" / name).read_bytes() == hub.files[name]
 
 
-def test_a_commit_that_is_not_there_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_commit_is_an_error_without_secrets(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_planted_secret")
     with pytest.raises(ConcordError, match=r"could not be fetched: (?s:.*)Check ingest\.release\.hub") as caught:
         fetch(release("f" * 40), tmp_path / "data", hub.url)
@@ -154,11 +162,11 @@ def test_a_commit_that_is_not_there_is_told(hub: Hub, tmp_path: Path, monkeypatc
     assert "Traceback" not in str(caught.value)
 
 
-def test_make_data_fetches_what_is_missing(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # read when the library is imported: hence the process of its own
+def test_data_ensure_fetches_a_missing_release(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # the library reads it on import, hence the separate process
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    Path("data.dvc").write_text("outs: [{path: data, md5: 0}]\n")  # of another experiment's data
+    Path("data.dvc").write_text("outs: [{path: data, md5: 0}]\n")  # for the data of another experiment
     changed = {"source": "release", "split": "given-test", "path": "faces", "release": release().model_dump()}
     write_params(Path("params.yaml"), ingest=changed)
     subprocess.run([sys.executable, "-m", "components", "data", "ensure"], check=True)

@@ -1,4 +1,4 @@
-"""Rows that are set aside: counted, told, never lost."""
+"""Rows that are set aside: they are counted and reported, and none is lost."""
 
 import csv
 import io
@@ -7,63 +7,63 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConcordError
-from components.ingest.quarantine import BadValueError, Faults, Quarantine
+from components.ingest.quarantine import BadValueError, Quarantine, TableErrors
 
 
-def faults(*lines: int, kind: str = "empty target") -> Faults:
-    found = Faults(Path("labels.csv"))
+def errors_on(*lines: int, kind: str = "empty target") -> TableErrors:
+    errors = TableErrors(Path("labels.csv"))
     for line in lines:
-        found.add(line, "reading", "x", BadValueError(kind, "fill it in"))
-    return found
+        errors.add(line, "reading", "x", BadValueError(kind, "fill it in"))
+    return errors
 
 
-def test_a_row_with_two_faults_counts_once() -> None:
+def test_a_row_with_two_errors_counts_once() -> None:
     quarantine = Quarantine(0.2)
-    quarantine.settle(10, [faults(3, 3, 7)])
+    quarantine.add(10, [errors_on(3, 3, 7)])
     assert (quarantine.read, quarantine.rows) == (10, 2)
-    assert quarantine.reasons() == {"empty target": 2}
-    quarantine.account(8)
+    assert quarantine.rows_per_reason() == {"empty target": 2}
+    quarantine.check_row_counts(8)
 
 
 @pytest.mark.parametrize("kept", [7, 9])
-def test_a_row_that_is_lost_or_comes_twice_is_a_defect(kept: int) -> None:
+def test_a_lost_or_duplicated_row_is_a_runtime_error(kept: int) -> None:
     quarantine = Quarantine(0.5)
-    quarantine.settle(10, [faults(3, 7)])
+    quarantine.add(10, [errors_on(3, 7)])
     with pytest.raises(RuntimeError, match=f"10 rows read, but {kept} kept and 2 quarantined"):
-        quarantine.account(kept)
+        quarantine.check_row_counts(kept)
 
 
 @pytest.mark.parametrize(("limit", "stops"), [(0.0, True), (0.1, True), (0.2, False), (1.0, False)])
 def test_the_limit_is_a_share_of_the_rows(limit: float, stops: bool) -> None:
     quarantine = Quarantine(limit)
     if not stops:
-        quarantine.settle(10, [faults(3, 7)])
+        quarantine.add(10, [errors_on(3, 7)])
         return
-    with pytest.raises(ConcordError, match=r"labels\.csv: 2 faults"):
-        quarantine.settle(10, [faults(3, 7)])
+    with pytest.raises(ConcordError, match=r"labels\.csv: 2 errors"):
+        quarantine.add(10, [errors_on(3, 7)])
     assert (quarantine.read, quarantine.rows) == (0, 0)
 
 
-def test_values_come_back_from_the_table_as_they_were() -> None:
+def test_values_are_unchanged_in_the_csv_up_to_200_characters() -> None:
     values = ["größe \n", 'a "b", c', "\x00\x1b[2J", "=1+1", "x" * 10_000]
-    found = Faults(Path("labels.csv"))
+    errors = TableErrors(Path("labels.csv"))
     for line, value in enumerate(values, start=2):
-        found.add(line, "reading", value, BadValueError("target is no number", "write one"))
+        errors.add(line, "reading", value, BadValueError("target is not a number", "write one"))
     quarantine = Quarantine(1)
-    quarantine.settle(len(values), [found])
-    table = list(csv.DictReader(io.StringIO(quarantine.table(), newline="")))
+    quarantine.add(len(values), [errors])
+    table = list(csv.DictReader(io.StringIO(quarantine.to_csv(), newline="")))
     assert [row["value"] for row in table[:-1]] == values[:-1]
     assert len(table[-1]["value"]) == 200
 
 
-def test_several_tables_stand_in_order() -> None:
+def test_the_csv_is_sorted_by_source_and_line() -> None:
     quarantine = Quarantine(1)
     for name, lines in (("b.csv", (4, 2)), ("a.csv", (9,))):
-        found = Faults(Path("data") / name)
+        errors = TableErrors(Path("data") / name)
         for line in lines:
-            found.add(line, None, None, BadValueError("2 values where the header has 3 columns", "give all"))
-        quarantine.settle(10, [found])
-    assert [line.split(",")[:2] for line in quarantine.table().splitlines()[1:]] == [
+            errors.add(line, None, None, BadValueError("2 values where the header has 3 columns", "give all"))
+        quarantine.add(10, [errors])
+    assert [line.split(",")[:2] for line in quarantine.to_csv().splitlines()[1:]] == [
         ["a.csv", "9"], ["b.csv", "2"], ["b.csv", "4"],
     ]  # fmt: skip
     assert quarantine.read == 20

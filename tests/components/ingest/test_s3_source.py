@@ -1,9 +1,10 @@
-"""Ingest from a bucket, by the commands that a person gives; and no secret in anything that they leave."""
+"""Ingest from a bucket, through the command line; no secret may appear in any output or file."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,11 +20,11 @@ from tests.support.raw_folder import ROOT, RawFolder, content, encoded, write_pa
 from tests.support.s3_server import READER, Gateway, S3Server
 
 ADDRESS = "s3://open/plant/photos"
-WORDS = ["ingest", "--params", "params.yaml", "--out"]
+INGEST = ["ingest", "--params", "params.yaml", "--out"]
 TOKEN = "PLANTED-session-token"
 PASSWORD = "PLANTED-password"
-# Of others, which no step has any use for.
-OTHERS = {
+# Secrets that no step uses.
+UNUSED_SECRETS = {
     "HF_TOKEN": "hf_PLANTED-hub",
     "HTTPS_PROXY": "http://me:PLANTED-proxy@127.0.0.1:9",
     "DATABASE_URL": "postgresql://me:PLANTED-database@host/db",
@@ -34,7 +35,7 @@ SECRETS = [READER[1], TOKEN, PASSWORD, "PLANTED-hub", "PLANTED-proxy", "PLANTED-
 
 @pytest.fixture(scope="module")
 def bucket(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> RawFolder:
-    """A raw folder, and the same in the bucket."""
+    """A raw folder, whose files are also in the bucket."""
     raw = RawFolder(tmp_path_factory.mktemp("raw") / "data")
     for name, body in content(raw.folder).items():
         s3_server.put(f"plant/photos/{name}", body)
@@ -42,18 +43,18 @@ def bucket(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Raw
 
 
 @pytest.mark.usefixtures("store", "gateway")
-def test_the_shards_are_those_of_the_same_files_on_a_disk(bucket: RawFolder) -> None:
+def test_shards_from_a_bucket_equal_those_from_local_files(bucket: RawFolder) -> None:
     write_params(Path("params.yaml"), ingest={"path": ADDRESS})
-    assert main([*WORDS, "remote"]) == 0
-    assert main([*WORDS, "given", "--data", ADDRESS]) == 0
-    assert main([*WORDS, "local", "--data", str(bucket.folder)]) == 0
+    assert main([*INGEST, "remote"]) == 0
+    assert main([*INGEST, "given", "--data", ADDRESS]) == 0
+    assert main([*INGEST, "local", "--data", str(bucket.folder)]) == 0
     assert content(Path("remote")) == content(Path("given")) == content(Path("local"))
     (folder,) = (path for path in Path(".cache/s3").iterdir() if path.is_dir())
-    assert dvc_hash(folder) == dvc_hash(bucket.folder), "MLflow has the same hash for both"
+    assert dvc_hash(folder) == dvc_hash(bucket.folder), "MLflow must have the same hash for both"
 
 
-def published(folder: Path) -> None:
-    """AgeDB's form, and the release's two: shards, and a table with images in folders."""
+def write_published(folder: Path) -> None:
+    """Writes a table with images in AgeDB's format, and shards in the release's format."""
     rows = [(age, f"AgeDB/{split} {k}_é.jpg", split) for split in SPLITS for k, age in enumerate((20, 20, 31, 90))]
     for k, (_, path, _) in enumerate(rows):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -67,95 +68,100 @@ def published(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_published_sources_come_from_a_bucket_as_well(store: Path, s3_server: S3Server) -> None:
-    published(store / "local")
+def test_published_sources_are_read_from_a_bucket(store: Path, s3_server: S3Server) -> None:
+    write_published(store / "local")
     for name, body in content(store / "local").items():
         s3_server.put(f"sets/{name}", body)
     release = {"subset": "faces", "train": None, "val": None, "test": None, "hub": None}
-    forms = {
+    formats: dict[str, dict[str, Any]] = {
         "agedb": {"csv": "agedb.csv", "image_column": "path", "target_column": "age", "id_column": "path"}
         | {"split": "given", "split_column": "split"},
         "release": {"split": "given-test", "release": release},
     }
-    for source, form in forms.items():
-        write_params(Path("params.yaml"), ingest={"source": source, "path": "s3://open/sets", **form})
-        assert main([*WORDS, f"{source}-remote"]) == 0
-        assert main([*WORDS, f"{source}-local", "--data", "local"]) == 0
+    for source, format in formats.items():
+        write_params(Path("params.yaml"), ingest={"source": source, "path": "s3://open/sets", **format})
+        assert main([*INGEST, f"{source}-remote"]) == 0
+        assert main([*INGEST, f"{source}-local", "--data", "local"]) == 0
         assert content(Path(f"{source}-remote")) == content(Path(f"{source}-local"))
         for split in SPLITS:
             assert read_table(Path(f"{source}-remote"), split, ["id"]).num_rows > 0
 
 
-def test_a_bucket_is_filled_by_no_hub(tmp_path: Path) -> None:
+def test_a_hub_with_a_path_in_a_bucket_is_an_error(tmp_path: Path) -> None:
     hub = {"id": "a/b", "revision": "0" * 40}
     release = {"subset": None, "train": None, "val": None, "test": None, "hub": hub}
     ingest = {"source": "release", "split": "given-test", "release": release, "path": "s3://open/x"}
-    with pytest.raises(ConcordError, match=r"params\.yaml: ingest: path: a bucket.*release\.hub must be null"):
+    with pytest.raises(ConcordError, match=r"params\.yaml: ingest: path: .*into a bucket: release\.hub must be null"):
         write_params(tmp_path / "params.yaml", ingest=ingest)
 
 
 @pytest.mark.usefixtures("store", "bucket")
-def test_make_data_fetches_before_dvc_asks(gateway: Gateway) -> None:
+def test_data_ensure_fetches_the_objects_and_ingest_does_not_fetch_them_again(gateway: Gateway) -> None:
     write_params(Path("params.yaml"), ingest={"path": ADDRESS})
     Path("data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
     ensure()
     assert len(gateway.objects()) == 70
-    assert main([*WORDS, "out"]) == 0
+    assert main([*INGEST, "out"]) == 0
     assert len(gateway.objects()) == 70
 
 
 @pytest.mark.usefixtures("store", "gateway")
-def test_a_fault_in_the_bucket_s_table_is_told_as_ever(s3_server: S3Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_errors_in_a_bucket_s_table_are_reported_as_in_a_local_one(
+    s3_server: S3Server, capfd: pytest.CaptureFixture[str]
+) -> None:
     s3_server.put("no-table/a.png", b"1")
     write_params(Path("params.yaml"), ingest={"path": "s3://open/no-table"})
-    assert main([*WORDS, "out"]) == 1
+    assert main([*INGEST, "out"]) == 1
     assert "labels.csv: no such file" in capfd.readouterr().err
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("path", [f"s3://KEY:{PASSWORD}@open/plant", f"s3://open/x?X-Amz-Signature={PASSWORD}"])
 def test_settings_refuse_an_address_with_a_secret(path: str, tmp_path: Path) -> None:
-    with pytest.raises(ConcordError, match=r"params\.yaml: ingest\.path: an S3 address holds no credentials") as error:
+    with pytest.raises(ConcordError, match=r"params\.yaml: ingest\.path: an S3 address must not contain cred") as error:
         write_params(tmp_path / "params.yaml", ingest={"path": path})
     assert PASSWORD not in str(error.value)
 
 
 @pytest.mark.usefixtures("bucket")
-@pytest.mark.parametrize("fault", ["none", "refused", "status", "endpoint"])
-def test_no_secret_is_left_anywhere(
-    fault: str, store: Path, gateway: Gateway, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", ["none", "refused", "status", "endpoint"])
+def test_no_secret_appears_in_output_or_files(
+    failure: str, store: Path, gateway: Gateway, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted ones, after a run that ends well and after runs that do not, in output and in every file."""
-    write_params(Path("params.yaml"), ingest={"path": "s3://closed/x" if fault == "refused" else ADDRESS})
-    if fault == "refused":
+    """Searches for planted secrets after a successful run and after failing ones."""
+    write_params(Path("params.yaml"), ingest={"path": "s3://closed/x" if failure == "refused" else ADDRESS})
+    if failure == "refused":
         monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
-    if fault == "status":
+    if failure == "status":
         gateway.status = lambda path: 400 if path.endswith(".csv") else None
-    if fault == "endpoint":
+    if failure == "endpoint":
         monkeypatch.setenv("AWS_ENDPOINT_URL", gateway.url.replace("http://", f"http://me:{PASSWORD}@"))
         gateway.status = lambda path: 403
-    everything = {}
-    for words in (["data", "ensure"], [*WORDS, "out"]):
+    everything: dict[str, bytes] = {}
+    for arguments in (["data", "ensure"], [*INGEST, "out"]):
         run = subprocess.run(
-            [sys.executable, "-m", "components", *words],
-            env=os.environ | OTHERS | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "components", *arguments],
+            env=os.environ | UNUSED_SECRETS | {"PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert run.returncode == (fault != "none"), run.stderr
+        assert run.returncode == (failure != "none"), run.stderr
         assert "Traceback" not in run.stderr
         assert run.stderr
-        everything |= {f"{words[0]}'s output": run.stdout.encode(), f"{words[0]}'s errors": run.stderr.encode()}
+        everything |= {
+            f"stdout of {arguments[0]}": run.stdout.encode(),
+            f"stderr of {arguments[0]}": run.stderr.encode(),
+        }
     everything |= content(store)
     assert {"mlflow.db", "params.yaml"} < set(everything)
     assert any(name.startswith(".cache/s3/") for name in everything)
-    assert any(name.startswith("out/") for name in everything) == (fault == "none")
+    assert any(name.startswith("out/") for name in everything) == (failure == "none")
     for name, text in everything.items():
         for secret in SECRETS:
             assert secret.encode() not in text, f"{secret} in {name}"
 
 
-def test_dvc_sees_a_new_version_and_reads_no_object(store: Path, s3_server: S3Server, gateway: Gateway) -> None:
-    """dvc.yaml's own way to say it: ingest.path as a dependency."""
+def test_dvc_detects_a_new_version_without_reading_objects(store: Path, s3_server: S3Server, gateway: Gateway) -> None:
+    """With ingest.path as a dependency, as in dvc.yaml."""
     from dvc.repo import Repo
 
     s3_server.put("versions/a", b"1")
@@ -169,12 +175,12 @@ def test_dvc_sees_a_new_version_and_reads_no_object(store: Path, s3_server: S3Se
         s3_server.put("versions/a", b"2")
         assert [stage.name for stage in repo.reproduce()] == ["ingest"]
     assert not [path for path, _ in gateway.objects() if path.endswith("/a")]
-    left = content(store)
-    assert "dvc.lock" in left
-    assert not [name for name, text in left.items() if READER[1].encode() in text]
+    files = content(store)
+    assert "dvc.lock" in files
+    assert not [name for name, text in files.items() if READER[1].encode() in text]
 
 
-def test_the_repository_s_stage_depends_on_it() -> None:
+def test_the_ingest_stage_of_the_repository_depends_on_the_path() -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["ingest"]
     assert "${ingest.path}" in stage["deps"]
     assert load_settings(ROOT / "params.yaml").ingest.path == "data"

@@ -1,4 +1,4 @@
-"""Ingest, through the command line: shards, their bytes, and every fault of the raw input."""
+"""Ingest, through the command line: the shards and their bytes, and every kind of error in the raw input."""
 
 import csv
 import hashlib
@@ -19,19 +19,19 @@ from components.ingest.sources.gauges import draw_scenes, label_counts, write_sc
 from components.shared.rows.rows import SCHEMA, SPLITS, read_table, schema
 from tests.support.raw_folder import ROOT, RawFolder, content, encoded, write_params
 
-WORDS = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
-OUT = Path("artifacts/ingest")  # in the working directory of the test
+INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
+OUT = Path("artifacts/ingest")  # relative to the test's working directory
 
 
 @pytest.fixture
 def raw(store: Path) -> RawFolder:
-    """In the working directory, with params.yaml for it."""
+    """A raw folder in the working directory, with a params.yaml for it."""
     write_params(store / "params.yaml")
     return RawFolder(store / "data")
 
 
-def test_it_writes_shards_metrics_and_a_histogram(raw: RawFolder) -> None:
-    assert main(WORDS) == 0
+def test_ingest_writes_shards_metrics_and_a_histogram(raw: RawFolder) -> None:
+    assert main(INGEST) == 0
     names = {f"{split}-00000.parquet" for split in SPLITS} | {"metrics.json", "histogram.csv"}
     assert set(os.listdir(OUT)) == names
     assert not list(Path("artifacts").glob(".*.partial"))
@@ -52,40 +52,40 @@ def test_it_writes_shards_metrics_and_a_histogram(raw: RawFolder) -> None:
 
 @pytest.mark.usefixtures("raw")
 def test_the_same_input_gives_the_same_bytes() -> None:
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     first = content(OUT)
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     assert content(OUT) == first
 
 
 def test_datasets_reads_the_images(raw: RawFolder) -> None:
     from datasets import Dataset
 
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     rows = Dataset.from_parquet("artifacts/ingest/test-00000.parquet", cache_dir="cache")
     assert rows[0]["image"].size == (12, 12)
 
 
-def test_large_input_goes_to_several_shards_under_the_limit(raw: RawFolder) -> None:
+def test_large_input_is_written_to_several_shards_within_the_size_limit(raw: RawFolder) -> None:
     write_params(Path("params.yaml"), ingest={"shard_mb": 1})
     for k in range(len(raw.rows)):
         (raw.folder / f"images/{k:03d}.png").write_bytes(random.Random(k).randbytes(100_000))
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     shards = sorted(OUT.glob("train-*.parquet"))
     assert len(shards) >= 5
     assert max(path.stat().st_size for path in shards) <= 2**20
     assert read_table(OUT, "train").num_rows == 47
 
 
-BY_SCENE = {"source": "gauges", "split": "given", "split_column": "split"}
+GAUGES = {"source": "gauges", "split": "given", "split_column": "split"}
 
 
-def test_gauges_are_the_other_source(store: Path) -> None:
-    write_params(store / "params.yaml", ingest={**BY_SCENE, "csv": "scenes.csv", "image_size": 16})
+def test_the_source_gauges_is_ingested(store: Path) -> None:
+    write_params(store / "params.yaml", ingest={**GAUGES, "csv": "scenes.csv", "image_size": 16})
     (store / "data").mkdir()
     scenes = draw_scenes(0, label_counts(head=3, operating_point=50, decay=9.0, floor=1), val=1, test=1)
     (store / "data" / "scenes.csv").write_text(write_scenes(scenes))
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     rows = json.loads(Path("artifacts/ingest/metrics.json").read_text())["rows"]
     assert rows["val"] == rows["test"] == 101
     assert sum(rows.values()) == len(scenes)
@@ -133,7 +133,18 @@ def text(data: bytes) -> Change:
     return lambda raw: (raw.folder / "labels.csv").write_bytes(data)
 
 
-FAULTS: dict[str, tuple[Change, list[str]]] = {
+def empty_subject(raw: RawFolder) -> None:
+    subjects(raw, empty=9)
+    setting(split="subject", subject_column="who")(raw)
+
+
+def repeated_ids(raw: RawFolder) -> None:
+    setting(id_column="name")(raw)
+    raw.rows = [[*row, f"n{k % 60}"] for k, row in enumerate(raw.rows)]
+    raw.write(header=["image", "reading", "name"])
+
+
+ERRORS: dict[str, tuple[Change, list[str]]] = {
     "missing column": (
         header("image", "readings"),
         ["data/labels.csv:1", "no column 'reading' (ingest.target_column)", "did you mean 'readings'?", "'image'"],
@@ -143,8 +154,8 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         ["no column 'part' (ingest.split_column)", "'image', 'reading'"],
     ),
     "no subject": (
-        lambda raw: (subjects(raw, empty=9), setting(split="subject", subject_column="who")(raw)),
-        ["labels.csv:9: who: empty subject ' '", "whom or what the image shows"],
+        empty_subject,
+        ["labels.csv:9: who: empty subject ' '", "name the person or device in the image"],
     ),
     "missing file": (
         bytes_of("images/007.png", None),
@@ -162,62 +173,60 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     "NaN": (row(4, 1, "NaN"), ["labels.csv:4: reading: target not finite 'NaN'", "fill in the number"]),
     "infinite": (row(4, 1, "inf"), ["labels.csv:4: reading: target not finite 'inf'"]),
     "empty target": (row(4, 1, ""), ["labels.csv:4: reading: empty target ''", "fill in the number"]),
-    "text target": (row(4, 1, "[bold]low"), ["labels.csv:4: reading: target is no number '[bold]low'"]),
+    "text target": (row(4, 1, "[bold]low"), ["labels.csv:4: reading: target is not a number '[bold]low'"]),
     "decimal comma": (row(4, 1, "12,5"), ["labels.csv:4: reading: decimal comma '12,5'", "write 12.5"]),
     "unquoted decimal comma": (
         text(b"image,reading\nimages/000.png,12,5\n"),
-        ["labels.csv:2: 3 values where the header has 2 columns", "decimals take a point"],
+        ["labels.csv:2: 3 values where the header has 2 columns", "write decimals with a point"],
     ),
     "duplicate": (
         row(9, 0, "images/001.png"),
         ["labels.csv:9: image: image listed twice 'images/001.png'", "line 3 has it too"],
     ),
     "duplicate id": (
-        lambda raw: (
-            setting(id_column="name")(raw),
-            setattr(raw, "rows", [[*row, f"n{k % 60}"] for k, row in enumerate(raw.rows)]),
-            raw.write(header=["image", "reading", "name"]),
-        ),
-        ["labels.csv:62: name: duplicate id 'n0'; line 2 has it too", "9 faults"],
+        repeated_ids,
+        ["labels.csv:62: name: duplicate id 'n0'; line 2 has it too", "9 errors"],
     ),
     "unknown split": (split_column(5, "tset"), ["labels.csv:5: part: unknown split 'tset'", "train, val or test"]),
     "not UTF-8": (text("image,reading\nß,1\n".encode("latin-1")), ["labels.csv:2: not UTF-8", "iconv"]),
     "no CSV": (setting(csv="other.csv"), ["data/other.csv: no such file", "CSV files there: labels.csv"]),
     "binary": (lambda raw: (raw.folder / "labels.csv").write_bytes(os.urandom(5000)), ["labels.csv:", "UTF-8"]),
-    "control characters": (row(4, 1, "\x1b[2J\x07"), ["labels.csv:4: reading: target is no number '\\x1b[2J\\x07'"]),
+    "control characters": (row(4, 1, "\x1b[2J\x07"), ["labels.csv:4: reading: target is not a number '\\x1b[2J\\x07'"]),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_on_one_screen_and_earlier_output_stays(
-    raw: RawFolder, fault: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_reported_on_one_screen_and_earlier_output_is_kept(
+    raw: RawFolder, case: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     OUT.mkdir(parents=True)
     (OUT / "train-00000.parquet").write_bytes(b"earlier")
     before = content(OUT)
-    change, expected = FAULTS[fault]
+    change, expected = ERRORS[case]
     change(raw)
-    assert main(WORDS) == 1
-    told = capfd.readouterr().err
-    assert not [part for part in expected if part not in told], told
-    assert "Traceback" not in told
-    assert len(told.splitlines()) < 24
+    assert main(INGEST) == 1
+    stderr = capfd.readouterr().err
+    assert not [part for part in expected if part not in stderr], stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) < 24
     assert content(OUT) == before
     assert not list(Path("artifacts").glob(".*.partial"))
 
 
 def subjects(raw: RawFolder, empty: int | None = None) -> None:
-    """Twenty-three persons with three pictures each, of one label or two."""
+    """Assigns the rows to 23 persons with three images each, of one or two labels."""
     raw.rows = [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]
     if empty is not None:
         raw.rows[empty - 2][2] = " "
     raw.write(header=["image", "reading", "who"])
 
 
-def test_the_split_by_subject_says_how_balanced_it_is(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_split_by_subject_reports_its_distance_from_the_balanced_rule(
+    raw: RawFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
     subjects(raw)
     setting(split="subject", subject_column="who")(raw)
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     who = {split: set(read_table(OUT, split, ["subject"])["subject"].to_pylist()) for split in SPLITS}
     assert sum(map(len, who.values())) == len(set().union(*who.values())) == 23
     assert pq.read_schema(OUT / "val-00000.parquet").equals(schema(subjects=True), check_metadata=True)
@@ -225,45 +234,47 @@ def test_the_split_by_subject_says_how_balanced_it_is(raw: RawFolder, capfd: pyt
     test = metrics["balance"]["test"]
     assert test["wanted"] == 11
     assert test["met"] + test["over"] == metrics["rows"]["test"]
-    told = capfd.readouterr().err
-    assert f"by subject, test has {test['met']} of the 11 rows that the balanced rule asks for" in told
+    stderr = capfd.readouterr().err
+    assert f"by subject, test has {test['met']} of the 11 rows that the balanced rule asks for" in stderr
 
 
-def test_a_row_without_a_subject_has_null_where_the_split_needs_none(raw: RawFolder) -> None:
+def test_an_empty_subject_is_null_unless_the_split_needs_it(raw: RawFolder) -> None:
     subjects(raw, empty=9)
     setting(subject_column="who")(raw)
-    assert main(WORDS) == 0
-    found = [row for split in SPLITS for row in read_table(OUT, split, ["id", "subject"]).to_pylist()]
-    assert [row["id"] for row in found if row["subject"] is None] == ["images/007.png"]
+    assert main(INGEST) == 0
+    rows = [row for split in SPLITS for row in read_table(OUT, split, ["id", "subject"]).to_pylist()]
+    assert [row["id"] for row in rows if row["subject"] is None] == ["images/007.png"]
 
 
 NAMES = ["with space.png", 'a "quoted" one.png', "two\nlines.png", "größe-年.png", "comma, semicolon;.png", "'; --.png"]
 
 
-def test_odd_file_names_are_names(raw: RawFolder) -> None:
+def test_file_names_with_special_characters_are_read(raw: RawFolder) -> None:
     for k, name in enumerate(NAMES):
         (raw.folder / f"images/{k:03d}.png").rename(raw.folder / "images" / name)
         raw.rows[k][0] = f"images/{name}"
     raw.write()
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     ids = {id for split in SPLITS for id in read_table(OUT, split)["id"].to_pylist()}
     assert ids == {image for image, _ in raw.rows}
 
 
-def test_a_million_columns_are_read_or_told_of_on_one_screen(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_table_with_a_million_columns_fits_on_a_screen(
+    raw: RawFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
     extra = ",".join(f"c{k}" for k in range(1_000_000))
     table = raw.folder / "labels.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([f"{lines[0]}s,{extra}", *lines[1:]]) + "\n")
     start = time.process_time()
-    assert main(WORDS) == 1
+    assert main(INGEST) == 1
     assert time.process_time() - start < 20
-    told = capfd.readouterr().err
-    assert "no column 'reading' (ingest.target_column); did you mean 'readings'?" in told
-    assert max(map(len, told.splitlines())) < 400
+    stderr = capfd.readouterr().err
+    assert "no column 'reading' (ingest.target_column); did you mean 'readings'?" in stderr
+    assert max(map(len, stderr.splitlines())) < 400
 
 
-# Line -> what is wrong with it, and why it is set aside.
+# Line -> change that makes its row bad, and the reason in quarantine.csv.
 BAD_ROWS: dict[int, tuple[Change, str]] = {
     3: (bytes_of("images/001.png", None), "missing file"),
     4: (bytes_of("images/002.png", b""), "empty file"),
@@ -278,20 +289,21 @@ BAD_ROWS: dict[int, tuple[Change, str]] = {
 }
 
 
-def spoil(raw: RawFolder, limit: float) -> None:
+def add_bad_rows(raw: RawFolder, limit: float) -> None:
     for change, _ in BAD_ROWS.values():
         change(raw)
     setting(max_quarantined=limit)(raw)
 
 
-def test_bad_rows_are_set_aside_with_line_and_reason(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
-    spoil(raw, 0.2)
-    assert main(WORDS) == 0
+def test_bad_rows_are_quarantined_with_line_and_reason(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    add_bad_rows(raw, 0.2)
+    assert main(INGEST) == 0
     with open(OUT / "quarantine.csv", encoding="utf-8", newline="") as file:
-        found = list(csv.DictReader(file))
-    assert {int(item["line"]): item["reason"] for item in found} == {n: why for n, (_, why) in BAD_ROWS.items()}
-    assert len(found) == len(BAD_ROWS)
-    assert found[4] == {
+        quarantined = list(csv.DictReader(file))
+    reasons = {line: reason for line, (_, reason) in BAD_ROWS.items()}
+    assert {int(item["line"]): item["reason"] for item in quarantined} == reasons
+    assert len(quarantined) == len(BAD_ROWS)
+    assert quarantined[4] == {
         "source": "labels.csv", "line": "7", "column": "reading", "value": "12,5", "reason": "decimal comma",
         "remedy": "write 12.5, with a point",
     }  # fmt: skip
@@ -300,60 +312,60 @@ def test_bad_rows_are_set_aside_with_line_and_reason(raw: RawFolder, capfd: pyte
     assert sum(metrics["rows"].values()) == 59
     kept = {line for split in SPLITS for line in read_table(OUT, split)["origin"].to_pylist()}
     assert {int(origin.split()[0].split(":")[1]) for origin in kept} == set(range(2, 71)) - BAD_ROWS.keys()
-    told = capfd.readouterr().err
-    assert "10 of 69 rows quarantined (decimal comma: 1, " in told
-    assert "image does not decode: 2" in told
+    stderr = capfd.readouterr().err
+    assert "10 of 69 rows quarantined (decimal comma: 1, " in stderr
+    assert "image does not decode: 2" in stderr
     before = content(OUT)
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     assert content(OUT) == before
 
 
-def test_the_split_is_that_of_the_rows_that_are_kept(raw: RawFolder) -> None:
-    """Three of the nine rows of the rarest label are broken: a third of the six others goes to test."""
+def test_the_balanced_rule_counts_only_kept_rows(raw: RawFolder) -> None:
+    """Three of the nine rows of the rarest label are bad; a third of the six others goes to test."""
     for k in (60, 63, 66):
         bytes_of(f"images/{k:03d}.png", b"x")(raw)
     setting(max_quarantined=0.1)(raw)
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     assert (OUT / "histogram.csv").read_text().splitlines()[-1] == "90,2,2,2,few"
 
 
-def test_too_many_bad_rows_end_the_step(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
-    spoil(raw, 0.14)
-    assert main(WORDS) == 1
-    told = capfd.readouterr().err
-    assert "10 faults (10 of 69 rows, 14.49%; ingest.max_quarantined allows 14.00%)" in told
-    assert "labels.csv:5: image: image does not decode 'images/003.png'; does not decode: " in told
+def test_more_bad_rows_than_the_limit_are_an_error(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    add_bad_rows(raw, 0.14)
+    assert main(INGEST) == 1
+    stderr = capfd.readouterr().err
+    assert "10 errors (10 of 69 rows, 14.49%; ingest.max_quarantined allows 14.00%)" in stderr
+    assert "labels.csv:5: image: image does not decode 'images/003.png'; does not decode: " in stderr
     assert not OUT.exists()
 
 
-def test_without_a_bad_row_the_quarantine_is_empty_and_the_shards_are_the_same(raw: RawFolder) -> None:
-    assert main(WORDS) == 0
+def test_without_bad_rows_the_quarantine_is_empty_and_the_shards_are_unchanged(raw: RawFolder) -> None:
+    assert main(INGEST) == 0
     before = content(OUT)
     setting(max_quarantined=0.5)(raw)
-    assert main(WORDS) == 0
+    assert main(INGEST) == 0
     after = content(OUT)
     assert after.pop("quarantine.csv") == b"source,line,column,value,reason,remedy\n"
     assert {name for name in after if after[name] != before[name]} == {"metrics.json"}
 
 
-def test_many_faults_of_several_kinds_are_told_together(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_many_errors_of_several_kinds_are_reported_together(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
     for k in range(0, 40, 2):
         (raw.folder / f"images/{k:03d}.png").unlink()
     raw.rows[50][1] = "n/a"
     raw.write()
-    assert main(WORDS) == 1
-    told = capfd.readouterr().err
-    assert "data/labels.csv: 21 faults" in told
-    assert "and 11 more (missing file: 10, target is no number: 1)" in told
+    assert main(INGEST) == 1
+    stderr = capfd.readouterr().err
+    assert "data/labels.csv: 21 errors" in stderr
+    assert "and 11 more (missing file: 10, target is not a number: 1)" in stderr
     assert not OUT.exists()
 
 
-def test_the_real_command_exits_1_without_a_traceback(raw: RawFolder) -> None:
+def test_the_command_in_a_process_exits_with_1_and_without_a_traceback(raw: RawFolder) -> None:
     row(4, 1, "12,5")(raw)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    done = subprocess.run(
-        [sys.executable, "-m", "components", *WORDS], capture_output=True, text=True, env=environment, check=False
+    run = subprocess.run(
+        [sys.executable, "-m", "components", *INGEST], capture_output=True, text=True, env=environment, check=False
     )
-    assert done.returncode == 1
-    assert "labels.csv:4: reading: decimal comma '12,5'; write 12.5, with a point" in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    assert run.returncode == 1
+    assert "labels.csv:4: reading: decimal comma '12,5'; write 12.5, with a point" in run.stderr
+    assert "Traceback" not in run.stderr + run.stdout

@@ -1,4 +1,4 @@
-"""The rule of promotion, by hand and by its properties."""
+"""The promotion rule: examples computed by hand, and its properties."""
 
 import numpy as np
 import pytest
@@ -22,19 +22,19 @@ SHOTS = ["many"] * 10 + ["few"] * 10
 TRUTH = np.array([50.0] * 10 + [90.0] * 10)
 
 
-def answers(many: float, few: float, spread: float = 0.0, shots: list[str] | None = None) -> Predictions:
-    """Answers that are off by `many` and `few`; half of the latter are off by `spread` more, half by `spread` less."""
+def predictions(many: float, few: float, spread: float = 0.0, shots: list[str] | None = None) -> Predictions:
+    """Predictions with errors `many` and `few`; half of the few-shot errors are `spread` larger, half smaller."""
     errors = np.array([many] * 10 + [few] * 10) + spread * np.array([0.0] * 10 + [1.0, -1.0] * 5)
     return Predictions(TRUTH, TRUTH - errors, np.array(shots or SHOTS), 0, 100, 1)
 
 
-def decided(challenger: Predictions, bar: Predictions, rule: Register = RULE) -> tuple[bool, set[str], str]:
-    found: Decision = decide(challenger, bar, "the champion, version 3", rule, "%")
-    return found.promote, {check.name for check in found.checks if not check.met}, found.reason
+def decided(challenger: Predictions, baseline: Predictions, rule: Register = RULE) -> tuple[bool, set[str], str]:
+    decision: Decision = decide(challenger, baseline, "the champion, version 3", rule, "%")
+    return decision.promote, {check.name for check in decision.checks if not check.met}, decision.reason
 
 
-def test_better_in_the_tail_and_no_worse_elsewhere_is_promoted() -> None:
-    promote, missed, reason = decided(answers(4, 10), answers(4, 14))
+def test_lower_few_shot_error_and_no_worse_elsewhere_is_promoted() -> None:
+    promote, missed, reason = decided(predictions(4, 10), predictions(4, 14))
     assert (promote, missed) == (True, set())
     assert reason == (
         "against the champion, version 3, few-shot MAE 10.00 % against 14.00 %, difference -4.00 (95 % interval -4.00 "
@@ -43,73 +43,78 @@ def test_better_in_the_tail_and_no_worse_elsewhere_is_promoted() -> None:
     )
 
 
-def test_a_gain_that_the_interval_does_not_show_is_refused() -> None:
-    # Half of the images 10 better, half 9 worse: -0.5 on average, in an interval some 12 wide.
-    promote, missed, reason = decided(answers(4, 10, spread=9.5), answers(4, 10.5))
+def test_gain_whose_interval_includes_0_is_refused() -> None:
+    # Half of the images are 10 better, half 9 worse: -0.5 on average, with an interval about 12 wide.
+    promote, missed, reason = decided(predictions(4, 10, spread=9.5), predictions(4, 10.5))
     assert (promote, missed) == (False, {"few"})
     assert "the interval does not exclude 0, so no gain is shown" in reason
-    assert "overall" not in reason, "only what is missed is told"
+    assert "overall" not in reason, "only missed conditions are reported"
 
 
-def test_worse_in_the_tail_is_called_worse() -> None:
-    assert "it is worse" in decided(answers(4, 14), answers(4, 10))[2]
+def test_higher_few_shot_error_is_reported_as_worse() -> None:
+    assert "it is worse" in decided(predictions(4, 14), predictions(4, 10))[2]
 
 
-def test_many_shot_may_be_worse_up_to_the_tolerance_and_no_more() -> None:
-    assert decided(answers(5, 5), answers(4, 10))[:2] == (True, set())
-    promote, missed, reason = decided(answers(5.01, 5), answers(4, 10))
+def test_many_shot_may_be_worse_up_to_the_tolerance() -> None:
+    assert decided(predictions(5, 5), predictions(4, 10))[:2] == (True, set())
+    promote, missed, reason = decided(predictions(5.01, 5), predictions(4, 10))
     assert (promote, missed) == (False, {"many"})
     assert "many-shot MAE 5.01 % against 4.00 %, and at most 1 % worse is allowed" in reason
 
 
-def test_overall_may_be_worse_up_to_the_tolerance_and_no_more() -> None:
+def test_overall_may_be_worse_up_to_the_tolerance() -> None:
     shots = ["many"] * 8 + ["medium"] * 2 + ["few"] * 10
 
-    def off(medium: float) -> Predictions:
+    def challenger(medium: float) -> Predictions:
         errors = np.array([4.0] * 8 + [medium] * 2 + [9.0] * 10)
         return Predictions(TRUTH, TRUTH - errors, np.array(shots), 0, 100, 1)
 
-    bar = answers(4, 10, shots=shots)
-    assert decided(off(13.9), bar)[:2] == (True, set())  # 2 * 9.9 worse, 10 * 1 better, over 20 images: +0.49
-    assert decided(off(14.1), bar)[1] == {"all"}
+    baseline = predictions(4, 10, shots=shots)
+    assert decided(challenger(13.9), baseline)[:2] == (
+        True,
+        set(),
+    )  # 2 * 9.9 worse, 10 * 1 better, over 20 images: +0.49
+    assert decided(challenger(14.1), baseline)[1] == {"all"}
 
 
 def test_too_many_unparseable_answers_are_refused() -> None:
-    ours = answers(4, 5)
+    ours = predictions(4, 5)
     for count, met in ((2, True), (3, False)):
         values = ours.values.copy()
-        values[:count] = np.nan  # each then counts as 50 off, on many-shot images
+        values[:count] = np.nan  # each counts as an error of 50 on a many-shot image
         lenient = RULE.model_copy(update={"tolerance_all": 100.0, "tolerance_many": 100.0})
-        promote, missed, reason = decided(Predictions(TRUTH, values, ours.shots, 0, 100, 1), answers(4, 10), lenient)
+        promote, missed, reason = decided(
+            Predictions(TRUTH, values, ours.shots, 0, 100, 1), predictions(4, 10), lenient
+        )
         assert (promote, missed) == (met, set() if met else {"unparseable"})
     assert "15.00 % of its answers are unparseable, over the limit of 10 %" in reason
 
 
 def test_without_few_shot_images_nothing_is_promoted() -> None:
     shots = ["many"] * 20
-    promote, missed, reason = decided(answers(4, 5, shots=shots), answers(4, 10, shots=shots))
+    promote, missed, reason = decided(predictions(4, 5, shots=shots), predictions(4, 10, shots=shots))
     assert (promote, missed) == (False, {"few"})
-    assert "the test set has no few-shot images, so nothing is shown where it matters" in reason
+    assert "the test set has no few-shot images, so no few-shot gain can be shown" in reason
 
 
-def test_without_many_shot_images_that_condition_falls_away() -> None:
+def test_without_many_shot_images_their_condition_is_met() -> None:
     shots = ["medium"] * 10 + ["few"] * 10
-    promote, _, reason = decided(answers(4, 5, shots=shots), answers(4, 10, shots=shots))
+    promote, _, reason = decided(predictions(4, 5, shots=shots), predictions(4, 10, shots=shots))
     assert promote
     assert "the test set has no many-shot images" in reason
 
 
-def test_promotion_can_be_switched_off_and_the_reason_says_so() -> None:
+def test_reason_says_that_promotion_is_switched_off() -> None:
     off = RULE.model_copy(update={"promote": False})
-    promote, missed, reason = decided(answers(4, 10), answers(4, 14), off)
+    promote, missed, reason = decided(predictions(4, 10), predictions(4, 14), off)
     assert (promote, missed) == (False, set())
     assert reason.startswith("register.promote is false in params.yaml. The rule is met against the champion")
 
 
-def test_other_images_are_a_fault() -> None:
+def test_predictions_for_other_images_raise() -> None:
     theirs = Predictions(TRUTH[::-1].copy(), TRUTH, np.array(SHOTS), 0, 100, 1)
     with pytest.raises(ValueError, match="same test images"):
-        decide(answers(4, 10), theirs, "x", RULE)
+        decide(predictions(4, 10), theirs, "x", RULE)
 
 
 values = st.lists(st.floats(0, 100) | st.just(float("nan")), min_size=20, max_size=20).map(np.array)
@@ -117,7 +122,7 @@ groups = st.lists(st.sampled_from(["many", "medium", "few"]), min_size=20, max_s
 
 
 @given(values, values, groups)
-def test_no_two_are_better_than_each_other_and_none_than_itself(
+def test_two_versions_never_beat_each_other_and_none_beats_itself(
     a: np.ndarray, b: np.ndarray, shots: np.ndarray
 ) -> None:
     first, second = (Predictions(TRUTH, v, shots, 0, 100, 1) for v in (a, b))
@@ -127,14 +132,14 @@ def test_no_two_are_better_than_each_other_and_none_than_itself(
 
 
 @given(values, groups, st.floats(0.5, 20))
-def test_who_is_better_on_every_image_is_promoted(theirs: np.ndarray, shots: np.ndarray, gain: float) -> None:
-    bar = Predictions(TRUTH, theirs, shots, 0, 100, 1)
-    closer = np.sign(bar.scored - TRUTH) * np.maximum(bar.errors - gain, 0)
+def test_better_on_every_image_is_promoted(theirs: np.ndarray, shots: np.ndarray, gain: float) -> None:
+    baseline = Predictions(TRUTH, theirs, shots, 0, 100, 1)
+    closer = np.sign(baseline.scored - TRUTH) * np.maximum(baseline.errors - gain, 0)
     ours = Predictions(TRUTH, TRUTH + closer, shots, 0, 100, 1)
-    few = bar.members("few")
-    promote = decide(ours, bar, "x", RULE.model_copy(update={"bootstrap": 100})).promote
+    few = baseline.members("few")
+    promote = decide(ours, baseline, "x", RULE.model_copy(update={"bootstrap": 100})).promote
     # Where every few-shot error was at least as large as the gain, the whole interval lies below 0.
-    if few.any() and (bar.errors[few] >= gain).all():
+    if few.any() and (baseline.errors[few] >= gain).all():
         assert promote
     if not few.any():
         assert not promote

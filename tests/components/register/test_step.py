@@ -1,4 +1,4 @@
-"""Registration on a real store, with real, tiny models that are loaded back from the registry."""
+"""The register step on a real store, with tiny models that are loaded back from the registry."""
 
 import json
 import shutil
@@ -29,8 +29,11 @@ MODEL = "gauge-reader"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A working directory with an MLflow store, and what evaluate found about SFT and GRPO, and about SFT as GRPO."""
+class Workspace:
+    """A working directory with an MLflow store and two outputs of evaluate.
+
+    `good` is for SFT and GRPO; in `poor`, the predictions of SFT stand for those of GRPO.
+    """
 
     world: GrayWorld
     root: Path
@@ -38,19 +41,19 @@ class Place:
     poor: Path
 
     def register(self, grpo: Path, evaluate: Path) -> dict[str, Any]:
-        """Runs the step; what it wrote."""
-        chosen = self.world.settings
+        """Runs the step and returns its registration.json."""
+        settings = self.world.settings
         inputs = {"ingest": self.world.ingest, "grpo": grpo, "evaluate": evaluate}
         out = self.root / "out"
-        with step_run(STEPS["register"], chosen, inputs) as track:
-            register.run(chosen, track, **inputs, out=out)
+        with step_run(STEPS["register"], settings, inputs) as track:
+            register.run(settings, track, **inputs, out=out)
             track.finish(json.loads((out / "metrics.json").read_text()), {"out": out})
-        found: dict[str, Any] = json.loads((out / "registration.json").read_text())
-        return found
+        registration: dict[str, Any] = json.loads((out / "registration.json").read_text())
+        return registration
 
 
 @pytest.fixture(scope="module")
-def place(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Place]:
+def workspace(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Workspace]:
     root = tmp_path_factory.mktemp("registry")
     shutil.copy(empty_database, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -67,58 +70,58 @@ def place(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_datab
         shutil.copy(poor / "predictions-sft.parquet", poor / "predictions-grpo.parquet")
         figures = json.loads((poor / "metrics.json").read_text())
         (poor / "metrics.json").write_text(json.dumps(figures | {"grpo": figures["sft"]}))
-        yield Place(gray, root, root / "good", poor)
+        yield Workspace(gray, root, root / "good", poor)
 
 
 @pytest.fixture(scope="module")
-def broken_off(place: Place) -> None:
-    """A registration that ended once its version was there."""
+def interrupted(workspace: Workspace) -> None:
+    """A registration that was killed after it created the version."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(register, "_verify", _break_off)
+        patch.setattr(register, "_verify", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            place.register(place.world.grpo, place.good)
+            workspace.register(workspace.world.grpo, workspace.good)
 
 
-def _break_off(*_: object) -> None:
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
-def refused(place: Place, broken_off: None) -> str:
-    """What was said to the next one: meanwhile the code in the registry had been changed to answer 1 more."""
-    (code,) = place.root.glob("mlruns/**/code/components/shared/scoring/answers.py")
+def refused(workspace: Workspace, interrupted: None) -> str:
+    """The error of the next registration, after the code in the registry was changed to predict 1 more."""
+    (code,) = workspace.root.glob("mlruns/**/code/components/shared/scoring/answers.py")
     text = code.read_text()
     code.write_text(text.replace("return value if", "return value + 1 if"))
     with pytest.raises(ConcordError) as caught:
-        place.register(place.world.grpo, place.good)
+        workspace.register(workspace.world.grpo, workspace.good)
     code.write_text(text)
     assert Registry(connect(), MODEL).version("1").tags["concord.verified"] == "false"
     return str(caught.value)
 
 
 @pytest.fixture(scope="module")
-def first(place: Place, refused: str) -> dict[str, Any]:
-    """The registration that went through."""
+def first(workspace: Workspace, refused: str) -> dict[str, Any]:
+    """The first registration that succeeds."""
     assert Registry(connect(), MODEL).aliases() == {}
-    return place.register(place.world.grpo, place.good)
+    return workspace.register(workspace.world.grpo, workspace.good)
 
 
-def test_the_registry_s_own_code_answers_and_other_answers_than_evaluate_s_are_refused(refused: str) -> None:
-    assert "version 1: loaded from the registry it answers 24 of 24 test images differently from" in refused
+def test_predictions_come_from_the_stored_code_and_must_equal_those_of_evaluate(refused: str) -> None:
+    assert "version 1: loaded from the registry, it predicts 24 of 24 test images differently from" in refused
     assert "(first test-000: 21.0, was 20.0)" in refused
 
 
-def test_the_first_version_is_champion_where_it_beats_the_warm_start(place: Place, first: dict[str, Any]) -> None:
+def test_first_version_becomes_champion_if_it_beats_the_warm_start(workspace: Workspace, first: dict[str, Any]) -> None:
     assert (first["version"], first["promoted"], first["champion_before"]) == ("1", True, None)
     assert "against the SFT warm start (there is no champion yet), few-shot MAE 0.00 against 20.00" in first["reason"]
     registry = Registry(connect(), MODEL)
-    assert [version.version for version in registry.versions()] == [1], "three runs, one version"
+    assert [version.version for version in registry.versions()] == [1], "three runs created one version"
     assert registry.aliases() == {"champion": "1", "challenger": "1"}
     version = registry.version("1")
     assert version.description == first["reason"]
     tags = version.tags
-    assert tags["concord.in.grpo"] == dvc_hash(place.world.grpo)
-    assert tags["concord.in.ingest"] == dvc_hash(place.world.ingest)
+    assert tags["concord.in.grpo"] == dvc_hash(workspace.world.grpo)
+    assert tags["concord.in.ingest"] == dvc_hash(workspace.world.ingest)
     assert tags["concord.verified"] == "true"
     assert tags["concord.mae.few"] == "0.0"
     assert json.loads(tags["concord.settings"])["task"]["question"] == QUESTION
@@ -127,12 +130,12 @@ def test_the_first_version_is_champion_where_it_beats_the_warm_start(place: Plac
     evaluated = connect().get_run(first["runs"]["evaluate"])
     assert evaluated.data.tags["concord.step"] == "evaluate"
     assert evaluated.data.tags["mlflow.parentRunId"] == first["runs"]["experiment"]
-    figures = json.loads((place.root / "out" / "metrics.json").read_text())
+    figures = json.loads((workspace.root / "out" / "metrics.json").read_text())
     assert figures["promoted"] == 1
     assert figures["few_difference"] == pytest.approx({"value": -20.0, "low": -20.0, "high": -20.0})
 
 
-def test_what_is_registered_is_plain_and_pinned(place: Place, first: dict[str, Any]) -> None:
+def test_registered_model_has_no_pickle_and_pinned_requirements(workspace: Workspace, first: dict[str, Any]) -> None:
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1"))
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
@@ -143,56 +146,54 @@ def test_what_is_registered_is_plain_and_pinned(place: Place, first: dict[str, A
     pinned = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in pinned)
     assert {"torch", "transformers", "mlflow"} <= {line.partition("==")[0] for line in pinned}
-    described = yaml.safe_load((folder / "MLmodel").read_text())
-    assert json.loads(described["signature"]["inputs"]) == [
+    metadata = yaml.safe_load((folder / "MLmodel").read_text())
+    assert json.loads(metadata["signature"]["inputs"]) == [
         {"type": "binary", "name": "image", "required": True},
         {"type": "string", "name": "question", "required": False},
     ]
-    assert json.loads(described["signature"]["outputs"]) == [{"type": "double", "name": "value", "required": True}]
+    assert json.loads(metadata["signature"]["outputs"]) == [{"type": "double", "name": "value", "required": True}]
 
 
-def test_the_registered_model_answers_with_and_without_a_question_in_batches(
-    place: Place, first: dict[str, Any]
-) -> None:
+def test_registered_model_predicts_with_and_without_a_question(workspace: Workspace, first: dict[str, Any]) -> None:
     model = mlflow.pyfunc.load_model(f"models:/{MODEL}/1")
-    rows = pa.Table.from_batches(read_rows(place.world.ingest, "test")).to_pylist()
+    rows = pa.Table.from_batches(read_rows(workspace.world.ingest, "test")).to_pylist()
     images = pd.DataFrame({"image": [row["image"]["bytes"] for row in rows]})
     targets = [row["target"] for row in rows]
     assert model.predict(images)["value"].tolist() == targets
     assert model.predict(images.assign(question=[None, QUESTION] * (len(rows) // 2)))["value"].tolist() == targets
     assert model.predict(images.iloc[:1])["value"].tolist() == targets[:1]
     narrow = mlflow.pyfunc.load_model(f"models:/{MODEL}/1", model_config={"high": 50})
-    answers = narrow.predict(images)["value"]
-    assert answers.isna().tolist() == [target > 50 for target in targets]
+    values = narrow.predict(images)["value"]
+    assert values.isna().tolist() == [target > 50 for target in targets]
     with pytest.raises(mlflow.exceptions.MlflowException, match="image"):
         model.predict(pd.DataFrame({"question": ["?"]}))
 
 
-def test_what_was_decided_about_a_champion_stays_decided(first: dict[str, Any]) -> None:
-    settled = register._settled(Registry(connect(), MODEL), "1")
-    assert settled == {key: first[key] for key in ("promoted", "reason", "champion_before", "met", "few")}
+def test_decision_about_a_champion_is_kept(first: dict[str, Any]) -> None:
+    decision = register._earlier_decision(Registry(connect(), MODEL), "1")
+    assert decision == {key: first[key] for key in ("promoted", "reason", "champion_before", "met", "few")}
 
 
-def test_a_model_that_is_no_better_stays_challenger_and_is_judged_against_the_champion_of_today(
-    place: Place, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_model_that_is_no_better_than_the_champion_stays_challenger(
+    workspace: Workspace, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = place.register(place.world.sft, place.poor)
-    assert (found["version"], found["promoted"]) == ("2", False)
-    assert found["champion_before"]["version"] == "1"
-    assert found["champion_before"]["metrics"]["groups"]["all"]["mae"] == 0.0
-    assert "against the champion (version 1), few-shot MAE 20.00 against 0.00" in found["reason"]
-    assert "it is worse" in found["reason"]
-    assert found["met"] == {"few": False, "all": False, "many": True, "unparseable": True}
+    registration = workspace.register(workspace.world.sft, workspace.poor)
+    assert (registration["version"], registration["promoted"]) == ("2", False)
+    assert registration["champion_before"]["version"] == "1"
+    assert registration["champion_before"]["metrics"]["groups"]["all"]["mae"] == 0.0
+    assert "against the champion (version 1), few-shot MAE 20.00 against 0.00" in registration["reason"]
+    assert "it is worse" in registration["reason"]
+    assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": True}
     registry = Registry(connect(), MODEL)
     assert registry.aliases() == {"champion": "1", "challenger": "2"}
-    assert registry.version("2").description == found["reason"]
-    words = ["--model", MODEL]
-    command.main(["promote", "--version", "2", "--reason", "field trial", *words])
+    assert registry.version("2").description == registration["reason"]
+    model = ["--model", MODEL]
+    command.main(["promote", "--version", "2", "--reason", "field trial", *model])
     assert registry.aliases()["champion"] == "2"
     capsys.readouterr()
-    command.main(["show", *words])
-    shown = capsys.readouterr().out
-    assert "promoted by hand: field trial" in shown
-    assert dvc_hash(place.world.sft)[:8] in shown
-    command.main(["rollback", *words])
+    command.main(["show", *model])
+    stdout = capsys.readouterr().out
+    assert "promoted by hand: field trial" in stdout
+    assert dvc_hash(workspace.world.sft)[:8] in stdout
+    command.main(["rollback", *model])
     assert registry.aliases() == {"champion": "1", "challenger": "2"}

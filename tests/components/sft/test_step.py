@@ -1,4 +1,4 @@
-"""The warm start: it ends by patience, keeps the best weights, tells nothing of the clock, and survives a stop."""
+"""The sft step: early stopping, best weights, no times in its outputs, and resuming from checkpoints."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from components.settings import Settings
 from components.sft.step import run
-from components.shared.model.generation import answer
+from components.shared.model.generation import generate_answers
 from components.shared.model.loading import base_model, load
 from components.shared.rows.rows import read_rows
 from components.shared.scoring.answers import parse_answers
@@ -24,34 +24,34 @@ def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ingested(tmp_path_factory.mktemp("world"))
 
 
-def train(ingest: Path, place: Path, stop_after: int | None = None, **sections: Any) -> tuple[Path, Curves]:
-    """Runs the step with small settings; its state stands in `place` as well, so that a second call goes on."""
-    settings = write_params(place / "params.yaml", **sections)
-    track, out = Curves(stop_after), place / "sft"
-    run(settings, track, ingest=ingest, validate=ingest, out=out, state=place / "state")  # type: ignore[arg-type]
+def train(ingest: Path, folder: Path, stop_after: int | None = None, **sections: Any) -> tuple[Path, Curves]:
+    """Runs the step with small settings; its checkpoints are in `folder`, so that a second call resumes."""
+    settings = write_params(folder / "params.yaml", **sections)
+    track, out = Curves(stop_after), folder / "sft"
+    run(settings, track, ingest=ingest, validate=ingest, out=out, state=folder / "state")  # type: ignore[arg-type]
     return out, track
 
 
 def metrics(out: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return found
+    values: dict[str, float] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return values
 
 
 def val_mae(settings: Settings, ingest: Path, model: Path, rows: int) -> float:
-    """Of the first validation images, by hand."""
+    """MAE on the first `rows` validation images, computed independently of the trainer."""
     batch = next(iter(read_rows(ingest, "val"))).slice(0, rows)
-    texts = [text for _, part in answer(*load(model, settings.model), [batch], 4, 8) for text in part]
+    texts = [text for _, part in generate_answers(*load(model, settings.model), [batch], 4, 8) for text in part]
     values, targets = parse_answers(texts, 0, 100), batch.column("target").to_numpy()
     return float(Predictions(targets, values, targets.astype(str), 0, 100, 1).errors.mean())
 
 
 @pytest.fixture(scope="module")
 def trained(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curves]:
-    """Thirty steps, with a look every ten."""
+    """Trains thirty steps with an evaluation every ten."""
     return train(ingest, tmp_path_factory.mktemp("trained"), sft={"max_steps": 30, "eval_every": 10, "lr": 0.004})
 
 
-def test_the_loss_falls_and_the_format_is_learned(trained: tuple[Path, Curves]) -> None:
+def test_loss_falls_and_token_accuracy_rises(trained: tuple[Path, Curves]) -> None:
     lines = curve(trained[0])
     assert list(lines) == [10, 20, 30]
     assert lines[30]["loss"] < 0.6 * lines[10]["loss"]
@@ -60,15 +60,15 @@ def test_the_loss_falls_and_the_format_is_learned(trained: tuple[Path, Curves]) 
         assert {"loss", "val_mae", "val_unparseable", "val_sd_ratio", "learning_rate", "grad_norm"} <= line.keys()
 
 
-def test_the_best_look_is_what_is_written(trained: tuple[Path, Curves], ingest: Path) -> None:
+def test_output_has_the_weights_of_the_best_evaluation(trained: tuple[Path, Curves], ingest: Path) -> None:
     out, _ = trained
-    looks = {step: line["val_mae"] for step, line in curve(out).items()}
-    assert metrics(out)["val_mae"] == min(looks.values())
+    maes = {step: line["val_mae"] for step, line in curve(out).items()}
+    assert metrics(out)["val_mae"] == min(maes.values())
     settings = write_params(out.parent / "params.yaml", sft={"max_steps": 30, "eval_every": 10, "lr": 0.004})
-    assert val_mae(settings, ingest, out, settings.sft.eval_rows) == pytest.approx(min(looks.values()), abs=1e-9)
+    assert val_mae(settings, ingest, out, settings.sft.eval_rows) == pytest.approx(min(maes.values()), abs=1e-9)
 
 
-def test_the_tracker_sees_what_the_files_hold_and_the_clock_besides(trained: tuple[Path, Curves]) -> None:
+def test_tracker_gets_the_curves_and_times_and_files_have_no_times(trained: tuple[Path, Curves]) -> None:
     out, track = trained
     assert track.steps("val_mae") == track.steps("loss") == [10, 20, 30]
     assert any("runtime" in name for _, point in track.points for name in point)
@@ -80,13 +80,13 @@ def test_the_tracker_sees_what_the_files_hold_and_the_clock_besides(trained: tup
     assert metrics(out)["steps"] == 30
 
 
-def test_what_is_there_is_a_model_and_two_files(trained: tuple[Path, Curves]) -> None:
+def test_output_is_a_model_with_metrics_and_curve(trained: tuple[Path, Curves]) -> None:
     names = {path.name for path in trained[0].iterdir()}
     assert {"curve.csv", "metrics.json", "model.safetensors", "tokenizer.json", "processor_config.json"} <= names
     assert {Path(name).suffix for name in names} == {".csv", ".json", ".safetensors", ".jinja"}
 
 
-def test_the_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> None:
     one, _ = train(ingest, tmp_path / "one")
     again, _ = train(ingest, tmp_path / "again")
     other, _ = train(ingest, tmp_path / "other", sft={"seed": 1})
@@ -94,27 +94,27 @@ def test_the_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> Non
     assert content(one)["model.safetensors"] != content(other)["model.safetensors"]
 
 
-def test_who_makes_the_batches_ready_makes_no_difference(ingest: Path, tmp_path: Path) -> None:
-    """Also where the run is stopped, and goes on with other loaders."""
-    alone, _ = train(ingest, tmp_path / "alone", **PLAIN)
-    beside, _ = train(ingest, tmp_path / "beside", **PLAIN, launcher={"loader_workers": 2})
-    assert content(beside) == content(alone)
+def test_loader_workers_do_not_change_the_output(ingest: Path, tmp_path: Path) -> None:
+    """Not even if the run is stopped and resumed with another number of workers."""
+    without, _ = train(ingest, tmp_path / "without", **PLAIN)
+    with_workers, _ = train(ingest, tmp_path / "with", **PLAIN, launcher={"loader_workers": 2})
+    assert content(with_workers) == content(without)
     with pytest.raises(KeyboardInterrupt):
         train(ingest, tmp_path / "stopped", stop_after=6, **PLAIN, launcher={"loader_workers": 1})
     resumed, track = train(ingest, tmp_path / "stopped", **PLAIN)
-    assert min(track.steps("loss")) > 3, "it did not begin anew"
-    assert content(resumed) == content(alone)
+    assert min(track.steps("loss")) > 3, "it resumed from a checkpoint"
+    assert content(resumed) == content(without)
 
 
-def test_it_ends_when_validation_mae_stops_falling(ingest: Path, tmp_path: Path) -> None:
-    """With a learning rate of next to nothing no answer ever becomes valid: the first look stays the best."""
+def test_training_stops_when_validation_mae_stops_falling(ingest: Path, tmp_path: Path) -> None:
+    """With a learning rate near 0 no answer becomes valid, so the first evaluation stays the best."""
     sections = {"max_steps": 40, "eval_every": 3, "patience": 2, "lr": 1e-9}
     out, track = train(ingest, tmp_path, sft=sections)
     assert track.steps("val_mae") == [3, 6, 9]
     assert metrics(out)["steps"] == 9
-    looks = [line["val_mae"] for line in curve(out).values()]
-    assert looks[0] == min(looks)
-    kept = {place.name: place for place in (tmp_path / "state").glob("*/checkpoint-*")}
+    maes = [line["val_mae"] for line in curve(out).values()]
+    assert maes[0] == min(maes)
+    kept = {path.name: path for path in (tmp_path / "state").glob("*/checkpoint-*")}
     assert kept.keys() == {"checkpoint-3", "checkpoint-9"}, "the best and the newest"
     written = load_file(out / "model.safetensors")
     best, newest = (load_file(kept[name] / "model.safetensors") for name in ("checkpoint-3", "checkpoint-9"))
@@ -122,31 +122,31 @@ def test_it_ends_when_validation_mae_stops_falling(ingest: Path, tmp_path: Path)
     assert any(not torch.equal(value, newest[name]) for name, value in written.items())
 
 
-PLAIN = {"sft": {"max_steps": 8, "eval_every": 3}}
-ADAPTED = {
+PLAIN: dict[str, Any] = {"sft": {"max_steps": 8, "eval_every": 3}}
+ADAPTED: dict[str, Any] = {
     "model": {"lora": LORA, "freeze_vision": True},
     "sft": {"max_steps": 7, "eval_every": 3, "accumulation": 2, "batch_size": 4, "lr": 0.01},
 }
 
 
 @pytest.mark.parametrize(("sections", "stop_after"), [(PLAIN, 6), (ADAPTED, 5)], ids=["plain", "lora"])
-def test_a_run_that_was_stopped_ends_in_the_same_bytes(
+def test_resumed_run_gives_the_same_bytes(
     sections: dict[str, Any], stop_after: int, ingest: Path, tmp_path: Path
 ) -> None:
-    """From the last checkpoint: weights, adapters, dropout, curves and figures as if nothing had happened."""
+    """Weights, adapters, dropout, curves and metrics equal those of an uninterrupted run."""
     whole, _ = train(ingest, tmp_path / "whole", **sections)
     with pytest.raises(KeyboardInterrupt):
         train(ingest, tmp_path / "stopped", stop_after=stop_after, **sections)
     assert not (tmp_path / "stopped" / "sft").exists()
     resumed, track = train(ingest, tmp_path / "stopped", **sections)
-    assert min(track.steps("loss")) > sections["sft"]["eval_every"], "it did not begin anew"
+    assert min(track.steps("loss")) > sections["sft"]["eval_every"], "it resumed from a checkpoint"
     assert content(resumed) == content(whole)
     if sections is ADAPTED:
-        adapters_alone_were_trained(whole, ingest)
+        assert_only_adapters_were_trained(whole, ingest)
 
 
-def adapters_alone_were_trained(out: Path, ingest: Path) -> None:
-    """And none in the frozen vision tower."""
+def assert_only_adapters_were_trained(out: Path, ingest: Path) -> None:
+    """Asserts that merged adapters changed the text model and connector, and nothing in the frozen vision tower."""
     base = base_model(write_params(out.parent / "params.yaml", **ADAPTED), ingest)[0].state_dict()
     written = load_file(out / "model.safetensors")
     assert written.keys() == base.keys()
@@ -158,8 +158,10 @@ def adapters_alone_were_trained(out: Path, ingest: Path) -> None:
 @pytest.mark.parametrize(
     "ending", [{"max_steps": 5, "eval_every": 3}, {"max_steps": 40, "eval_every": 2, "patience": 1, "lr": 1e-9}]
 )
-def test_a_run_stopped_at_its_very_end_trains_no_further(ending: dict[str, Any], ingest: Path, tmp_path: Path) -> None:
-    """By max_steps or by patience: its last checkpoint is there, its output is not."""
+def test_run_stopped_after_its_last_step_trains_no_further(
+    ending: dict[str, Any], ingest: Path, tmp_path: Path
+) -> None:
+    """Its last checkpoint exists and its output does not; it ended by max_steps or by patience."""
     out, _ = train(ingest, tmp_path, sft=ending)
     before = content(out)
     out.rename(tmp_path / "elsewhere")
@@ -168,7 +170,7 @@ def test_a_run_stopped_at_its_very_end_trains_no_further(ending: dict[str, Any],
     assert content(again) == before
 
 
-def test_patience_that_was_used_up_stays_used_up(ingest: Path, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_used_patience(ingest: Path, tmp_path: Path) -> None:
     sections = {"max_steps": 60, "eval_every": 2, "patience": 3, "lr": 1e-9}
     with pytest.raises(KeyboardInterrupt):
         train(ingest, tmp_path, stop_after=5, sft=sections)
@@ -177,7 +179,7 @@ def test_patience_that_was_used_up_stays_used_up(ingest: Path, tmp_path: Path) -
     assert metrics(out)["steps"] == 8
 
 
-def test_what_stood_there_is_whole_until_the_end(ingest: Path, tmp_path: Path) -> None:
+def test_interrupted_run_keeps_the_previous_output(ingest: Path, tmp_path: Path) -> None:
     out, _ = train(ingest, tmp_path)
     before = content(out)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Validate, through the command line: what passes, what stops the run, and how it is told."""
+"""The validate step, run from the command line: what passes, what stops the run, and how it is reported."""
 
 import io
 import json
@@ -20,21 +20,21 @@ from components.shared.rows.rows import SCHEMA, read_table
 from tests.support.raw_folder import ROOT, SHARED_DATA, RawFolder, content, encoded, write_params
 
 INGEST = ["ingest", "--params", "params.yaml", "--data", "data", "--out", "artifacts/ingest"]
-WORDS = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]
+VALIDATE = ["validate", "--params", "params.yaml", "--ingest", "artifacts/ingest", "--out", "artifacts/validate"]
 SHARDS, OUT, DOCS = Path("artifacts/ingest"), Path("artifacts/validate"), Path("reports/data_docs")
 REPORT = Path("reports/validate")
 
 
 @pytest.fixture
 def raw(store: Path) -> RawFolder:
-    """In the working directory, with params.yaml for it."""
+    """A raw input in the working directory, with its params.yaml."""
     write_params(store / "params.yaml")
     return RawFolder(store / "data")
 
 
 @pytest.mark.usefixtures("raw")
 def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(INGEST) == main(WORDS) == 0
+    assert main(INGEST) == main(VALIDATE) == 0
     result = json.loads((OUT / "result.json").read_text())
     assert all(item["success"] for item in result.values())
     assert {item["expectation"] for item in result.values()} == {
@@ -57,17 +57,17 @@ def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("raw")
-def test_the_same_splits_give_the_same_bytes_and_new_data_docs() -> None:
-    assert main(INGEST) == main(WORDS) == 0
+def test_same_splits_give_the_same_bytes_and_new_data_docs() -> None:
+    assert main(INGEST) == main(VALIDATE) == 0
     first, report, pages = content(OUT), content(REPORT), content(DOCS)
     assert set(report) == {"result.json", "drift.json", "profile.json", "tail.json", "tail.png"}
     tail = json.loads(report["tail.json"])
     assert (tail["imbalance"], tail["rows"]) == (32 / 3, {"train": 47, "val": 11, "test": 11})
-    assert main(WORDS) == 0
+    assert main(VALIDATE) == 0
     assert content(OUT) == first
     assert content(REPORT) == report
     assert len(content(DOCS)) == len(pages)
-    assert content(DOCS).keys() != pages.keys()  # they name the time of the run
+    assert content(DOCS).keys() != pages.keys()  # their names contain the time of the run
 
 
 Change = Callable[[RawFolder], object]
@@ -90,7 +90,7 @@ def params(**sections: dict) -> Change:
 
 
 def splits(test: dict[int, int]) -> Change:
-    """Splits given in the table, with so many test rows of each label; one row of each label for val."""
+    """Sets the splits in the table: this many test rows of each label, and one row of each label for val."""
 
     def change(raw: RawFolder) -> None:
         seen: dict[str, int] = {}
@@ -98,28 +98,35 @@ def splits(test: dict[int, int]) -> Change:
             k = seen[row[1]] = seen.get(row[1], 0) + 1
             row.append("test" if k <= test[int(row[1])] else "val" if k == test[int(row[1])] + 1 else "train")
         raw.write(header=["image", "reading", "part"])
-        # Few: the 9 rows of a label less those for val and test. Medium: 20 less those.
+        # Few-shot: the label with 9 rows, minus those for val and test. Medium-shot: the label with 20, likewise.
         params(task={"few": 9, "many": 15}, ingest={"split": "given", "split_column": "part"})(raw)
 
     return change
 
 
-def leak(raw: RawFolder) -> None:
-    """Every picture of the last label is one and the same, saved in two ways."""
+def leaked(raw: RawFolder) -> None:
+    """Makes all pictures of the last label identical, saved in two formats."""
     picture = Image.open(io.BytesIO(encoded(1)))
     for k, (path, _) in enumerate(raw.rows[60:]):
         picture.save(raw.folder / path, "PNG" if k % 2 else "BMP")
 
 
-def measured() -> bytes:
-    """Values that no one has said the range of."""
+def divided_persons(raw: RawFolder) -> None:
+    """Assigns three images each to a person, and splits them without regard to it."""
+    raw.rows = [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]
+    raw.write(header=["image", "reading", "who"])
+    params(ingest={"subject_column": "who"})(raw)
+
+
+def float_image() -> bytes:
+    """An image of floating-point values, whose range is unknown."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 0.3, np.float32)).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
-# From the raw input, through ingest: what opening no image cannot see.
-FAULTS: dict[str, tuple[Change, list[str]]] = {
+# Errors in the raw input that ingest accepts with these settings.
+INPUT_ERRORS: dict[str, tuple[Change, list[str]]] = {
     "truncated image": (
         image(9, encoded(9, size=64)[:-300]),
         [
@@ -132,11 +139,11 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     ),
     "text as image": (
         image(9, b"<html>404</html>"),
-        ["labels.csv:9 images/007.png", "no image in a known format", "or remove their rows"],
+        ["labels.csv:9 images/007.png", "not an image in a known format", "or remove their rows"],
     ),
     "float image": (
-        image(9, measured()),
-        ["decodes completely", "labels.csv:9 images/007.png", "mode F have no range"],
+        image(9, float_image()),
+        ["decodes completely", "labels.csv:9 images/007.png", "mode F have no known range"],
     ),
     "tiny image": (image(9, encoded(9, size=7)), ["at least 8 pixels", "labels.csv:9 images/007.png", "side 7"]),
     "one picture with two targets": (
@@ -154,15 +161,11 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         ["whole number of steps of 1 %", "labels.csv:9 images/007.png", "target 10.5", "task.resolution"],
     ),
     "one picture in two splits": (
-        leak,
+        leaked,
         ["in two splits", "Found: 1", "labels.csv:6", "(train) = labels.csv:6", "(test)"],
     ),
     "one person in two splits": (
-        lambda raw: (
-            setattr(raw, "rows", [[*row, f"person {k // 3}"] for k, row in enumerate(raw.rows)]),
-            raw.write(header=["image", "reading", "who"]),
-            params(ingest={"subject_column": "who"})(raw),
-        ),
+        divided_persons,
         ["no subject (person, device) is in two splits", "'person ", "ingest.split: subject"],
     ),
     "test without few-shot rows": (
@@ -187,14 +190,14 @@ def stored(array: np.ndarray, format: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def alike(raw: RawFolder) -> None:
-    """Every picture of the last label is one photograph, each time in another quality."""
+def near_duplicates(raw: RawFolder) -> None:
+    """Makes all pictures of the last label one photograph, saved in different qualities."""
     shades = np.cumsum(np.random.default_rng(5).normal(0, 9, (96, 96, 3)), axis=0).clip(-120, 120) + 128
     for k, (path, _) in enumerate(raw.rows[60:]):
         (raw.folder / path).write_bytes(stored(shades.astype(np.uint8), "JPEG", quality=95 - k))
 
 
-# What is told and does not stop the run, as params.yaml has it.
+# Reported without stopping the run, by the severities of params.yaml.
 WARNINGS: dict[str, tuple[Change, list[str]]] = {
     "test labels that train does not have": (
         lambda raw: (target(65, "91")(raw), target(66, "92")(raw), splits({10: 5, 50: 5, 90: 3, 91: 1, 92: 1})(raw)),
@@ -204,7 +207,7 @@ WARNINGS: dict[str, tuple[Change, list[str]]] = {
         params(validate={"max_val_imbalance": 1}),
         ["val is balanced", "Found: 1.09", "val: 4 rows with label ", "3 with 90", "when the warm start ends"],
     ),
-    "look-alikes": (alike, ["looks like one of an earlier split", "(test) ~ labels.csv:6", "bits apart"]),
+    "near duplicates": (near_duplicates, ["looks like one of an earlier split", "(test) ~ labels.csv:6", "bits apart"]),
     "16 bits": (
         image(9, stored(np.random.default_rng(1).integers(0, 2**16, (9, 9), np.uint16))),
         ["stored as 8-bit", "labels.csv:9 images/007.png", "mode I;16", "16 bits to 8"],
@@ -215,15 +218,15 @@ WARNINGS: dict[str, tuple[Change, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", WARNINGS)
-def test_a_warning_is_told_and_does_not_stop_the_run(
-    raw: RawFolder, fault: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", WARNINGS)
+def test_warning_is_reported_and_does_not_stop_the_run(
+    raw: RawFolder, case: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    change, expected = WARNINGS[fault]
+    change, expected = WARNINGS[case]
     change(raw)
-    assert main(INGEST) == main(WORDS) == 0
-    told = capfd.readouterr().err
-    assert not [part for part in [*expected, "warning ", "19 expectations met"] if part not in told], told
+    assert main(INGEST) == main(VALIDATE) == 0
+    stderr = capfd.readouterr().err
+    assert not [part for part in [*expected, "warning ", "19 expectations met"] if part not in stderr], stderr
     assert json.loads((OUT / "metrics.json").read_text())["warnings"] == 1
     result = json.loads((OUT / "result.json").read_text())
     unmet = [item for item in result.values() if not item["success"]]
@@ -231,50 +234,50 @@ def test_a_warning_is_told_and_does_not_stop_the_run(
 
 
 @pytest.mark.usefixtures("raw")
-def test_the_settings_decide_what_is_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+def test_severity_comes_from_the_settings(capfd: pytest.CaptureFixture[str]) -> None:
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["validate"]["min_imbalance"] = 11
     raw["validate"]["severity"]["train_imbalance"] = "warning"
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    assert main(INGEST) == main(WORDS) == 0
+    assert main(INGEST) == main(VALIDATE) == 0
     assert "Found: 10.7" in capfd.readouterr().err
     raw["validate"]["severity"]["train_imbalance"] = "error"
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    assert main(WORDS) == 1
+    assert main(VALIDATE) == 1
 
 
-def check_told(expected: list[str], before: dict[str, bytes], told: str) -> None:
-    assert not [part for part in expected if part not in told], told
-    assert "Traceback" not in told
-    assert len(told.splitlines()) < 24, told
+def check_report(expected: list[str], before: dict[str, bytes], stderr: str) -> None:
+    assert not [part for part in expected if part not in stderr], stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) < 24, stderr
     assert content(OUT) == before
     assert not list(Path("artifacts").glob(".*.partial"))
 
 
 @pytest.fixture
 def earlier(raw: RawFolder) -> dict[str, bytes]:
-    """An earlier output, which a fault must leave as it is."""
+    """An earlier output, which a failed run must leave unchanged."""
     OUT.mkdir(parents=True)
     (OUT / "result.json").write_text("earlier")
     return content(OUT)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_raw_input_is_told_with_its_row(
-    raw: RawFolder, earlier: dict[str, bytes], fault: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", INPUT_ERRORS)
+def test_error_in_the_raw_input_is_reported_with_its_row(
+    raw: RawFolder, earlier: dict[str, bytes], case: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    change, expected = FAULTS[fault]
+    change, expected = INPUT_ERRORS[case]
     change(raw)
     assert main(INGEST) == 0
     capfd.readouterr()
-    assert main(WORDS) == 1
-    check_told([*expected, f"Data Docs: {DOCS}/index.html"], earlier, capfd.readouterr().err)
+    assert main(VALIDATE) == 1
+    check_report([*expected, f"Data Docs: {DOCS}/index.html"], earlier, capfd.readouterr().err)
     page = (DOCS / "index.html").read_text(encoding="utf-8")
     assert "Failed" in page or "failed" in page
 
 
-def table(split: str, column: str, values: list[object]) -> Callable[[], None]:
-    """Puts values at the head of a column of a split's shard, as no ingest would."""
+def overwrite(split: str, column: str, values: list[object]) -> Callable[[], None]:
+    """Overwrites the first values of a column in a split's shard, with values that ingest would not write."""
 
     def change() -> None:
         path = SHARDS / f"{split}-00000.parquet"
@@ -288,52 +291,55 @@ def table(split: str, column: str, values: list[object]) -> Callable[[], None]:
     return change
 
 
-def without(column: str) -> None:
+def drop_column(column: str) -> None:
     path = SHARDS / "val-00000.parquet"
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
 
 
-def cut() -> None:
+def truncate() -> None:
     path = SHARDS / "test-00000.parquet"
     path.write_bytes(path.read_bytes()[:2000])
 
 
-# In the shards themselves.
-SHARD_FAULTS: dict[str, tuple[Callable[[], object], list[str]]] = {
-    "null target": (table("val", "target", [None]), ["every row has a target", "1 of 69", "(val)", "labels.csv:"]),
-    "NaN target": (table("val", "target", [float("nan")]), ["every row has a target", "1 of 69"]),
-    "infinite target": (table("val", "target", [float("inf")]), ["every target is finite", "target inf", "(val)"]),
-    "null id": (table("test", "id", [None]), ["every row has an id", "(test)"]),
+# Errors in the shards themselves.
+SHARD_ERRORS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "null target": (overwrite("val", "target", [None]), ["every row has a target", "1 of 69", "(val)", "labels.csv:"]),
+    "NaN target": (overwrite("val", "target", [float("nan")]), ["every row has a target", "1 of 69"]),
+    "infinite target": (overwrite("val", "target", [float("inf")]), ["every target is finite", "target inf", "(val)"]),
+    "null id": (overwrite("test", "id", [None]), ["every row has an id", "(test)"]),
     "ids repeated over splits": (
-        lambda: table("val", "id", read_table(SHARDS, "train")["id"].to_pylist()[:1])(),
+        lambda: overwrite("val", "id", read_table(SHARDS, "train")["id"].to_pylist()[:1])(),
         ["ids are unique over all splits", "2 of 69", "(train)", "(val)"],
     ),
     "empty image": (
-        table("val", "image", [{"bytes": b"", "path": None}, {"bytes": None, "path": "x"}]),
+        overwrite("val", "image", [{"bytes": b"", "path": None}, {"bytes": None, "path": "x"}]),
         ["2 of 69", "empty (0 bytes)"],
     ),
     "missing field": (
-        lambda: without("target"),
+        lambda: drop_column("target"),
         ["row schema", "val-00000.parquet: field target", "found no", "ingest"],
     ),
-    "cut shard": (cut, ["artifacts/ingest/test-00000.parquet: no whole Parquet file", "Run the ingest step again"]),
+    "truncated shard": (
+        truncate,
+        ["artifacts/ingest/test-00000.parquet: not a complete Parquet file", "Run the ingest step again"],
+    ),
     "no shard": (lambda: (SHARDS / "test-00000.parquet").unlink(), ["no test shards", "Run the ingest step"]),
 }
 
 
-@pytest.mark.parametrize("fault", SHARD_FAULTS)
-def test_a_fault_of_the_shards_is_told(
-    earlier: dict[str, bytes], fault: str, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", SHARD_ERRORS)
+def test_error_in_the_shards_is_reported(
+    earlier: dict[str, bytes], case: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(INGEST) == 0
-    change, expected = SHARD_FAULTS[fault]
+    change, expected = SHARD_ERRORS[case]
     change()
     capfd.readouterr()
-    assert main(WORDS) == 1
-    check_told(expected, earlier, capfd.readouterr().err)
+    assert main(VALIDATE) == 1
+    check_report(expected, earlier, capfd.readouterr().err)
 
 
-def test_many_failures_still_fit_a_screen(
+def test_many_failures_fit_one_screen(
     raw: RawFolder, earlier: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
     for k in range(30):
@@ -342,21 +348,21 @@ def test_many_failures_still_fit_a_screen(
     params(validate={"min_imbalance": 50, "min_rows_per_shot": 40})(raw)
     assert main(INGEST) == 0
     capfd.readouterr()
-    assert main(WORDS) == 1
-    told = capfd.readouterr().err
-    check_told(["30 of 69", "and 27 more", "- and ", "; the Data Docs show them"], earlier, told)
+    assert main(VALIDATE) == 1
+    stderr = capfd.readouterr().err
+    check_report(["30 of 69", "and 27 more", "- and ", "; the Data Docs show them"], earlier, stderr)
 
 
-def test_the_real_command_exits_1_without_a_traceback(raw: RawFolder) -> None:
+def test_command_exits_1_without_a_traceback(raw: RawFolder) -> None:
     target(9, "101")(raw)
     assert main(INGEST) == 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "components", *WORDS], capture_output=True, text=True, env=environment, check=False
+    process = subprocess.run(
+        [sys.executable, "-m", "components", *VALIDATE], capture_output=True, text=True, env=environment, check=False
     )
-    assert done.returncode == 1
-    assert "labels.csv:9 images/007.png" in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    assert process.returncode == 1
+    assert "labels.csv:9 images/007.png" in process.stderr
+    assert "Traceback" not in process.stderr + process.stdout
     assert not OUT.exists()
 
 
@@ -367,10 +373,10 @@ def test_the_real_command_exits_1_without_a_traceback(raw: RawFolder) -> None:
         ("han-strokes", {"low": 1}, {"image_column": "path", "target_column": "strokes"}),
     ],
 )
-def test_real_data_pass(store: Path, name: str, task: dict, ingest: dict) -> None:
+def test_real_data_sets_pass(store: Path, name: str, task: dict, ingest: dict) -> None:
     folder = SHARED_DATA / name
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
+        pytest.skip(f"{folder} is missing")
     limits = {"min_imbalance": 5, "max_test_imbalance": 4, "min_rows_per_shot": 10}
     write_params(
         store / "params.yaml",
@@ -379,7 +385,7 @@ def test_real_data_pass(store: Path, name: str, task: dict, ingest: dict) -> Non
         validate=limits,
     )
     assert main([*INGEST[:3], "--data", str(folder), *INGEST[5:]]) == 0
-    assert main(WORDS) == 0
+    assert main(VALIDATE) == 0
     metrics = json.loads((OUT / "metrics.json").read_text())
     assert metrics["images_in_two_splits"] == 0
     assert min(metrics[f"test_rows_{shot}"] for shot in ("many", "medium", "few")) >= 10

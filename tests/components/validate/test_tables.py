@@ -1,4 +1,4 @@
-"""The tables that the expectations are held against."""
+"""The tables that the expectations check."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_row_for_each_image(shards: Path) -> None:
+def test_table_has_one_row_per_image(shards: Path) -> None:
     rows = row_table(shards, write_params(shards / "params.yaml").task)
     assert rows["split"].tolist() == ["train"] * 5 + ["val"] + ["test"] * 2
     assert rows["id"].tolist()[:2] == ["train 0", "train 1"]
@@ -38,7 +38,7 @@ def test_a_row_for_each_image(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [0.3, 0.7, 8.9, 1.1, 300.1])
-def test_tenths_are_whole_steps_of_a_tenth(tmp_path: Path, target: float) -> None:
+def test_multiples_of_a_tenth_are_on_step(tmp_path: Path, target: float) -> None:
     for split in SPLITS:
         with ShardWriter(tmp_path, split, shard_mb=256) as writer:
             writer.add(Row(split, encoded(0), target, "?", "t.csv:2"))
@@ -78,7 +78,7 @@ def test_imbalance_and_shots(tmp_path: Path) -> None:
     assert summary.examples["test_rows_few"] == ["train has 4 few-shot rows"]
 
 
-def test_leakage_counts_pictures_in_two_splits_not_repeats_in_one(tmp_path: Path) -> None:
+def test_leakage_counts_pictures_in_two_splits_but_not_repeats_in_one_split(tmp_path: Path) -> None:
     rows = frame(train=[1.0, 1.0, 2.0], val=[1.0], test=[2.0, 3.0])
     rows["content"] = ["a", "a", "b", "c", "b", None]
     summary = summarise(rows, write_params(tmp_path / "params.yaml").task, 8)
@@ -86,7 +86,7 @@ def test_leakage_counts_pictures_in_two_splits_not_repeats_in_one(tmp_path: Path
     assert summary.examples["images_in_two_splits"] == ["t.csv:2 (train) = t.csv:4 (test)"]
 
 
-def test_look_alikes_are_counted_in_the_later_split_and_the_same_is_not_one(tmp_path: Path) -> None:
+def test_near_duplicates_are_counted_in_the_later_split_without_identical_pictures(tmp_path: Path) -> None:
     rows = frame(train=[1.0, 2.0], val=[1.0], test=[2.0, 3.0])
     noise = np.random.default_rng(0).integers(0, 256, (3, 32), np.uint8)
     near = noise[0].copy()
@@ -100,7 +100,7 @@ def test_look_alikes_are_counted_in_the_later_split_and_the_same_is_not_one(tmp_
     assert summarise(rows, write_params(tmp_path / "params.yaml").task, 3).figures["near_duplicates"] == 0
 
 
-def test_one_picture_with_two_targets_is_told_wherever_its_rows_are(tmp_path: Path) -> None:
+def test_picture_with_two_targets_is_counted_within_and_between_splits(tmp_path: Path) -> None:
     rows = frame(train=[1.0, 2.0, 2.0, 5.0], val=[1.0], test=[np.nan])
     rows["content"] = ["a", "a", "b", "b", "c", "c"]
     summary = summarise(rows, write_params(tmp_path / "params.yaml").task, 8)
@@ -108,7 +108,7 @@ def test_one_picture_with_two_targets_is_told_wherever_its_rows_are(tmp_path: Pa
     assert summary.examples["images_with_two_targets"][0] == "t.csv:0 (target 1) = t.csv:1 (target 2)"
 
 
-def test_a_subject_in_two_splits_is_told_and_rows_without_one_are_not(tmp_path: Path) -> None:
+def test_subject_in_two_splits_is_counted_and_rows_without_subject_are_not(tmp_path: Path) -> None:
     rows = frame(train=[1.0, 2.0, 3.0], val=[1.0, 1.0], test=[2.0])
     task = write_params(tmp_path / "params.yaml").task
     assert "subjects_in_two_splits" not in summarise(rows, task, 8).figures
@@ -118,27 +118,29 @@ def test_a_subject_in_two_splits_is_told_and_rows_without_one_are_not(tmp_path: 
     assert summary.examples["subjects_in_two_splits"] == ["'ann': t.csv:0 (train), t.csv:5 (test)"]
 
 
-def test_undecodable_images_are_no_leak(tmp_path: Path) -> None:
+def test_undecodable_images_do_not_count_as_leakage(tmp_path: Path) -> None:
     rows = frame(train=[1.0], val=[1.0], test=[2.0]).assign(content=None)
     assert summarise(rows, write_params(tmp_path / "params.yaml").task, 8).figures["images_in_two_splits"] == 0
 
 
-def test_no_valid_target_at_all_is_no_crash(tmp_path: Path) -> None:
+def test_data_without_valid_targets_are_handled(tmp_path: Path) -> None:
     rows = frame(train=[np.nan], val=[1.0], test=[np.inf])
     figures = summarise(rows, write_params(tmp_path / "params.yaml").task, 8).figures
     assert figures["test_rows_few"] == 0
     assert figures["train_imbalance"] == 1
 
 
-def test_fields_are_compared_shard_by_shard(shards: Path) -> None:
+def test_fields_are_compared_for_each_shard(shards: Path) -> None:
     fields = field_table(shards)
     assert set(fields["shard"]) == {f"{split}-00000.parquet" for split in SPLITS}
     assert (fields["expected"] == fields["found"]).all()
     assert len(fields) == 18
 
 
-def test_a_truncated_shard_names_the_file(shards: Path) -> None:
+def test_truncated_shard_is_named(shards: Path) -> None:
     path = shards / "val-00000.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ConcordError, match=r"val-00000\.parquet: no whole Parquet file .* Run the ingest step again"):
+    with pytest.raises(
+        ConcordError, match=r"val-00000\.parquet: not a complete Parquet file .* Run the ingest step again"
+    ):
         field_table(shards)

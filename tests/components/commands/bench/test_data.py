@@ -1,4 +1,4 @@
-"""The data benchmark: its pictures, its clock, its table, and the whole command on a few hundred rows."""
+"""The data benchmark: its images, its measurements, its tables, and the whole command on a few hundred rows."""
 
 import io
 import json
@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 
 from components.commands.bench.command import main
-from components.commands.bench.data_measure import timed
+from components.commands.bench.data_measure import run_measured
 from components.commands.bench.data_table import write_data_tables
-from components.commands.bench.pictures import FEWEST, draw, picture, raw_folder, readings
+from components.commands.bench.pictures import MIN_ROWS, draw, picture_path, raw_folder, readings
 from components.errors import ConcordError
-from components.validate.image_probe import look
+from components.validate.image_probe import probe_image
 from components.validate.perceptual_hash import perceptual_hashes
 from tests.support.raw_folder import ROOT
 
 
 @pytest.mark.parametrize("rows", [400, 1234, 200_000])
-def test_labels_are_long_tailed_and_every_shot_group_is_there(rows: int) -> None:
+def test_labels_are_long_tailed_and_fill_every_shot_group(rows: int) -> None:
     counts = Counter(readings(rows))
     assert sum(counts.values()) == rows
     assert max(counts) == 100
@@ -35,39 +35,39 @@ def test_labels_are_long_tailed_and_every_shot_group_is_there(rows: int) -> None
     assert in_train[0] > 12
 
 
-def test_a_smaller_folder_holds_the_same_pictures_and_no_two_are_alike(tmp_path: Path) -> None:
-    large = raw_folder(tmp_path, FEWEST + 50)
-    small = raw_folder(tmp_path, FEWEST)
-    assert (small / picture(7)).samefile(large / picture(7))
-    assert len(list(small.rglob("*.jpg"))) == FEWEST
-    assert len((small / "labels.csv").read_text(encoding="utf-8").splitlines()) == FEWEST + 1
-    assert (small / picture(7)).read_bytes() == draw(7)
+def test_smaller_folder_links_the_same_pictures_and_all_are_different(tmp_path: Path) -> None:
+    large = raw_folder(tmp_path, MIN_ROWS + 50)
+    small = raw_folder(tmp_path, MIN_ROWS)
+    assert (small / picture_path(7)).samefile(large / picture_path(7))
+    assert len(list(small.rglob("*.jpg"))) == MIN_ROWS
+    assert len((small / "labels.csv").read_text(encoding="utf-8").splitlines()) == MIN_ROWS + 1
+    assert (small / picture_path(7)).read_bytes() == draw(7)
     with Image.open(io.BytesIO(draw(7))) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (256, 256))
         image.load()
-    looks = [look(path.read_bytes()) for path in large.rglob("*.jpg")]
-    assert len({one.content for one in looks}) == FEWEST + 50
-    hashes = np.array([int.from_bytes(h or b"") for h in perceptual_hashes([one.thumbnail or b"" for one in looks])])
+    probes = [probe_image(path.read_bytes()) for path in large.rglob("*.jpg")]
+    assert len({one.content for one in probes}) == MIN_ROWS + 50
+    hashes = np.array([int.from_bytes(h or b"") for h in perceptual_hashes([one.thumbnail or b"" for one in probes])])
     assert min(int(a ^ b).bit_count() for k, a in enumerate(hashes) for b in hashes[:k]) > 20
     made = (large / "made.json").stat().st_mtime_ns
-    assert raw_folder(tmp_path, FEWEST + 50) == large
+    assert raw_folder(tmp_path, MIN_ROWS + 50) == large
     assert (large / "made.json").stat().st_mtime_ns == made
     with pytest.raises(ConcordError, match="399 rows are too few"):
         raw_folder(tmp_path, 399)
 
 
-def test_memory_is_that_of_a_command_and_its_children() -> None:
+def test_memory_includes_child_processes() -> None:
     child = "x = b'1' * 150_000_000; import time; time.sleep(1.2)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    run = timed([sys.executable, "-c", code], {})
+    run = run_measured([sys.executable, "-c", code], {})
     assert 150e6 < run.memory < 300e6
     assert run.seconds > 1.2
     assert 0 < run.cpu < run.seconds
 
 
-def test_a_command_that_fails_is_told_with_what_it_said() -> None:
-    with pytest.raises(ConcordError, match=r"ended with 3:\nno picture here"):
-        timed([sys.executable, "-c", "import sys; print('no picture here'); sys.exit(3)"], {})
+def test_failed_command_is_reported_with_its_output() -> None:
+    with pytest.raises(ConcordError, match=r"failed with exit code 3:\nno picture here"):
+        run_measured([sys.executable, "-c", "import sys; print('no picture here'); sys.exit(3)"], {})
 
 
 def size(rows: int, ours: float, bare: float, memory: float) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def size(rows: int, ours: float, bare: float, memory: float) -> dict[str, Any]:
     return {"rows": rows, "bytes": 13_000 * rows, "ratios": [bare / ours, bare / ours, 2.0], **sides}
 
 
-def test_the_table_has_speeds_ratios_and_what_a_further_row_costs(tmp_path: Path) -> None:
+def test_table_has_speeds_ratios_and_the_cost_of_further_rows(tmp_path: Path) -> None:
     write_data_tables(tmp_path / "b", [size(10_000, 16.0, 8.0, 300e6), size(50_000, 32.0, 40.0, 340e6)])
     text = (tmp_path / "b.md").read_text(encoding="utf-8")
     assert "quality 90, 13 KB each" in text
@@ -93,14 +93,16 @@ def test_the_table_has_speeds_ratios_and_what_a_further_row_costs(tmp_path: Path
 
 
 @pytest.mark.e2e
-def test_the_command_times_the_steps_themselves(tmp_path: Path) -> None:
+def test_command_times_the_real_steps(tmp_path: Path) -> None:
     out, folder = tmp_path / "results" / "bench-data", tmp_path / "pictures"
-    rest = ["--rows", "400", "--rounds", "1", "--folder", str(folder), "--out", str(out)]
-    main(["data", "--params", str(ROOT / "params.yaml"), *rest])
-    (found,) = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["sizes"]
-    (round,) = found["ours"]["rounds"]
+    options = ["--rows", "400", "--rounds", "1", "--folder", str(folder), "--out", str(out)]
+    main(["data", "--params", str(ROOT / "params.yaml"), *options])
+    (result,) = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["sizes"]
+    (round,) = result["ours"]["rounds"]
     assert set(round) == {"ingest", "validate"}
     assert all(run["seconds"] > 1 and run["memory"] > 50e6 for run in round.values())
-    assert found["ratios"] == [pytest.approx(found["bare"]["seconds"]["median"] / found["ours"]["seconds"]["median"])]
+    assert result["ratios"] == [
+        pytest.approx(result["bare"]["seconds"]["median"] / result["ours"]["seconds"]["median"])
+    ]
     assert "| 400 |" in out.with_suffix(".md").read_text(encoding="utf-8")
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == ["400", "mlflow.db"]

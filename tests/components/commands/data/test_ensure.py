@@ -1,4 +1,4 @@
-"""data/ and data.dvc, with a real DVC repository and a real remote."""
+"""Tests `ensure` with a real DVC repository and a real remote."""
 
 import shutil
 import subprocess
@@ -16,13 +16,13 @@ from components.shared.tracking.hashes import dvc_hash
 ROOT = Path(__file__).parents[4]
 
 
-def dvc(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *words], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+def dvc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC repository without git: params.yaml, data/ as the default experiment makes it, data.dvc. Made once."""
+    """A DVC repository without git: params.yaml, data/ of the default experiment, data.dvc."""
     folder = tmp_path_factory.mktemp("template")
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -36,7 +36,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def versioned(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the working directory."""
+    """A copy of the template, as the working directory."""
     folder = tmp_path / "repository"
     shutil.copytree(template, folder)
     monkeypatch.chdir(folder)
@@ -44,29 +44,29 @@ def versioned(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def place(versioned: Path) -> Path:
-    """The same with neither data nor pointer."""
+def without_data(versioned: Path) -> Path:
+    """The repository without data/ and data.dvc."""
     shutil.rmtree("data")
     Path("data.dvc").unlink()
     return versioned
 
 
-def test_data_that_is_right_is_left_alone(versioned: Path) -> None:
+def test_correct_data_is_unchanged(versioned: Path) -> None:
     before = (versioned / "data.dvc").read_bytes()
-    when = (versioned / "data" / "scenes.csv").stat().st_mtime_ns
+    modified = (versioned / "data" / "scenes.csv").stat().st_mtime_ns
     ensure()
-    assert (versioned / "data" / "scenes.csv").stat().st_mtime_ns == when
+    assert (versioned / "data" / "scenes.csv").stat().st_mtime_ns == modified
     assert (versioned / "data.dvc").read_bytes() == before
 
 
-def test_missing_data_is_made_anew_to_the_same_hash(versioned: Path) -> None:
+def test_missing_data_is_generated_with_the_same_hash(versioned: Path) -> None:
     shutil.rmtree(versioned / "data")
     ensure()
     out = yaml.safe_load((versioned / "data.dvc").read_text(encoding="utf-8"))["outs"][0]
     assert dvc_hash(versioned / "data") == out["md5"]
 
 
-def test_changed_data_is_an_error_and_no_new_version(versioned: Path) -> None:
+def test_changed_data_is_an_error_and_not_a_new_version(versioned: Path) -> None:
     before = (versioned / "data.dvc").read_bytes()
     table = versioned / "data" / "scenes.csv"
     text = table.read_text(encoding="utf-8")
@@ -80,32 +80,32 @@ def test_changed_data_is_an_error_and_no_new_version(versioned: Path) -> None:
     assert table.read_text(encoding="utf-8") == text + "\n"
 
 
-def test_a_file_too_many_is_an_error(versioned: Path) -> None:
+def test_an_additional_file_is_an_error(versioned: Path) -> None:
     (versioned / "data" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ConcordError, match="its hash is"):
         ensure()
 
 
-def test_data_that_comes_out_otherwise_when_made_anew_is_an_error(versioned: Path) -> None:
+def test_generated_data_with_another_hash_is_an_error(versioned: Path) -> None:
     pointer = versioned / "data.dvc"
     pointer.write_text(pointer.read_text(encoding="utf-8").replace("md5: ", "md5: 00", 1), encoding="utf-8")
     shutil.rmtree(versioned / "data")
-    with pytest.raises(ConcordError, match="made anew just now, so the code that draws it has changed"):
+    with pytest.raises(ConcordError, match="generated just now, so the code that generates it has changed"):
         ensure()
 
 
-def test_missing_data_comes_from_the_remote(versioned: Path) -> None:
-    (versioned / "data" / "extra.txt").write_text("not what make would make", encoding="utf-8")
+def test_missing_data_is_pulled_from_the_remote(versioned: Path) -> None:
+    (versioned / "data" / "extra.txt").write_text("not a file that make writes", encoding="utf-8")
     dvc("add", "data")
     dvc("remote", "add", "--default", "store", str(versioned / "store"))
     dvc("push")
     shutil.rmtree(versioned / ".dvc" / "cache")
     shutil.rmtree(versioned / "data")
     ensure()
-    assert (versioned / "data" / "extra.txt").read_text(encoding="utf-8") == "not what make would make"
+    assert (versioned / "data" / "extra.txt").read_text(encoding="utf-8") == "not a file that make writes"
 
 
-def test_a_pull_that_was_killed_is_pulled_again(versioned: Path) -> None:
+def test_a_killed_pull_is_repeated(versioned: Path) -> None:
     dvc("remote", "add", "--default", "store", str(versioned / "store"))
     dvc("push")
     (versioned / "data" / "scenes.csv").unlink()
@@ -115,47 +115,48 @@ def test_a_pull_that_was_killed_is_pulled_again(versioned: Path) -> None:
     assert not (versioned / ".dvc" / "tmp" / "pull-unfinished").exists()
 
 
-def test_a_remote_that_gives_nothing_is_no_obstacle(versioned: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_data_is_generated_if_the_remote_does_not_have_it(versioned: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dvc("remote", "add", "--default", "store", str(versioned / "empty"))
     shutil.rmtree(versioned / ".dvc" / "cache")
     shutil.rmtree(versioned / "data")
     ensure()
-    assert "making it anew" in capfd.readouterr().err
+    assert "generating the data instead" in capfd.readouterr().err
     assert (versioned / "data" / "scenes.csv").exists()
 
 
-def test_files_of_one_s_own_cannot_be_made(versioned: Path) -> None:
+def test_missing_data_of_the_source_folder_is_an_error(versioned: Path) -> None:
     params = versioned / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("source: gauges", "source: folder"), encoding="utf-8")
     shutil.rmtree(versioned / "data")
-    with pytest.raises(ConcordError, match=r"data: missing, and no DVC remote gave it.*dvc remote add"):
+    with pytest.raises(ConcordError, match=r"data: missing, and no DVC remote has it.*dvc remote add"):
         ensure()
     assert not (versioned / "data").exists()
 
 
-def test_other_raw_input_is_none_of_its_business(place: Path) -> None:
-    params = place / "params.yaml"
+def test_a_path_other_than_that_of_data_dvc_is_left_alone(without_data: Path) -> None:
+    params = without_data / "params.yaml"
     params.write_text(
         params.read_text(encoding="utf-8").replace("  path: data ", "  path: ../photos "), encoding="utf-8"
     )
-    (place / "data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
+    (without_data / "data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
     ensure()
-    assert not (place / "data").exists()
+    assert not (without_data / "data").exists()
 
 
 @pytest.mark.parametrize("text", ["", "outs: []\n", "outs: [{path: data}]\n", "a: [\n", "- 1\n"])
-def test_a_broken_pointer_is_named(text: str, place: Path) -> None:
-    (place / "data.dvc").write_text(text, encoding="utf-8")
-    with pytest.raises(ConcordError, match=r"data\.dvc: not a \.dvc file of one output"):
+def test_a_broken_pointer_is_an_error(text: str, without_data: Path) -> None:
+    (without_data / "data.dvc").write_text(text, encoding="utf-8")
+    with pytest.raises(ConcordError, match=r"data\.dvc: not a \.dvc file with one output"):
         ensure()
 
 
-def test_a_missing_pointer_is_named(place: Path) -> None:
+@pytest.mark.usefixtures("without_data")
+def test_a_missing_pointer_is_an_error() -> None:
     with pytest.raises(ConcordError, match=r"data\.dvc: missing"):
         ensure()
 
 
-def test_the_repository_s_data_can_be_made_anew_on_any_machine(tmp_path: Path) -> None:
+def test_make_generates_the_data_of_the_repository_on_any_machine(tmp_path: Path) -> None:
     data_command(["make", "--out", str(tmp_path / "data")])
     out = yaml.safe_load((ROOT / "data.dvc").read_text(encoding="utf-8"))["outs"][0]
     assert dvc_hash(tmp_path / "data") == out["md5"]

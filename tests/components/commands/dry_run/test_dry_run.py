@@ -1,4 +1,4 @@
-"""The dry run: what it reckons is what is measured, and it leaves no trace."""
+"""The dry run: its memory estimate agrees with measurements, and it writes no files."""
 
 import os
 import re
@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 
 from components.__main__ import main
-from components.commands.dry_run.batch import Batch, batch_of
-from components.commands.dry_run.build import build, processor_of
+from components.commands.dry_run.batch import Batch, build_batch
+from components.commands.dry_run.build import build_training_model, load_processor
 from components.commands.dry_run.command import dry_run
-from components.commands.dry_run.memory import grpo_loss, measured, reckoned, sft_loss
+from components.commands.dry_run.memory import estimate_memory, grpo_loss, measure_memory, sft_loss
 from components.errors import ConcordError
 from components.settings import Lora, Settings, load_settings
 from components.shared.rows.rows import Row, ShardWriter
-from tests.components.grpo.test_sharing import llava
-from tests.components.grpo.test_trainer import small_settings
 from tests.support.gauge_world import LORA, write_params
+from tests.support.grpo_training import save_llava, small_settings
 from tests.support.qwen_folder import BILLIONS, write_qwen
 
 ROOT = Path(__file__).parents[4]
@@ -53,7 +52,7 @@ FRUGAL = {"gradient_checkpointing": True}
 CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "sft": ("sft", True, {}),
     "grpo": ("grpo", True, {}),
-    "one by one": ("grpo", False, {}),
+    "unshared": ("grpo", False, {}),
     "eager": ("grpo", True, {"model": {"attention": "eager"}}),
     "checkpointing": ("grpo", True, {"grpo": FRUGAL}),
     "adapters": ("grpo", True, {"model": ADAPTED}),
@@ -66,49 +65,53 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_reckoned_is_what_is_measured(name: str, settings: Settings) -> None:
-    """Activations within 8 %; all else to the byte."""
+def test_estimate_agrees_with_the_measurement(name: str, settings: Settings) -> None:
+    """Activations within 8 %, everything else to the byte."""
     step, shared, sections = CASES[name]
     case = changed(settings, **sections)
-    processor = processor_of(case)
-    batch = batch_of(case, processor, NOWHERE, 4, 1 if step == "sft" else 8, 6)
+    processor = load_processor(case)
+    batch = build_batch(case, processor, NOWHERE, 4, 1 if step == "sft" else 8, 6)
     loss = sft_loss if step == "sft" else grpo_loss(shared, 1.0)
-    without, real = (
-        reckoned(case, step, processor, batch, loss),
-        measured(case, step, processor, batch, loss, CPU),
-    )
-    assert without.activations == pytest.approx(real.activations, rel=0.08)
-    assert without.activations > 2**19
-    assert not without.adapters or without.adapters == 4 * without.trainable, "adapters are kept in float32"
-    assert {**vars(without), "activations": 0} == {**vars(real), "activations": 0}
-    assert without.total == sum(list(vars(without).values())[2:])
+    estimated = estimate_memory(case, step, processor, batch, loss)
+    measured = measure_memory(case, step, processor, batch, loss, CPU)
+    assert estimated.activations == pytest.approx(measured.activations, rel=0.08)
+    assert estimated.activations > 2**19
+    assert not estimated.adapters or estimated.adapters == 4 * estimated.trainable, "adapters are stored in float32"
+    assert {**vars(estimated), "activations": 0} == {**vars(measured), "activations": 0}
+    assert estimated.total == sum(list(vars(estimated).values())[2:])
 
 
-def test_sharing_the_prefix_and_checkpointing_both_save(settings: Settings) -> None:
-    processor = processor_of(settings)
-    batch = batch_of(settings, processor, NOWHERE, 2, 8, 6)
+def test_shared_prefix_and_gradient_checkpointing_save_memory(settings: Settings) -> None:
+    processor = load_processor(settings)
+    batch = build_batch(settings, processor, NOWHERE, 2, 8, 6)
     frugal = changed(settings, grpo=FRUGAL)
-    shared, unshared = (reckoned(settings, "grpo", processor, batch, grpo_loss(how, 1.0)) for how in (True, False))
-    checkpointed = reckoned(frugal, "grpo", processor, batch, grpo_loss(True, 1.0))
+    shared, unshared = (
+        estimate_memory(settings, "grpo", processor, batch, grpo_loss(how, 1.0)) for how in (True, False)
+    )
+    checkpointed = estimate_memory(frugal, "grpo", processor, batch, grpo_loss(True, 1.0))
     assert 3 * shared.activations < unshared.activations
     assert 1.3 * checkpointed.activations < shared.activations
 
 
-@pytest.mark.parametrize(("beta", "lora", "second"), [(0.04, False, True), (0.0, False, False), (0.04, True, False)])
-def test_a_reference_model_is_reckoned_where_there_is_one(
-    beta: float, lora: bool, second: bool, settings: Settings
+@pytest.mark.parametrize(
+    ("beta", "lora", "has_reference"), [(0.04, False, True), (0.0, False, False), (0.04, True, False)]
+)
+def test_reference_model_is_counted_if_there_is_one(
+    beta: float, lora: bool, has_reference: bool, settings: Settings
 ) -> None:
     case = changed(settings, grpo={"beta": beta}, model=ADAPTED if lora else {})
-    processor = processor_of(case)
-    memory = reckoned(case, "grpo", processor, batch_of(case, processor, NOWHERE, 2, 2, 3), grpo_loss(True, 1.0))
-    assert memory.reference == (memory.weights if second else 0)
+    processor = load_processor(case)
+    memory = estimate_memory(
+        case, "grpo", processor, build_batch(case, processor, NOWHERE, 2, 2, 3), grpo_loss(True, 1.0)
+    )
+    assert memory.reference == (memory.weights if has_reference else 0)
     assert (memory.adapters > 0) is lora
     assert memory.optimizer == 2 * memory.gradients
     assert memory.trainable < memory.parameters if lora else memory.trainable == memory.parameters
 
 
 @pytest.mark.parametrize("step", ["sft", "grpo"])
-def test_the_command_writes_nothing(
+def test_command_writes_no_files(
     step: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_params(tmp_path / "params.yaml")
@@ -116,10 +119,10 @@ def test_the_command_writes_nothing(
     assert main([step, "--dry-run"]) == 0
     out = shown(capsys)
     assert f"gauges, {step}: one batch on one device" in out
-    assert "tokens of an input image 16, prompt" in out
+    assert "tokens per input image 16, prompt" in out
     assert ("shared prefix yes: " in out) is (step == "grpo")
-    assert "noise, 32 x 32 pixels, made here" in out
-    for part in ("weights", "adapters", "gradients", "optimizer's state", "reference model", "memory, reckoned"):
+    assert "generated noise, 32 x 32 pixels" in out
+    for part in ("weights", "adapters", "gradients", "optimizer state", "reference model", "memory, estimated"):
         assert re.search(rf"{part} [\d.,]+ [MG]iB", out), part
     assert os.listdir(tmp_path) == ["params.yaml"]
 
@@ -129,12 +132,12 @@ def idefics3(folder: Path, settings: Settings) -> None:
     from components.shared.model.tiny import build_model
 
     assert settings.model.tiny is not None
-    processor = processor_of(settings)
+    processor = load_processor(settings)
     save(build_model(settings.model.tiny, processor, seed=0), processor, folder)
 
 
-@pytest.mark.parametrize("make", [idefics3, llava], ids=lambda make: make.__name__)
-def test_a_folder_without_weights_will_do(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("make", [idefics3, save_llava], ids=lambda make: make.__name__)
+def test_model_folder_needs_no_weights(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = small_settings()
     make(tmp_path / "model", settings)
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -145,30 +148,30 @@ def test_a_folder_without_weights_will_do(make: Any, tmp_path: Path, capsys: pyt
     assert "shared prefix yes: " in out
 
 
-def test_pictures_and_questions_are_those_of_the_shards(settings: Settings, tmp_path: Path) -> None:
+def test_images_and_questions_come_from_the_shards(settings: Settings, tmp_path: Path) -> None:
     folder = write_qwen(tmp_path / "qwen", "3b")
     (tmp_path / "ingest").mkdir()
     with ShardWriter(tmp_path / "ingest", "train", 1) as shard:
         for k, (width, height) in enumerate([(56, 84), (112, 112)]):
-            picture = tmp_path / "picture.png"
-            Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(picture)
-            shard.add(Row(str(k), picture.read_bytes(), 3.0, "How old?" + " Really?" * k, "made"))
+            image_file = tmp_path / "image.png"
+            Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(image_file)
+            shard.add(Row(str(k), image_file.read_bytes(), 3.0, "How old?" + " Really?" * k, "made"))
     case = changed(settings, model={"name": str(folder)})
-    batch = batch_of(case, processor_of(case), tmp_path / "ingest", 3, 2, 4)
+    batch = build_batch(case, load_processor(case), tmp_path / "ingest", 3, 2, 4)
     assert batch.image_tokens.tolist() == [2 * 3, 4 * 4, 2 * 3], (
-        "a token for 28 x 28 pixels, and the rows from the start"
+        "one token per 28 x 28 pixels; the third row is the first one again"
     )
     assert batch.prompt_tokens[0] == batch.prompt_tokens[2] < batch.prompt_tokens[1]
     assert batch.fields["image_grid_thw"].tolist() == [[1, 6, 4], [1, 8, 8], [1, 6, 4]]
     assert batch.completions.shape == (6, 4)
     assert batch.owners.tolist() == [0, 0, 1, 1, 2, 2]
-    assert str(tmp_path / "ingest") in batch.pictures
+    assert str(tmp_path / "ingest") in batch.image_source
 
 
 @pytest.mark.parametrize("size", ["3b", "7b"])
 def test_published_model_has_the_published_size(size: str, tmp_path: Path) -> None:
     settings = recipe(f"agedb-{size}", write_qwen(tmp_path, size))
-    model = build(settings, processor_of(settings), torch.device("meta"), 1.0, checkpointing=True)
+    model = build_training_model(settings, load_processor(settings), torch.device("meta"), 1.0, checkpointing=True)
     adapters = sum(weight.numel() for key, weight in model.named_parameters() if "lora_" in key)
     trained = [key for key, weight in model.named_parameters() if weight.requires_grad]
     plain = sum(weight.numel() for weight in model.parameters()) - adapters
@@ -179,41 +182,41 @@ def test_published_model_has_the_published_size(size: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A batch of it goes through two layers of the published widths."""
+    """Runs a batch through two layers of the published widths."""
     short = recipe(name, write_qwen(tmp_path, name.rpartition("-")[2], layers=2))
     dry_run("grpo", changed(short, model={"max_pixels": 112 * 112}), NOWHERE)
     out = shown(capsys)
     inputs = short.grpo.prompts // 4
     assert f"inputs {inputs} of {short.grpo.prompts} (2 accumulation x 2 ranks), 4 answers each" in out
-    assert "tokens of an input image 16, prompt" in out
-    assert "each answer at most 32" in out
+    assert "tokens per input image 16, prompt" in out
+    assert "each answer up to 32" in out
     assert "shared prefix yes: " in out
 
 
-def test_a_model_of_3_billion_needs_no_memory_of_its_own(tmp_path: Path) -> None:
-    """Nor many seconds: the whole published model, small pictures."""
+def test_estimate_for_3_billion_parameters_needs_less_than_a_gibibyte(tmp_path: Path) -> None:
+    """The whole published model with small images; it also takes only seconds."""
     import resource
 
     case = recipe("agedb-3b", write_qwen(tmp_path / "qwen", "3b"))
     case = changed(case, model={"max_pixels": 56 * 56, "lora": None}, grpo={"gradient_checkpointing": False})
-    processor = processor_of(case)
+    processor = load_processor(case)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    batch = batch_of(case, processor, NOWHERE, 2, 2, 4)
-    memory = reckoned(case, "grpo", processor, batch, grpo_loss(True, 1.0))
+    batch = build_batch(case, processor, NOWHERE, 2, 2, 4)
+    memory = estimate_memory(case, "grpo", processor, batch, grpo_loss(True, 1.0))
     assert memory.weights == pytest.approx(2 * BILLIONS["3b"] * 1e9, rel=2e-3)
     assert memory.gradients == 2 * memory.trainable > 2**32
     assert memory.activations > 2**26
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30
 
 
-def test_what_is_not_there_is_named(settings: Settings, tmp_path: Path) -> None:
+def test_invalid_models_and_batches_are_reported(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     case = changed(settings, model={"name": str(tmp_path / "empty"), "tiny": None})
-    with pytest.raises(ConcordError, match=r"empty: no \w+ could be loaded: [\s\S]*A dry run needs config\.json"):
+    with pytest.raises(ConcordError, match=r"empty: the \w+ could not be loaded: [\s\S]*A dry run needs config\.json"):
         dry_run("grpo", case, NOWHERE)
-    with pytest.raises(ConcordError, match="goes by no number of pixels"):
+    with pytest.raises(ConcordError, match="has no limit in pixels"):
         dry_run("sft", changed(settings, model={"max_pixels": 4096}), NOWHERE)
-    with pytest.raises(ConcordError, match=r"4 prompts cannot be shared out evenly over 3 accumulation x 1 ranks"):
+    with pytest.raises(ConcordError, match=r"grpo\.prompts: 4 cannot be divided evenly over 3 accumulation x 1 ranks"):
         dry_run("grpo", changed(settings, grpo={"accumulation": 3}), NOWHERE)
 
 
@@ -221,20 +224,20 @@ def test_what_is_not_there_is_named(settings: Settings, tmp_path: Path) -> None:
     ("sections", "reason"),
     [
         ({"model": {"attention": "flash_attention_2"}}, "only eager and sdpa take the block mask"),
-        ({"launcher": {"config": "fsdp.yaml"}}, "launcher.config may ask for FSDP or DeepSpeed"),
+        ({"launcher": {"config": "fsdp.yaml"}}, "launcher.config may select FSDP or DeepSpeed"),
     ],
 )
-def test_it_says_why_a_prefix_is_not_shared(
+def test_reason_for_an_unshared_prefix_is_shown(
     sections: dict[str, Any], reason: str, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dry_run("grpo", changed(settings, **sections), NOWHERE)
-    assert f"shared prefix no: {'of model.attention, ' if 'model' in sections else ''}{reason}" in shown(capsys)
+    assert f"shared prefix no: {'model.attention: ' if 'model' in sections else ''}{reason}" in shown(capsys)
 
 
-def test_batches_are_as_long_as_the_settings_let_answers_be(settings: Settings) -> None:
-    processor = processor_of(settings)
-    batch: Batch = batch_of(settings, processor, NOWHERE, 2, 3, 9)
+def test_completions_have_the_maximum_length(settings: Settings) -> None:
+    processor = load_processor(settings)
+    batch: Batch = build_batch(settings, processor, NOWHERE, 2, 3, 9)
     assert batch.completions.shape == (6, 9)
-    assert processor.tokenizer.decode(batch_of(settings, processor, NOWHERE, 1, 1, None).completions[0]).startswith(
+    assert processor.tokenizer.decode(build_batch(settings, processor, NOWHERE, 1, 1, None).completions[0]).startswith(
         "<answer> 100 </answer>"
     )

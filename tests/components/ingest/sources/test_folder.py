@@ -1,4 +1,4 @@
-"""The source `folder`: rows, their order, their splits."""
+"""The source `folder`: rows, their order and their splits."""
 
 import hashlib
 import os
@@ -20,13 +20,13 @@ def raw(tmp_path: Path) -> RawFolder:
 
 
 def given_splits(raw: RawFolder) -> dict:
-    """Adds a split column to the table, and gives the settings for it."""
+    """Adds a split column to the table, and returns the settings for it."""
     raw.rows = [[*row, SPLITS[k % 3]] for k, row in enumerate(raw.rows)]
     raw.write(header=["image", "reading", "part"])
     return {"split": "given", "split_column": "part"}
 
 
-def test_rows_hold_the_files_as_they_are(raw: RawFolder) -> None:
+def test_rows_contain_the_unchanged_image_files(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml", task={"question": "How much?"})
     rows = {row.id: row for _, row in read_folder(raw.folder, settings)}
     assert len(rows) == len(raw.rows)
@@ -38,14 +38,14 @@ def test_rows_hold_the_files_as_they_are(raw: RawFolder) -> None:
 def test_the_balanced_rule_counts_label_bins(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml", task={"bin_width": 50})
     counts = Counter((split, row.target >= 50) for split, row in read_folder(raw.folder, settings))
-    # 40 rows below 50 and 29 from there on, at most 4 of each to val and to test.
+    # 40 rows are below 50 and 29 are not; at most 4 of each go to val and to test.
     assert counts == {
         ("train", False): 32, ("val", False): 4, ("test", False): 4,
         ("train", True): 21, ("val", True): 4, ("test", True): 4,
     }  # fmt: skip
 
 
-def test_given_splits_are_kept_and_mixed(raw: RawFolder) -> None:
+def test_given_splits_are_kept_and_shuffled(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml", ingest=given_splits(raw))
     rows = list(read_folder(raw.folder, settings))
     assert {row.id: split for split, row in rows} == {image: split for image, _, split in raw.rows}
@@ -55,7 +55,7 @@ def test_given_splits_are_kept_and_mixed(raw: RawFolder) -> None:
 
 
 @pytest.mark.parametrize("split", ["balanced", "given"])
-def test_nothing_depends_on_the_order_of_the_table(raw: RawFolder, split: str) -> None:
+def test_rows_do_not_depend_on_the_order_of_the_table(raw: RawFolder, split: str) -> None:
     ingest = given_splits(raw) if split == "given" else {}
     settings = write_params(raw.folder / "params.yaml", ingest=ingest)
     before = [(split, row.id) for split, row in read_folder(raw.folder, settings)]
@@ -80,13 +80,13 @@ def test_balanced_without_three_rows_of_any_label_is_an_error(raw: RawFolder) ->
 
 
 @pytest.mark.parametrize("csv", ["../labels.csv", "/etc/passwd", "a/../../labels.csv"])
-def test_the_table_lies_in_the_folder(raw: RawFolder, csv: str) -> None:
+def test_a_table_outside_the_folder_is_an_error(raw: RawFolder, csv: str) -> None:
     settings = write_params(raw.folder / "params.yaml", ingest={"csv": csv})
-    with pytest.raises(ConcordError, match=r"ingest\.csv: .* lies outside"):
+    with pytest.raises(ConcordError, match=r"ingest\.csv: .* is outside"):
         next(read_folder(raw.folder, settings))
 
 
-def test_images_lie_beside_a_table_in_a_folder_below(raw: RawFolder) -> None:
+def test_image_paths_are_relative_to_the_table(raw: RawFolder) -> None:
     os.rename(raw.folder, raw.folder.parent / "moved")
     (raw.folder).mkdir()
     os.rename(raw.folder.parent / "moved", raw.folder / "version 2")
@@ -94,19 +94,19 @@ def test_images_lie_beside_a_table_in_a_folder_below(raw: RawFolder) -> None:
     assert len(list(read_folder(raw.folder, settings))) == len(raw.rows)
 
 
-def test_a_missing_table_names_those_that_are_there(raw: RawFolder) -> None:
+def test_a_missing_table_lists_the_existing_ones(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml", ingest={"csv": "lables.csv"})
     with pytest.raises(ConcordError, match=r"lables\.csv: no such file\. CSV files there: labels\.csv\."):
         next(read_folder(raw.folder, settings))
 
 
-def test_a_file_that_goes_while_it_is_read_names_its_row(raw: RawFolder) -> None:
+def test_the_error_for_a_file_deleted_during_reading_names_its_row(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml")
-    rows = read_folder(raw.folder, settings)  # the table has been checked; images are read as rows are asked for
+    rows = read_folder(raw.folder, settings)  # this has checked the table; iterating reads the images
     for image in (raw.folder / "images").iterdir():
         image.unlink()
     with pytest.raises(ConcordError, match=r"labels\.csv:\d+: images/\d+\.png: cannot be read \(No such file"):
-        list(rows)  # some are read already
+        list(rows)  # some rows have been read ahead
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_file_that_goes_while_it_is_read_names_its_row(raw: RawFolder) -> None
         ("han-strokes", 20902, {"low": 1}, {"image_column": "path", "target_column": "strokes"}),
     ],
 )
-def test_real_folders_are_read_whole(tmp_path: Path, name: str, count: int, task: dict, ingest: dict) -> None:
+def test_real_folders_are_read_completely(tmp_path: Path, name: str, count: int, task: dict, ingest: dict) -> None:
     folder = SHARED_DATA / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
@@ -133,7 +133,7 @@ def test_real_folders_are_read_whole(tmp_path: Path, name: str, count: int, task
         assert test == min((train + 2 * test) // 3, 30)
 
 
-def test_a_table_whose_images_are_all_missing_is_told_on_one_screen(tmp_path: Path) -> None:
+def test_the_error_for_a_table_without_any_images_fits_on_a_screen(tmp_path: Path) -> None:
     folder = SHARED_DATA / "agedb"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
@@ -142,6 +142,6 @@ def test_a_table_whose_images_are_all_missing_is_told_on_one_screen(tmp_path: Pa
     with pytest.raises(ConcordError) as caught:
         next(read_folder(folder, settings))
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("agedb.csv: 16488 faults")
+    assert lines[0].endswith("agedb.csv: 16488 errors")
     assert lines[-1] == "  and 16478 more (missing file: 16478)"
     assert len(lines) == 12

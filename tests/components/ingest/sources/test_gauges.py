@@ -1,4 +1,4 @@
-"""Gauges: the seed decides every pixel, the needle points at the reading, and a bad table is told with its line."""
+"""Gauges: the seed determines every pixel, the needle shows the reading, and errors in the table name their line."""
 
 import io
 import multiprocessing
@@ -13,8 +13,8 @@ from PIL import Image
 from components.errors import ConcordError
 from components.ingest.sources import gauges
 from components.ingest.sources.gauges import (
+    FLUTTER,
     PIN,
-    SWING,
     Scene,
     draw_scenes,
     label_counts,
@@ -36,19 +36,19 @@ def pixels(scene: Scene, size: int = 64) -> np.ndarray:
 
 
 def clear(scene: Scene, reading: int) -> Scene:
-    """The same gauge with nothing that hides its needle, which is as dark (or bright) as it can be."""
+    """The same gauge with a needle of the highest contrast, and nothing that hides it."""
     needle = 1.0 if scene.ink > scene.face else 0.0
-    seen = {"needle": needle, "red": 0.0, "ink": scene.face, "tail": 0.0, "caught": 0.0, "smear": 0.0}
-    return replace(scene, reading=reading, glare=0.0, light=0.0, blur=0.2, noise=0.0, **seen)
+    sharp = replace(scene, reading=reading, caught=0.0, smear=0.0, glare=0.0, light=0.0, blur=0.2, noise=0.0)
+    return replace(sharp, needle=needle, red=0.0, ink=scene.face, tail=0.0)
 
 
 def test_label_counts_by_hand() -> None:
-    # 10, 10/e = 3.7, 10/e^2 = 1.4, then the floor.
+    # 10, 10/e = 3.7, 10/e^2 = 1.4 (below the floor of 2), then the floor.
     assert label_counts(head=10, operating_point=2, decay=1.0, floor=2).tolist() == [2, 4, 10, 4] + [2] * 97
     assert label_counts(head=3, operating_point=100, decay=5.0, floor=1).argmax() == 100
 
 
-def test_the_seed_decides_the_table() -> None:
+def test_the_seed_determines_the_table() -> None:
     text = write_scenes(SCENES)
     assert write_scenes(draw_scenes(7, COUNTS, val=1, test=2)) == text
     other = write_scenes(draw_scenes(8, COUNTS, val=1, test=2))
@@ -57,16 +57,16 @@ def test_the_seed_decides_the_table() -> None:
 
 
 def test_train_is_long_tailed_and_val_and_test_are_balanced() -> None:
-    found = Counter((scene.split, scene.reading) for scene in SCENES)
+    counts = Counter((scene.split, scene.reading) for scene in SCENES)
     for reading, count in enumerate(COUNTS):
-        assert [found[split, reading] for split in ("train", "val", "test")] == [count, 1, 2]
+        assert [counts[split, reading] for split in ("train", "val", "test")] == [count, 1, 2]
     assert COUNTS.max() == COUNTS[35] == 4
     assert len({scene.id for scene in SCENES}) == len(SCENES)
     order = [scene.reading for scene in SCENES if scene.split == "val"]
-    assert order != sorted(order)  # a part of a split is a sample of it
+    assert order != sorted(order)  # so that the first rows of a split are a sample of it
 
 
-def test_a_scene_decides_its_pixels() -> None:
+def test_a_scene_determines_its_pixels() -> None:
     scene = SCENES[0]
     image = render(scene, 48)
     assert render(scene, 48) == image
@@ -84,8 +84,8 @@ def test_a_scene_decides_its_pixels() -> None:
         ("glare_offset", 60.0), ("glare_width", 40.0), ("blur", 1.0), ("noise", 0.1), ("noise_seed", 1),
     ],
 )  # fmt: skip
-def test_every_field_shows(field: str, change: float) -> None:
-    # Light and glare are on and noise is off (but for its own two), so that nothing is without effect or drowns it.
+def test_every_field_changes_the_image(field: str, change: float) -> None:
+    # Light and glare are on, so that their fields have an effect; noise is off except where it is tested.
     scene = replace(
         clear(SCENES[0], 20), ink=0.4, glare=0.4, light=0.2, noise=0.02 if field == "noise_seed" else 0.0, tail=0.02
     )
@@ -94,13 +94,13 @@ def test_every_field_shows(field: str, change: float) -> None:
     assert np.abs(before - after).max() > 10
 
 
-def test_seeds_give_other_pictures_of_the_same_reading() -> None:
-    drawn = [next(s for s in draw_scenes(seed, COUNTS, 1, 1) if s.reading == 35) for seed in range(5)]
-    assert len({render(scene, 32) for scene in drawn}) == 5
+def test_other_seeds_give_other_images_of_the_same_reading() -> None:
+    scenes = [next(s for s in draw_scenes(seed, COUNTS, 1, 1) if s.reading == 35) for seed in range(5)]
+    assert len({render(scene, 32) for scene in scenes}) == 5
 
 
-def pointed_at(scene: Scene, image: np.ndarray) -> float:
-    """The reading that the needle shows, from the pixels: the direction in which what differs from the face lies."""
+def measured_reading(scene: Scene, image: np.ndarray) -> float:
+    """The reading measured from the pixels: the mean direction of the pixels that differ from the face."""
     size = len(image)
     grid = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(grid - scene.x, grid - scene.y)
@@ -112,17 +112,17 @@ def pointed_at(scene: Scene, image: np.ndarray) -> float:
 
 
 def test_the_needle_points_at_the_reading() -> None:
-    """To one percent of the scale, over the whole of it, on gauges of every style."""
+    """Within one percent of the scale, for readings over the whole scale and gauges of every style."""
     styles = SCENES[:303:13]
     assert {scene.face > 0.5 for scene in styles} == {True, False}
     for reading, scene in zip(np.linspace(0, 100, len(styles)).round().astype(int), styles, strict=True):
-        seen = clear(scene, int(reading))
-        found = pointed_at(seen, pixels(seen))
-        found = min((found, found - 360 / seen.sweep * 100), key=lambda value: abs(value - reading))
-        assert found == pytest.approx(reading, abs=1.0), f"{seen}"
+        gauge = clear(scene, int(reading))
+        measured = measured_reading(gauge, pixels(gauge))
+        measured = min((measured, measured - 360 / gauge.sweep * 100), key=lambda value: abs(value - reading))
+        assert measured == pytest.approx(reading, abs=1.0), f"{gauge}"
 
 
-def test_some_pictures_leave_the_reading_open_whatever_it_is() -> None:
+def test_some_images_are_hard_to_read_independent_of_the_reading() -> None:
     scenes = draw_scenes(3, np.full(101, 20), val=1, test=1)
     contrast = np.array([abs(s.needle - s.face) / abs(s.ink - s.face) for s in scenes])
     glare = np.array([s.glare for s in scenes])
@@ -132,12 +132,12 @@ def test_some_pictures_leave_the_reading_open_whatever_it_is() -> None:
     assert abs(np.corrcoef(hard, readings)[0, 1]) < 0.08  # nearly four standard errors
 
 
-def test_the_needle_flutters_about_the_reading_and_shows_by_its_smear_how_far() -> None:
+def test_the_needle_flutters_around_the_reading_in_proportion_to_its_smear() -> None:
     scenes = [s for s in draw_scenes(3, np.full(101, 20), val=1, test=1) if 48 <= s.reading <= 52]
     caught, smear = np.array([s.caught for s in scenes]), np.array([s.smear for s in scenes])
-    swing = smear / 0.2
-    assert SWING[0] <= swing.min() < swing.max() <= SWING[1]
-    scaled = caught / swing  # standard normal, but for the pins, three standard deviations and more away
+    flutter = smear / 0.2
+    assert FLUTTER[0] <= flutter.min() < flutter.max() <= FLUTTER[1]
+    scaled = caught / flutter  # standard normal; the pins are at least three standard deviations away
     assert abs(scaled.mean()) < 4 / np.sqrt(len(scaled))
     assert scaled.std() == pytest.approx(1, abs=0.2)
 
@@ -149,13 +149,13 @@ def test_the_pins_stop_the_needle() -> None:
     assert shown.max() == pytest.approx(100 + PIN)
 
 
-def test_the_needle_stands_where_it_was_caught() -> None:
+def test_the_image_shows_the_reading_plus_the_deviation() -> None:
     scene = clear(SCENES[0], 40)
     assert render(replace(scene, caught=7.0), 64) == render(replace(scene, reading=47), 64)
 
 
 def test_glare_hides_the_needle() -> None:
-    """At full strength over the needle, two readings a few percent apart look alike; without it they do not."""
+    """With full glare on the needle, two readings three percent apart look alike; without glare they do not."""
     scene = replace(clear(SCENES[0], 50), noise=0.0)
     apart = np.abs(pixels(scene) - pixels(replace(scene, reading=53))).max()
     bright = replace(scene, glare=1.0, glare_offset=0.0, glare_width=40.0)
@@ -176,28 +176,28 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_table_reads_back(table: Path) -> None:
+def test_a_written_table_is_read_back(table: Path) -> None:
     assert list(read_scenes(table)) == [(line, scene) for line, scene in enumerate(SCENES[:5], start=2)]
 
 
-def test_many_are_drawn_by_several_processes_in_the_order_of_the_table(
+def test_many_scenes_are_rendered_by_several_processes_in_the_order_of_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "scenes.csv").write_text(write_scenes(SCENES[:50]), encoding="utf-8")
     settings = load_settings(ROOT / "params.yaml")
-    alone = list(read_gauges(tmp_path, settings))
+    in_one_process = list(read_gauges(tmp_path, settings))
     assert multiprocessing.active_children() == []
     monkeypatch.setattr(gauges, "WINDOW", 16)
-    together, others = [], set()
+    in_several, children = [], set()
     for row in read_gauges(tmp_path, settings):
-        together.append(row)
-        others |= {child.pid for child in multiprocessing.active_children()}
-    assert together == alone
-    assert others, "the table should have filled a window"
+        in_several.append(row)
+        children |= {child.pid for child in multiprocessing.active_children()}
+    assert in_several == in_one_process
+    assert children, "the table should have filled a window"
     assert multiprocessing.active_children() == []
 
 
-def test_rows_of_the_source(table: Path) -> None:
+def test_rows_have_the_scene_s_values_and_image(table: Path) -> None:
     settings = load_settings(ROOT / "params.yaml")
     rows = list(read_gauges(table.parent, settings))
     assert [split for split, _ in rows] == [scene.split for scene in SCENES[:5]]
@@ -211,7 +211,7 @@ COLUMN = {name: i for i, name in enumerate(Scene.__dataclass_fields__)}
 
 
 @pytest.mark.parametrize(
-    ("column", "text", "told"),
+    ("column", "text", "message"),
     [
         ("reading", "12.5", "reading is '12.5', expected a whole number"),
         ("reading", "", "reading is '', expected a whole number"),
@@ -226,18 +226,18 @@ COLUMN = {name: i for i, name in enumerate(Scene.__dataclass_fields__)}
         ("noise_seed", "-1", "noise_seed is '-1', expected 0 or more"),
     ],
 )
-def test_a_bad_cell_is_named_with_its_line(column: str, text: str, told: str, table: Path) -> None:
+def test_the_error_for_a_bad_cell_names_its_line(column: str, text: str, message: str, table: Path) -> None:
     lines = table.read_text(encoding="utf-8").splitlines()
     cells = lines[3].split(",")
     cells[COLUMN[column]] = text
     table.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]), encoding="utf-8")
     with pytest.raises(ConcordError) as error:
         list(read_scenes(table))
-    assert str(error.value).startswith(f"{table}:4: {told}. Mend it, or make the table anew: ")
+    assert str(error.value).startswith(f"{table}:4: {message}. Correct it, or generate the table again: ")
 
 
 @pytest.mark.parametrize("cut", [lambda line: line.rpartition(",")[0], lambda line: line + ",1"])
-def test_a_line_of_another_length_is_named(cut: object, table: Path) -> None:
+def test_a_line_with_a_wrong_number_of_cells_is_an_error(cut: object, table: Path) -> None:
     lines = table.read_text(encoding="utf-8").splitlines()
     lines[5] = cut(lines[5])  # type: ignore[operator]
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -245,21 +245,21 @@ def test_a_line_of_another_length_is_named(cut: object, table: Path) -> None:
         list(read_scenes(table))
 
 
-def test_a_table_that_was_cut_off(table: Path) -> None:
+def test_a_truncated_table_is_an_error(table: Path) -> None:
     table.write_bytes(table.read_bytes()[:-40])
     with pytest.raises(ConcordError, match=r"scenes\.csv:6: "):
         list(read_scenes(table))
 
 
-def test_no_table_no_text_no_columns(table: Path) -> None:
+def test_a_missing_or_malformed_table_is_an_error(table: Path) -> None:
     content = table.read_bytes()
     table.write_bytes(content.replace(b"train-00002", b"train-\xff0002"))
     with pytest.raises(ConcordError, match=r"scenes\.csv:4: not UTF-8"):
         list(read_scenes(table))
     for start in (b"", b"id,split\n", b"name;reading\n1;2\n"):
         table.write_bytes(start)
-        with pytest.raises(ConcordError, match=r"scenes\.csv:1: no column .*reading.*make the table anew"):
+        with pytest.raises(ConcordError, match=r"scenes\.csv:1: no column .*reading.*generate the table again"):
             list(read_scenes(table))
     table.unlink()
-    with pytest.raises(ConcordError, match=r"scenes\.csv: no such file; source gauges reads this table"):
+    with pytest.raises(ConcordError, match=r"scenes\.csv: no such file, but ingest\.source: gauges reads it"):
         list(read_scenes(table))

@@ -1,4 +1,4 @@
-"""The table of labels: what is read, and how faults are told."""
+"""The table of labels: what is read, and how errors are reported."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import ConcordError
-from components.ingest.quarantine import BadValueError, Faults
-from components.ingest.sources.labels import parse_image, parse_split, parse_target, read_labels
-from components.ingest.sources.labels import records as read_records
+from components.ingest.quarantine import BadValueError, TableErrors
+from components.ingest.sources.labels import parse_image, parse_split, parse_target, read_labels, read_records
 from tests.support.raw_folder import RawFolder, write_params
 
 
@@ -29,7 +28,7 @@ def labels_of(raw: RawFolder, **ingest: object) -> list:
     ("text", "value"),
     [("12", 12.0), ("12.5", 12.5), (" -0.5 ", -0.5), ("+3.", 3.0), (".5", 0.5), ("1e2", 100.0), ("007", 7.0)],
 )
-def test_numbers_that_are_read(text: str, value: float) -> None:
+def test_valid_targets_are_parsed(text: str, value: float) -> None:
     assert parse_target(text) == value
 
 
@@ -45,15 +44,15 @@ def test_numbers_that_are_read(text: str, value: float) -> None:
         ("1e999", "target not finite"),
         ("NA", "target not finite"),
         ("12,5", "decimal comma"),
-        ("1_000", "target is no number"),
-        ("12 %", "target is no number"),
-        ("twelve", "target is no number"),
-        ("0x1F", "target is no number"),
-        ("１２", "target is no number"),
-        ("1.2.3", "target is no number"),
+        ("1_000", "target is not a number"),
+        ("12 %", "target is not a number"),
+        ("twelve", "target is not a number"),
+        ("0x1F", "target is not a number"),
+        ("１２", "target is not a number"),
+        ("1.2.3", "target is not a number"),
     ],
 )
-def test_numbers_that_are_not(text: str, kind: str) -> None:
+def test_invalid_targets_are_errors_with_a_remedy(text: str, kind: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parse_target(text)
     assert caught.value.kind == kind
@@ -61,17 +60,17 @@ def test_numbers_that_are_not(text: str, kind: str) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_every_finite_double_survives_as_text(value: float) -> None:
+def test_every_finite_double_is_parsed_back_from_its_text(value: float) -> None:
     assert parse_target(repr(value)) == value
 
 
 @given(st.text())
-def test_any_text_gives_a_finite_number_or_a_fault(text: str) -> None:
+def test_any_text_gives_a_finite_number_or_an_error(text: str) -> None:
     with suppress(BadValueError):
         assert math.isfinite(parse_target(text))
 
 
-def test_a_decimal_comma_is_shown_with_its_point() -> None:
+def test_the_remedy_for_a_decimal_comma_shows_the_number_with_a_point() -> None:
     with pytest.raises(BadValueError) as caught:
         parse_target("12,5")
     assert "12.5" in caught.value.remedy
@@ -94,8 +93,8 @@ def test_a_decimal_comma_is_shown_with_its_point() -> None:
         ("images/empty.png", "empty file"),
     ],
 )
-def test_image_paths_that_cannot_be_used(raw: RawFolder, path: str, kind: str) -> None:
-    (raw.folder.parent / "secret.png").write_bytes(b"not ours")
+def test_invalid_image_paths_are_errors(raw: RawFolder, path: str, kind: str) -> None:
+    (raw.folder.parent / "secret.png").write_bytes(b"outside the folder")
     (raw.folder / "images" / "empty.png").touch()
     with pytest.raises(BadValueError) as caught:
         parse_image(path, str(raw.folder))
@@ -110,12 +109,12 @@ def test_image_paths_are_normalised_and_links_are_followed(raw: RawFolder) -> No
 
 
 @pytest.mark.parametrize("split", ["Train", "train ", "validation", "dev", ""])
-def test_only_the_three_names_are_splits(split: str) -> None:
+def test_other_split_names_than_train_val_and_test_are_errors(split: str) -> None:
     with pytest.raises(BadValueError, match="unknown split"):
         parse_split(split)
 
 
-def test_labels_carry_their_line(raw: RawFolder) -> None:
+def test_labels_have_their_line_numbers(raw: RawFolder) -> None:
     labels = labels_of(raw)
     assert len(labels) == len(raw.rows)
     assert [(x.id, x.image, x.target, x.line) for x in labels[:2]] == [
@@ -133,19 +132,19 @@ def test_utf8_is_read_with_and_without_a_byte_order_mark(raw: RawFolder, encodin
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_any_line_end_is_read_and_lines_are_counted_as_an_editor_does(raw: RawFolder, line_end: str) -> None:
+def test_any_line_end_is_read_and_blank_lines_are_counted(raw: RawFolder, line_end: str) -> None:
     lines = ["image,reading", "", 'images/000.png,"5"', '"images/001.png",6', "images/002.png,x", ""]
     (raw.folder / "labels.csv").write_bytes(line_end.join(lines).encode())
-    with pytest.raises(ConcordError, match=r"labels\.csv:5: reading: target is no number 'x'"):
+    with pytest.raises(ConcordError, match=r"labels\.csv:5: reading: target is not a number 'x'"):
         labels_of(raw)
 
 
-def test_a_record_over_two_lines_is_named_by_its_first(tmp_path: Path) -> None:
+def test_a_record_over_two_lines_has_the_number_of_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('a,b\n"x\ny",1\n\nz,2\n', encoding="utf-8")
     assert list(read_records(tmp_path / "t.csv")) == [(1, ["a", "b"]), (2, ["x\ny", "1"]), (5, ["z", "2"])]
 
 
-def bytes_at(line: int, replacement: bytes) -> Callable[[RawFolder], None]:
+def replace_line(line: int, replacement: bytes) -> Callable[[RawFolder], None]:
     def change(raw: RawFolder) -> None:
         table = raw.folder / "labels.csv"
         lines = table.read_bytes().split(b"\n")
@@ -165,15 +164,15 @@ def bytes_at(line: int, replacement: bytes) -> Callable[[RawFolder], None]:
         (b"images/001.png", [":3:", "1 values where the header has 2 columns"]),
     ],
 )
-def test_a_broken_line_is_named(raw: RawFolder, replacement: bytes, expected: list[str]) -> None:
-    bytes_at(3, replacement)(raw)
+def test_the_error_for_a_broken_line_names_the_line(raw: RawFolder, replacement: bytes, expected: list[str]) -> None:
+    replace_line(3, replacement)(raw)
     with pytest.raises(ConcordError) as caught:
         labels_of(raw)
     assert "labels.csv" in str(caught.value)
     assert all(part in str(caught.value) for part in expected), str(caught.value)
 
 
-def test_utf16_is_refused_as_what_it_is(raw: RawFolder) -> None:
+def test_utf16_is_an_error(raw: RawFolder) -> None:
     raw.write(encoding="utf-16")
     with pytest.raises(ConcordError, match=r"labels\.csv:1: not UTF-8 \(byte 0xf[ef]\)"):
         labels_of(raw)
@@ -188,10 +187,12 @@ def test_utf16_is_refused_as_what_it_is(raw: RawFolder) -> None:
         ),
         (["picture", "value"], ["no column 'image'", "no column 'reading'", "'picture', 'value'"]),
         (["image;reading"], ["separated by ';'"]),
-        (["image", "reading", "reading"], ["'reading' (ingest.target_column) is there 2 times"]),
+        (["image", "reading", "reading"], ["'reading' (ingest.target_column) occurs 2 times"]),
     ],
 )
-def test_a_header_that_does_not_fit(raw: RawFolder, header: list[str], expected: list[str]) -> None:
+def test_the_error_for_a_wrong_header_names_setting_and_columns(
+    raw: RawFolder, header: list[str], expected: list[str]
+) -> None:
     raw.write(header=header)
     with pytest.raises(ConcordError) as caught:
         labels_of(raw)
@@ -200,13 +201,13 @@ def test_a_header_that_does_not_fit(raw: RawFolder, header: list[str], expected:
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", "empty"), ("\n\n", "empty"), ("image,reading\n", "no rows")])
-def test_a_table_without_rows(raw: RawFolder, text: str, expected: str) -> None:
+def test_a_table_without_rows_is_an_error(raw: RawFolder, text: str, expected: str) -> None:
     (raw.folder / "labels.csv").write_text(text)
     with pytest.raises(ConcordError, match=expected):
         labels_of(raw)
 
 
-def test_duplicates_name_both_lines(raw: RawFolder) -> None:
+def test_the_error_for_a_duplicate_names_both_lines(raw: RawFolder) -> None:
     raw.rows = [[*row, f"id{k}"] for k, row in enumerate(raw.rows)]
     raw.rows[5][2] = "id1"
     raw.rows[7][0] = "./images/003.png"
@@ -217,29 +218,29 @@ def test_duplicates_name_both_lines(raw: RawFolder) -> None:
     assert "labels.csv:9: image: image listed twice 'images/003.png'; line 5 has it too" in str(caught.value)
 
 
-def test_all_faults_of_a_row_and_of_the_file_are_told_at_once(raw: RawFolder) -> None:
+def test_all_errors_of_a_row_and_of_the_file_are_reported_together(raw: RawFolder) -> None:
     raw.rows[0] = ["images/none.png", "x"]
     raw.rows[30] = ["images/030.png", ""]
     raw.write()
     with pytest.raises(ConcordError) as caught:
         labels_of(raw)
     text = str(caught.value)
-    assert "3 faults" in text
+    assert "3 errors" in text
     assert text.index("labels.csv:2: image: missing file") < text.index("labels.csv:2: reading") < text.index(":32:")
 
 
-def test_more_faults_than_fit_are_counted_by_kind(tmp_path: Path) -> None:
-    faults = Faults(tmp_path / "labels.csv")
+def test_errors_beyond_the_first_ten_are_counted_by_kind(tmp_path: Path) -> None:
+    errors = TableErrors(tmp_path / "labels.csv")
     for line in range(2, 40):
-        faults.add(line, "image", "x" * 500, BadValueError("missing file" if line < 30 else "empty file", "add it"))
+        errors.add(line, "image", "x" * 500, BadValueError("missing file" if line < 30 else "empty file", "add it"))
     with pytest.raises(ConcordError) as caught:
-        faults.tell()
+        errors.raise_if_any()
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("38 faults")
+    assert lines[0].endswith("38 errors")
     assert lines[-1] == "  and 28 more (missing file: 18, empty file: 10)"
     assert len(lines) == 12
     assert max(len(line) for line in lines[1:]) < 130
 
 
-def test_no_fault_is_no_error(tmp_path: Path) -> None:
-    Faults(tmp_path / "labels.csv").tell()
+def test_raise_if_any_without_errors_does_nothing(tmp_path: Path) -> None:
+    TableErrors(tmp_path / "labels.csv").raise_if_any()

@@ -1,4 +1,4 @@
-"""The right to a training's state: one at a time, free again when its holder has ended, and no matter without locks."""
+"""`timed_lock`: one holder at a time, released when the holder dies, and ignored on file systems without locks."""
 
 import errno
 import fcntl
@@ -13,30 +13,30 @@ from components.runner import StepCall, run
 from components.settings import Settings
 from components.shared.io import locks
 from components.shared.io.locks import timed_lock
-from components.shared.tracking.lineage import lineage_of
+from components.shared.tracking.lineage import compute_lineage
 from components.steps import STEPS
 
-HOLD = (
+HOLD_LOCK = (
     "import sys; from pathlib import Path; from components.shared.io.locks import timed_lock\n"
-    "with timed_lock(Path(sys.argv[1]), 'it'): print('has it', flush=True); input()"
+    "with timed_lock(Path(sys.argv[1]), 'it'): print('locked', flush=True); input()"
 )
 
 
-def test_the_second_is_refused_and_a_holder_that_was_killed_holds_nothing(
+def test_a_second_process_is_refused_until_the_holder_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
     file = tmp_path / "state" / ".sft.lock"
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD_LOCK, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "has it\n"
+        assert holder.stdout.readline() == "locked\n"
         with (
-            pytest.raises(ConcordError, match=r"state: another run is at the same sft, .* Let it end"),
+            pytest.raises(ConcordError, match=r"state: another run is executing the same sft, .* Wait for it or stop"),
             timed_lock(file, "the same sft"),
         ):
-            pytest.fail("two have it")
+            pytest.fail("two processes hold the lock")
         with timed_lock(tmp_path / "state" / ".other.lock", "another training"):
             pass
         monkeypatch.setattr(locks, "LOCK_SECONDS", 30.0)
@@ -45,7 +45,7 @@ def test_the_second_is_refused_and_a_holder_that_was_killed_holds_nothing(
             pass
 
 
-def test_where_the_file_system_has_no_locks_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_in_the_file_system_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(_: int, __: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -54,18 +54,18 @@ def test_where_the_file_system_has_no_locks_nothing_is_refused(tmp_path: Path, m
         pass
 
 
-def test_a_training_that_another_run_is_at_is_refused_before_it_touches_anything(
+def test_a_step_that_another_run_executes_is_refused_before_it_writes_anything(
     store: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
     inputs = {port: store / port for port in STEPS["sft"].inputs}
-    for place in inputs.values():
-        place.mkdir()
-    key = lineage_of(STEPS["sft"], settings, inputs).key
+    for folder in inputs.values():
+        folder.mkdir()
+    key = compute_lineage(STEPS["sft"], settings, inputs).key
     assert key is not None
     with (
         timed_lock(store / "state" / f".sft-{key[:16]}.lock", "it"),
-        pytest.raises(ConcordError, match="at the same sft"),
+        pytest.raises(ConcordError, match="executing the same sft"),
     ):
         run(StepCall(STEPS["sft"], settings, inputs, {"out": store / "out"}, store / "state", ()))
     assert not (store / "out").exists()

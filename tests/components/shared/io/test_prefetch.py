@@ -1,6 +1,7 @@
-"""Calls made ahead: the order and the errors are those of `map`, and what lies ready is bounded."""
+"""`prefetch`: order and errors are those of `map`, and the number of results held ahead is limited."""
 
 import threading
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -12,14 +13,21 @@ def test_results_come_in_order(count: int) -> None:
     assert list(prefetch(lambda k: 3 * k, range(count))) == [3 * k for k in range(count)]
 
 
-def test_other_threads_do_the_work() -> None:
+def test_calls_run_in_other_threads() -> None:
     threads = set(prefetch(lambda _: threading.get_ident(), range(200)))
     assert threading.get_ident() not in threads
 
 
-def test_no_more_items_are_taken_than_a_few_batches() -> None:
+def test_only_a_few_batches_of_items_are_taken_ahead() -> None:
     taken: list[int] = []
-    results = prefetch(lambda k: k, (taken.append(k) or k for k in range(10_000)), batch=5)
+
+    def items() -> Iterator[int]:
+        for k in range(10_000):
+            taken.append(k)
+            yield k
+
+    results = prefetch(lambda k: k, items(), batch=5)
+    assert isinstance(results, Generator)
     for _ in range(6):
         next(results)
     assert len(taken) <= 5 * (THREADS + 4)
@@ -27,7 +35,7 @@ def test_no_more_items_are_taken_than_a_few_batches() -> None:
     assert len(taken) < 100
 
 
-def test_an_error_is_raised_where_its_result_is_due() -> None:
+def test_an_error_is_raised_in_place_of_its_batch() -> None:
     results = prefetch(lambda k: 1 / (50 - k), range(100), batch=10)
     assert [next(results) for _ in range(50)] == [1 / (50 - k) for k in range(50)]
     with pytest.raises(ZeroDivisionError):

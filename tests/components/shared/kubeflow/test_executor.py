@@ -1,4 +1,4 @@
-"""What Kubeflow reads about a finished step, read back with Kubeflow's own code."""
+"""The executor output of a finished step, read with Kubeflow's own code."""
 
 import json
 from pathlib import Path
@@ -30,15 +30,15 @@ def executor_input(tmp_path: Path) -> dict[str, Any]:
         }
         for name in ("out", "metrics")
     }
-    return {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(tmp_path / "told" / "output.json")}}
+    return {"inputs": {}, "outputs": {"artifacts": artifacts, "outputFile": str(tmp_path / "executor" / "output.json")}}
 
 
-def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
-    told_where = ExpectedOutputs.of(json.dumps(executor_input(tmp_path)))
-    write_executor_output(told_where, {"out": out}, {"out": {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}})
-    told = executor_output_utils.load_executor_output(str(tmp_path / "told" / "output.json"))
-    assert set(told.artifacts) == {"out", "metrics"}
-    model, metrics = told.artifacts["out"].artifacts[0], told.artifacts["metrics"].artifacts[0]
+def test_artifacts_have_hash_and_metrics(out: Path, tmp_path: Path) -> None:
+    expected = ExpectedOutputs.from_json(json.dumps(executor_input(tmp_path)))
+    write_executor_output(expected, {"out": out}, {"out": {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}})
+    output = executor_output_utils.load_executor_output(str(tmp_path / "executor" / "output.json"))
+    assert set(output.artifacts) == {"out", "metrics"}
+    model, metrics = output.artifacts["out"].artifacts[0], output.artifacts["metrics"].artifacts[0]
     assert (model.name, model.uri) == ("sft-out", "s3://bucket/out")
     assert dict(model.metadata) == {"dvc_hash": dvc_hash(out), "dvc_nfiles": 1}
     assert dict(metrics.metadata) == {
@@ -53,6 +53,6 @@ def test_artifacts_carry_hash_and_metrics(out: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"outputs": {}}', '{"outputs": {"outputFile": "x", "artifacts": {"out": {}}}}']
 )
-def test_what_is_not_kubeflow_s_is_refused(text: str) -> None:
+def test_invalid_executor_input_is_refused(text: str) -> None:
     with pytest.raises(ConcordError, match="--executor-input"):
-        ExpectedOutputs.of(text)
+        ExpectedOutputs.from_json(text)

@@ -1,4 +1,4 @@
-"""The device is the accelerator that the machine has, not the one that torch was built for."""
+"""The device is an accelerator that the machine has, not merely one that torch was built for."""
 
 import ast
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from components.commands.ablation.continued_sft import effort
+from components.commands.ablation.continued_sft import training_clock
 from components.commands.bench import measure
 from components.commands.dry_run.command import dry_run
 from components.evaluate.step import run as evaluate
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch as its CUDA build is on a machine without a GPU, where anything that is moved to CUDA fails."""
+    """Imitates torch's CUDA build on a machine without a GPU, where moving anything to CUDA fails."""
 
     def current_accelerator(check_available: bool = False) -> torch.device | None:
         return None if check_available else torch.device("cuda")
@@ -36,50 +36,50 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
 
 
-def test_no_other_code_asks_torch_what_it_runs_on() -> None:
-    """Every place that chooses a device goes through `device`, so that the tests below cover them all."""
-    asking = []
+def test_only_the_device_module_asks_torch_for_an_accelerator() -> None:
+    """All code that chooses a device calls `device`, so that the tests below cover all of it."""
+    users = []
     for path in (*(ROOT / "components").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             by_name = isinstance(node, ast.Attribute) and node.attr in ("current_accelerator", "is_available", "cuda")
             by_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cuda")
             if by_name or by_text:
-                asking.append(str(path.relative_to(ROOT)))
-    assert asking == ["components/shared/model/device.py"]
+                users.append(str(path.relative_to(ROOT)))
+    assert users == ["components/shared/model/device.py"]
 
 
 @pytest.mark.usefixtures("cuda_build")
-def test_without_an_accelerator_it_is_the_cpu() -> None:
+def test_device_is_the_cpu_without_an_accelerator() -> None:
     assert device() == CPU
     assert not on_accelerator()
     assert ranks().device == CPU
 
 
-def test_an_accelerator_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_is_the_accelerator_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     assert device() == torch.device("cuda")
     assert on_accelerator()
 
 
 @pytest.mark.usefixtures("cuda_build")
-def test_evaluate_and_the_registered_model_answer(gray: GrayWorld, tmp_path: Path) -> None:
+def test_evaluate_and_the_registered_model_run_on_the_cpu(gray: GrayWorld, tmp_path: Path) -> None:
     track = SimpleNamespace(attach=lambda *_: None)
     inputs = {"ingest": gray.ingest, "sft": gray.sft, "grpo": gray.grpo}
     evaluate(gray.settings, track, **inputs, out=tmp_path / "out", report=tmp_path / "report")  # type: ignore[arg-type]
     assert (tmp_path / "out" / "predictions-grpo.parquet").exists()
     served = ImageRegressor()
-    chosen = {"dtype": "float32", "attention": "sdpa"}
-    served.load_context(SimpleNamespace(model_config=chosen, artifacts={"model": str(gray.grpo)}))  # type: ignore[arg-type]
+    config = {"dtype": "float32", "attention": "sdpa"}
+    served.load_context(SimpleNamespace(model_config=config, artifacts={"model": str(gray.grpo)}))
     assert served._model.device == CPU
 
 
 @pytest.mark.usefixtures("cuda_build")
 @pytest.mark.parametrize("step", ["sft", "grpo"])
-def test_the_dry_run_measures_nothing(step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_measures_nothing_on_the_cpu(step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(step, write_params(tmp_path / "params.yaml"), ingested(tmp_path / "rows"))
-    shown = capsys.readouterr().out
-    assert "parameters" in shown
-    assert "measured on" not in shown
+    output = capsys.readouterr().out
+    assert "parameters" in output
+    assert "measured on" not in output
 
 
 @pytest.mark.usefixtures("cuda_build")
@@ -91,14 +91,14 @@ def test_the_dry_run_measures_nothing(step: str, tmp_path: Path, capsys: pytest.
     ],
     ids=["sft", "grpo"],
 )
-def test_training_is_on_the_cpu(
+def test_training_arguments_select_the_cpu(
     arguments: Callable[[Settings, Path], object], settings: Settings, tmp_path: Path
 ) -> None:
     assert arguments(settings, tmp_path).device == CPU  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("cuda_build")
-def test_commands_time_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_measure_processor_time_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.process_time", lambda: 7.0)
-    assert effort() == 7.0
-    measure._settle()  # no accelerator to wait for
+    assert training_clock() == 7.0
+    measure._synchronize()  # no accelerator to wait for

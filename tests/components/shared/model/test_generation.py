@@ -1,6 +1,7 @@
-"""Greedy answers: the batch does not change the text, and plain transformers gives the same."""
+"""Greedy answers do not depend on the batch, and equal those of plain transformers."""
 
 import io
+from collections.abc import Generator
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +10,14 @@ import torch
 from PIL import Image
 
 from components.settings import Settings
-from components.shared.model.generation import answer
+from components.shared.model.generation import generate_answers
 from components.shared.model.loading import load, save
 from components.shared.model.prompts import prompt_with_image
 from tests.support.gauge_world import QUESTIONS, tiny, write_params
 from tests.support.raw_folder import encoded
 
 COUNT = 9
+Pair = tuple[Any, Any]  # model and processor
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +26,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def pair(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A model whose answers differ from image to image, as an untrained one's do once its head is turned up."""
+def pair(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A model and processor; the untrained weights are enlarged, so that answers differ between images."""
     model, processor = tiny(settings)
     with torch.no_grad():
         for module in (model.model.text_model.layers, model.model.connector):
@@ -36,7 +38,7 @@ def pair(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def rows(batch: int = COUNT) -> list[pa.RecordBatch]:
-    """Images with questions of three lengths, in record batches of some size."""
+    """Images with questions of three lengths, in record batches of at most `batch` rows."""
     table = pa.table(
         {
             "id": [f"row-{k}" for k in range(COUNT)],
@@ -47,48 +49,48 @@ def rows(batch: int = COUNT) -> list[pa.RecordBatch]:
     return table.to_batches(max_chunksize=batch)
 
 
-def answers(pair: Any, batch_size: int, chunk: int = COUNT) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for ids, texts in answer(*pair, rows(chunk), batch_size, 5):
+def answers(pair: Pair, batch_size: int, chunk: int = COUNT) -> dict[str, str]:
+    texts_by_id: dict[str, str] = {}
+    for ids, texts in generate_answers(*pair, rows(chunk), batch_size, 5):
         assert len(ids) == len(texts) <= batch_size
-        found |= dict(zip(ids, texts, strict=True))
-    return found
+        texts_by_id |= dict(zip(ids, texts, strict=True))
+    return texts_by_id
 
 
-def test_the_batch_does_not_change_the_text(pair: Any) -> None:
+def test_batch_size_does_not_change_the_text(pair: Pair) -> None:
     alone = answers(pair, 1)
     assert list(alone) == [f"row-{k}" for k in range(COUNT)]
-    assert len(set(alone.values())) > 3, "the answers are to differ"
+    assert len(set(alone.values())) > 3, "the answers must differ between images"
     assert answers(pair, COUNT) == answers(pair, 4) == answers(pair, 4, chunk=5) == alone
 
 
-def test_it_is_plain_greedy_generation(pair: Any) -> None:
+def test_answers_equal_plain_greedy_generation(pair: Pair) -> None:
     model, processor = pair
-    found = answers(pair, COUNT)
-    for k, (_, text) in enumerate(found.items()):
-        asked = processor.apply_chat_template(prompt_with_image(QUESTIONS[k % 3]), add_generation_prompt=True)
+    for k, text in enumerate(answers(pair, COUNT).values()):
+        prompt = processor.apply_chat_template(prompt_with_image(QUESTIONS[k % 3]), add_generation_prompt=True)
         image = Image.open(io.BytesIO(encoded(k, size=32)))
-        batch = processor(text=asked, images=[[image]], return_tensors="pt")
+        batch = processor(text=prompt, images=[[image]], return_tensors="pt")
         whole = model.generate(**batch, max_new_tokens=5, do_sample=False)
         expected = processor.tokenizer.decode(whole[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         assert text == expected
 
 
-def test_a_placeholder_is_never_answered(pair: Any) -> None:
-    """Special tokens would not be seen in the text; so the tokens are looked at."""
+def test_placeholder_tokens_have_no_probability(pair: Pair) -> None:
+    """Decoded text omits special tokens, so this test looks at the logits."""
     model, processor = pair
-    asked = processor.apply_chat_template(prompt_with_image("?"), add_generation_prompt=True)
+    prompt = processor.apply_chat_template(prompt_with_image("?"), add_generation_prompt=True)
     image = Image.open(io.BytesIO(encoded(0, size=32)))
-    batch = processor(text=asked, images=[[image]], return_tensors="pt")
+    batch = processor(text=prompt, images=[[image]], return_tensors="pt")
     logits = torch.nn.functional.log_softmax(model(**batch).logits, -1)
     assert logits[..., model.config.image_token_id].max() < -1000
 
 
-def test_the_model_is_left_as_it_was(pair: Any) -> None:
+def test_training_mode_is_restored_after_generation(pair: Pair) -> None:
     model, _ = pair
     for mode in (True, False):
         model.train(mode)
-        iterator = answer(*pair, rows(), 2, 3)
+        iterator = generate_answers(*pair, rows(), 2, 3)
+        assert isinstance(iterator, Generator)
         next(iterator)
         assert not model.training
         iterator.close()
@@ -96,5 +98,5 @@ def test_the_model_is_left_as_it_was(pair: Any) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_nothing_asked_nothing_answered(pair: Any) -> None:
-    assert list(answer(*pair, [], 4, 5)) == []
+def test_no_rows_give_no_answers(pair: Pair) -> None:
+    assert list(generate_answers(*pair, [], 4, 5)) == []

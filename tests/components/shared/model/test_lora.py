@@ -1,4 +1,4 @@
-"""Which weights are trained, and that adapters merged into the weights change nothing."""
+"""Which weights are trained, and that merging adapters does not change the logits."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from components.errors import ConcordError
 from components.settings import Lora, Model, Settings
 from components.shared.model.loading import load, save
 from components.shared.model.lora import merged, trainable, vision_tower
-from tests.support.gauge_world import LORA, asked, tiny, write_params
+from tests.support.gauge_world import LORA, noise_batch, tiny, write_params
 
 
 @pytest.fixture(scope="module")
@@ -25,67 +25,67 @@ def chosen(settings: Settings, *, freeze: bool, targets: Any = None, dropout: fl
 
 
 def gradients(model: nn.Module, processor: Any) -> dict[str, float]:
-    """Parameters that a step would change, with the size of their gradient."""
-    batch = asked(processor, 3)
+    """Parameters that get a gradient, with its norm."""
+    batch = noise_batch(processor, 3)
     model(**batch, labels=batch["input_ids"]).loss.backward()
     return {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_everything_is_trained_without_settings(settings: Settings) -> None:
+def test_all_weights_are_trained_by_default(settings: Settings) -> None:
     model, processor = tiny(settings)
     trained = trainable(model, chosen(settings, freeze=False))
     assert trained is model
     assert {name for name, _ in model.named_parameters()} == gradients(trained, processor).keys()
 
 
-def test_a_frozen_vision_tower_gets_no_gradient(settings: Settings) -> None:
+def test_frozen_vision_tower_gets_no_gradient(settings: Settings) -> None:
     model, processor = tiny(settings)
     trained = trainable(model, chosen(settings, freeze=True))
-    found = gradients(trained, processor)
+    norms = gradients(trained, processor)
     frozen = {name for name, _ in model.named_parameters() if name.startswith("model.vision_model.")}
     assert len(frozen) > 10
-    assert found.keys() == {name for name, _ in model.named_parameters()} - frozen
-    assert all(size > 0 for name, size in found.items() if "connector" in name)
+    assert norms.keys() == {name for name, _ in model.named_parameters()} - frozen
+    assert all(size > 0 for name, size in norms.items() if "connector" in name)
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_adapters_alone_are_trained(freeze: bool, settings: Settings) -> None:
+def test_only_adapters_are_trained(freeze: bool, settings: Settings) -> None:
     model, processor = tiny(settings)
     plain = {name for name, _ in model.named_parameters()}
     trained = trainable(model, chosen(settings, freeze=freeze, targets="all-linear"))
-    found = gradients(trained, processor)
-    assert found
-    assert all("lora_" in name for name in found)
-    assert any(".text_model." in name for name in found)
-    assert any(".vision_model." in name for name in found) is not freeze
-    assert not any("lm_head" in name for name in found)
+    norms = gradients(trained, processor)
+    assert norms
+    assert all("lora_" in name for name in norms)
+    assert any(".text_model." in name for name in norms)
+    assert any(".vision_model." in name for name in norms) is not freeze
+    assert not any("lm_head" in name for name in norms)
     count = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     assert count < 0.3 * sum(p.numel() for p in trained.parameters())
     assert plain  # peft renames the weights, it does not replace them
 
 
-def test_modules_can_be_named(settings: Settings) -> None:
+def test_adapters_are_added_only_to_the_named_modules(settings: Settings) -> None:
     model, processor = tiny(settings)
-    found = gradients(trainable(model, chosen(settings, freeze=True, targets=["q_proj", "v_proj"])), processor)
-    assert len(found) == 2 * 2 * 2  # layers, modules, two matrices each
-    assert all(".q_proj." in name or ".v_proj." in name for name in found)
+    norms = gradients(trainable(model, chosen(settings, freeze=True, targets=["q_proj", "v_proj"])), processor)
+    assert len(norms) == 2 * 2 * 2  # layers, modules, two matrices each
+    assert all(".q_proj." in name or ".v_proj." in name for name in norms)
 
 
-def test_merged_is_the_adapted_model(settings: Settings, tmp_path: Path) -> None:
+def test_merged_model_has_the_logits_of_the_adapted_model(settings: Settings, tmp_path: Path) -> None:
     model, processor = tiny(settings)
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     adapted = trainable(model, chosen(settings, freeze=False, targets="all-linear", dropout=0.3))
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
-        if "lora_B" in name:  # zero at the start, so that adapters begin without effect
+        if "lora_B" in name:  # initially zero, so that new adapters have no effect
             nn.init.normal_(weight, std=0.2)
-    batch = asked(processor, 3)
-    adapted.eval()  # dropout belongs to training
+    batch = noise_batch(processor, 3)
+    adapted.eval()  # switches dropout off
     with torch.no_grad():
         expected = adapted(**batch).logits
         whole = merged(adapted)
         torch.testing.assert_close(whole(**batch).logits, expected, rtol=0, atol=1e-5)
-    assert whole.state_dict().keys() == plain.keys(), "the names of a plain model"
+    assert whole.state_dict().keys() == plain.keys(), "the weight names of a plain model"
     changed = [name for name, value in whole.state_dict().items() if not torch.equal(value, plain[name])]
     assert any("text_model" in name for name in changed)
     assert not any("lm_head" in name or "embed" in name for name in changed)
@@ -97,20 +97,20 @@ def test_merged_is_the_adapted_model(settings: Settings, tmp_path: Path) -> None
     torch.testing.assert_close(logits[..., allowed], expected[..., allowed], rtol=0, atol=1e-5)
 
 
-def test_new_adapters_change_nothing(settings: Settings) -> None:
+def test_new_adapters_do_not_change_the_logits(settings: Settings) -> None:
     model, processor = tiny(settings)
-    batch = asked(processor, 2)
+    batch = noise_batch(processor, 2)
     with torch.no_grad():
         before = model(**batch).logits
         after = trainable(model, chosen(settings, freeze=False, targets="all-linear")).eval()(**batch).logits
     assert torch.equal(before, after)
 
 
-def test_a_plain_model_is_merged_already(settings: Settings) -> None:
+def test_merging_returns_a_plain_model_unchanged(settings: Settings) -> None:
     model, _ = tiny(settings)
     assert merged(model) is model
 
 
-def test_a_model_without_a_vision_tower_is_named() -> None:
+def test_missing_vision_tower_is_reported() -> None:
     with pytest.raises(ConcordError, match=r"model\.freeze_vision: Linear has no vision tower"):
-        vision_tower(nn.Linear(2, 2))  # type: ignore[arg-type]
+        vision_tower(nn.Linear(2, 2))

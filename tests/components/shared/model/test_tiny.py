@@ -1,4 +1,4 @@
-"""The tiny model: its tokenizer writes any text, its answers are short, and its seed decides its weights."""
+"""The tiny model: its tokenizer encodes any text, its answers are short, and its weights depend on the seed alone."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.settings import Settings, load_settings
-from components.shared.model.prompts import answer_tokens, completion, prompt_with_image
-from components.shared.model.tiny import build_model, build_processor, build_tokenizer, sinusoids
+from components.shared.model.prompts import completion, max_answer_tokens, prompt_with_image
+from components.shared.model.tiny import build_model, build_processor, build_tokenizer, sinusoidal_positions
 from components.shared.scoring.answers import format_answer, parse_answer
-from tests.support.gauge_world import QUESTIONS, ROOT, asked, tiny, write_params
+from tests.support.gauge_world import QUESTIONS, ROOT, noise_batch, tiny, write_params
 
 TOKENIZER = build_tokenizer(QUESTIONS)
 SPECIAL = ("<pad>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>")
@@ -38,7 +38,7 @@ def test_answers_survive_the_tokenizer(resolution: float) -> None:
         assert parse_answer(TOKENIZER.decode(ids), -1000, 1000) == pytest.approx(step * resolution - 10)
 
 
-def test_every_digit_is_a_token_of_its_own() -> None:
+def test_every_digit_is_a_separate_token() -> None:
     digits = {TOKENIZER(str(digit)).input_ids[0] for digit in range(10)}
     assert len(digits) == 10
     ids = TOKENIZER("<answer> 1234567890 </answer>").input_ids
@@ -51,23 +51,23 @@ def test_any_question_survives_the_tokenizer(question: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(question).input_ids) == question
 
 
-def test_the_same_questions_give_the_same_tokenizer() -> None:
+def test_order_of_questions_does_not_change_the_tokenizer() -> None:
     again = build_tokenizer(list(reversed(QUESTIONS)))
     assert again.backend_tokenizer.to_str() == TOKENIZER.backend_tokenizer.to_str()
     assert len(build_tokenizer([]).get_vocab()) >= 256 + len(SPECIAL)
 
 
-def test_special_tokens_are_tokens() -> None:
+def test_special_tokens_are_single_tokens() -> None:
     for token in SPECIAL:
         assert len(TOKENIZER(token).input_ids) == 1
     assert (TOKENIZER.pad_token, TOKENIZER.eos_token, TOKENIZER.padding_side) == (SPECIAL[0], SPECIAL[2], "left")
 
 
-def test_every_answer_of_the_default_experiment_fits_its_limits() -> None:
-    """Opening tag, three digits, closing tag, end: six tokens."""
+def test_answers_of_the_default_experiment_fit_max_new_tokens() -> None:
+    """Six tokens: opening tag, three digits, closing tag, end."""
     settings = load_settings(ROOT / "params.yaml")
     processor = build_processor(settings.model.tiny, [settings.task.question])  # type: ignore[arg-type]
-    assert answer_tokens(processor, settings.task) == 6
+    assert max_answer_tokens(processor, settings.task) == 6
     for value in (settings.task.low, settings.task.high):
         text = format_answer(value, settings.task.resolution)
         length = len(processor.tokenizer(text).input_ids) + 1
@@ -79,16 +79,16 @@ def test_every_answer_of_the_default_experiment_fits_its_limits() -> None:
     ("low", "high", "resolution", "expected"),
     [(0, 100, 1, 6), (0, 9, 1, 4), (-5, 9, 1, 5), (0, 1000, 0.1, 9), (0, 9999, 1, 7), (1, 228, 0.25, 9)],
 )
-def test_tokens_of_the_longest_answer(low: float, high: float, resolution: float, expected: int, pair: Any) -> None:
-    """Two tags and the end, and a token for each sign, digit and point."""
+def test_max_answer_tokens(low: float, high: float, resolution: float, expected: int, pair: Any) -> None:
+    """Two tags and the end, plus one token per sign, digit and decimal point."""
     _, processor = pair
     task = load_settings(ROOT / "params.yaml").task
     changed = task.model_copy(update={"low": float(low), "high": float(high), "resolution": float(resolution)})
-    assert answer_tokens(processor, changed) == expected
+    assert max_answer_tokens(processor, changed) == expected
 
 
-def test_the_prompt_is_where_the_conversation_begins(pair: Any, settings: Settings) -> None:
-    """Token by token: else SFT would learn another start than the one that generation gives."""
+def test_prompt_is_the_beginning_of_the_conversation(pair: Any, settings: Settings) -> None:
+    """Compared by tokens; otherwise SFT would train on a prompt that generation does not use."""
     _, processor = pair
     for question in [*QUESTIONS, "Wie groß? 数?", ""]:
         start = prompt_with_image(question)
@@ -101,10 +101,10 @@ def test_the_prompt_is_where_the_conversation_begins(pair: Any, settings: Settin
         assert rest == "<answer> 35 </answer><end_of_utterance>\n"
 
 
-def test_one_picture_is_as_many_tokens_as_there_are_patches(pair: Any, settings: Settings) -> None:
+def test_image_takes_one_token_per_patch(pair: Any, settings: Settings) -> None:
     model, processor = pair
-    for size in (32, 50, 7):  # the processor scales what is smaller or larger
-        batch = asked(processor, 3, size)
+    for size in (32, 50, 7):  # the processor resizes smaller and larger images
+        batch = noise_batch(processor, 3, size)
         image = (batch["input_ids"] == model.config.image_token_id).sum(dim=1)
         assert image.tolist() == [16, 16, 16]
         assert batch["pixel_values"].shape == (3, 1, 3, 32, 32)
@@ -112,11 +112,11 @@ def test_one_picture_is_as_many_tokens_as_there_are_patches(pair: Any, settings:
             assert model(**batch).logits.isfinite().all()
 
 
-def test_the_seed_decides_the_weights_and_nothing_else_does(settings: Settings) -> None:
+def test_weights_depend_on_the_seed_alone(settings: Settings) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one, processor = tiny(settings, seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before), "the global generator was touched"
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator must not change"
     torch.manual_seed(6)
     again = build_model(settings.model.tiny, processor, 1).state_dict()  # type: ignore[arg-type]
     other = build_model(settings.model.tiny, processor, 2).state_dict()  # type: ignore[arg-type]
@@ -124,18 +124,18 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(settings: Settings) 
     assert any(not torch.equal(value, other[name]) for name, value in one.state_dict().items())
 
 
-def test_the_default_model_has_one_to_four_million_parameters() -> None:
+def test_default_model_has_one_to_four_million_parameters() -> None:
     settings = load_settings(ROOT / "params.yaml")
     model, _ = tiny(settings)
     assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 4e6
 
 
-def test_patches_near_each_other_have_like_places() -> None:
-    places = sinusoids(4, 32)
-    assert places.shape == (16, 32)
-    assert places.abs().max() <= 1
-    assert len(torch.unique(places, dim=0)) == 16
-    grid = places.reshape(4, 4, 32)
+def test_near_patches_have_similar_position_embeddings() -> None:
+    positions = sinusoidal_positions(4, 32)
+    assert positions.shape == (16, 32)
+    assert positions.abs().max() <= 1
+    assert len(torch.unique(positions, dim=0)) == 16
+    grid = positions.reshape(4, 4, 32)
     near, far = (grid[0, 0] - grid[0, 1]).norm(), (grid[0, 0] - grid[0, 3]).norm()
     assert near < far
     # The row is in one half of the channels, the column in the other.
@@ -143,7 +143,7 @@ def test_patches_near_each_other_have_like_places() -> None:
     assert torch.equal(grid[0, 2, 16:], grid[3, 2, 16:])
 
 
-def test_it_loads_with_the_auto_classes_and_gives_the_same_logits(pair: Any, tmp_path: Path) -> None:
+def test_auto_classes_load_the_model_with_the_same_logits(pair: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from components.shared.model.loading import save
@@ -151,8 +151,8 @@ def test_it_loads_with_the_auto_classes_and_gives_the_same_logits(pair: Any, tmp
     model, processor = pair
     save(model, processor, tmp_path / "model")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
-    batch = asked(AutoProcessor.from_pretrained(tmp_path / "model"), 3)
-    ours = asked(processor, 3)
+    batch = noise_batch(AutoProcessor.from_pretrained(tmp_path / "model"), 3)
+    ours = noise_batch(processor, 3)
     assert all(torch.equal(ours[name], batch[name]) for name in ours)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, loaded(**batch).logits)

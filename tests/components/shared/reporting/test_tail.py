@@ -1,4 +1,4 @@
-"""The tail as numbers and as a picture."""
+"""The tail figure and the numbers behind it."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ def task(tmp_path: Path) -> Task:
     return write_params(tmp_path / "params.yaml", task={"low": 0, "high": 5}).task  # many > 12, few < 5
 
 
-def seen(path: Path) -> set[str]:
-    """The shot groups whose colour is in the picture: in more than the legend's patch."""
+def shot_groups_drawn(path: Path) -> set[str]:
+    """Shot groups whose colour fills more pixels than its patch in the legend."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    far = {shot: np.abs(pixels - ImageColor.getrgb(colour)).max(axis=2) for shot, colour in COLOURS.items()}
-    return {shot for shot, apart in far.items() if (apart < 3).sum() > 3000}
+    distance = {shot: np.abs(pixels - ImageColor.getrgb(colour)).max(axis=2) for shot, colour in COLOURS.items()}
+    return {shot for shot, pixels in distance.items() if (pixels < 3).sum() > 3000}
 
 
-def test_numbers_by_hand(task: Task) -> None:
+def test_numbers_match_hand_computed_values(task: Task) -> None:
     figures = tail_figures(label_histogram(TARGETS, task), task)
     assert figures["imbalance"] == 13 / 4
     assert figures["test_share"] == {"many": 0.25, "medium": 0.25, "few": 0.5}
@@ -42,7 +42,7 @@ def test_numbers_by_hand(task: Task) -> None:
     ]
 
 
-def test_regions_name_label_bins_where_these_are_wide_and_labels_have_decimals(tmp_path: Path) -> None:
+def test_regions_with_wide_bins_and_decimal_labels(tmp_path: Path) -> None:
     changes = {"low": 0, "high": 0.9, "resolution": 0.1, "bin_width": 0.5}
     task = write_params(tmp_path / "params.yaml", task=changes).task
     figures = tail_figures(label_histogram({"train": [0.1] * 13, "val": [], "test": []}, task), task)
@@ -50,19 +50,20 @@ def test_regions_name_label_bins_where_these_are_wide_and_labels_have_decimals(t
     assert figures["share"]["test"] == {"many": None, "medium": None, "few": None}
 
 
-def test_the_same_numbers_give_the_same_bytes_and_the_picture_shows_the_groups(task: Task, tmp_path: Path) -> None:
+def test_figure_is_deterministic_and_shows_the_shot_groups(task: Task, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_tail(label_histogram(TARGETS, task), task, tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert seen(tmp_path / "a.png") == {"many", "medium", "few"}
+    assert shot_groups_drawn(tmp_path / "a.png") == {"many", "medium", "few"}
     common = {"train": [1.0] * 20, "val": [1.0], "test": [1.0]}
     write_tail(label_histogram(common, task), task, tmp_path / "common.png")
-    assert seen(tmp_path / "common.png") == {"many"}
+    assert shot_groups_drawn(tmp_path / "common.png") == {"many"}
 
 
 @pytest.mark.parametrize("targets", [{}, {"train": [1.0]}, {"test": [1.0]}])
-def test_empty_splits_are_no_crash(task: Task, tmp_path: Path, targets: dict[str, list[float]]) -> None:
-    histogram = label_histogram({"train": [], "val": [], "test": []} | targets, task)
+def test_empty_splits_are_drawn(task: Task, tmp_path: Path, targets: dict[str, list[float]]) -> None:
+    empty: dict[str, list[float]] = {"train": [], "val": [], "test": []}
+    histogram = label_histogram(empty | targets, task)
     write_tail(histogram, task, tmp_path / "tail.png")
     assert Image.open(tmp_path / "tail.png").width > 1000
     assert tail_figures(histogram, task)["regions"] == [{"from": 0, "to": 5, "shot": "few"}]
@@ -71,7 +72,7 @@ def test_empty_splits_are_no_crash(task: Task, tmp_path: Path, targets: dict[str
 def test_agedb_has_the_published_shares(tmp_path: Path) -> None:
     table = SHARED_DATA / "agedb" / "agedb.csv"
     if not table.is_file():
-        pytest.skip(f"{table} is not there")
+        pytest.skip(f"{table} is missing")
     targets: dict[str, list[float]] = {"train": [], "val": [], "test": []}
     for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
         targets[row["split"]].append(float(row["age"]))

@@ -1,4 +1,4 @@
-"""The histogram of labels and its figures."""
+"""The histogram of labels and its metrics."""
 
 import csv
 import io
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.rows.histogram import histogram_csv, label_histogram, share_metrics, stretches
+from components.shared.rows.histogram import distribution_metrics, histogram_csv, label_histogram, shot_ranges
 from components.shared.scoring.shots import ShotTable
 from tests.support.raw_folder import SHARED_DATA, write_params
 
 TARGETS = {"train": [1.0] * 13 + [2.0] * 12 + [3.0] * 4 + [9.0] * 5, "val": [1.0], "test": [1.0, 2.0, 3.0, 4.0]}
 
 
-def test_bins_shots_and_figures(tmp_path: Path) -> None:
+def test_bins_shots_and_metrics(tmp_path: Path) -> None:
     task = write_params(tmp_path / "params.yaml").task  # many > 12, few < 5
     histogram = label_histogram(TARGETS, task)
     assert histogram_csv(histogram, task) == (
         "label,train,val,test,shot\n1,13,1,1,many\n2,12,0,1,medium\n3,4,0,1,few\n4,0,0,1,few\n9,5,0,0,medium\n"
     )
-    assert share_metrics(histogram) == {
+    assert distribution_metrics(histogram) == {
         "rows": {"train": 34, "val": 1, "test": 4},
         "label_bins": {"train": 4, "val": 1, "test": 4},
         "train_bins_per_shot": {"many": 1, "medium": 2, "few": 1},
@@ -37,7 +37,7 @@ def test_bins_shots_and_figures(tmp_path: Path) -> None:
         (0.25, 0.25, ["0.25,2", "0.75,1", "-0.25,1"]),
     ],
 )
-def test_labels_with_decimals_name_the_lower_end_of_their_bin(
+def test_decimal_labels_are_the_lower_ends_of_their_bins(
     tmp_path: Path, resolution: float, width: float, expected: list[str]
 ) -> None:
     task = write_params(tmp_path / "params.yaml", task={"resolution": resolution, "bin_width": width}).task
@@ -46,15 +46,15 @@ def test_labels_with_decimals_name_the_lower_end_of_their_bin(
     assert sorted(",".join(line.split(",")[:2]) for line in lines) == sorted(expected)
 
 
-def test_targets_far_out_of_range_do_not_stop_it(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_targets_far_out_of_range_are_counted(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     task = write_params(tmp_path / "params.yaml").task
     histogram = label_histogram({"train": [1.0, 1e300], "val": [], "test": []}, task)
     assert sum(bin.rows["train"] for bin in histogram) == 2
-    assert share_metrics(histogram)["test_share"] == {"many": None, "medium": None, "few": None}
+    assert distribution_metrics(histogram)["test_share"] == {"many": None, "medium": None, "few": None}
     assert not recwarn
 
 
-def test_agedb_has_the_published_shots(tmp_path: Path) -> None:
+def test_agedb_has_the_published_shot_counts(tmp_path: Path) -> None:
     table = SHARED_DATA / "agedb" / "agedb.csv"
     if not table.is_file():
         pytest.skip(f"{table} is not there")
@@ -62,12 +62,12 @@ def test_agedb_has_the_published_shots(tmp_path: Path) -> None:
     for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
         targets[row["split"]].append(float(row["age"]))
     task = write_params(tmp_path / "params.yaml", task={"many": 100, "few": 20}).task
-    figures = share_metrics(label_histogram(targets, task))
-    assert figures["train_bins_per_shot"] == {"many": 51, "medium": 16, "few": 33}
-    assert figures["rows"] == {"train": 12208, "val": 2140, "test": 2140}
-    assert figures["imbalance"] == 353
+    metrics = distribution_metrics(label_histogram(targets, task))
+    assert metrics["train_bins_per_shot"] == {"many": 51, "medium": 16, "few": 33}
+    assert metrics["rows"] == {"train": 12208, "val": 2140, "test": 2140}
+    assert metrics["imbalance"] == 353
 
 
-def test_stretches_are_runs_of_label_bins_that_share_a_shot_group() -> None:
+def test_shot_ranges_are_runs_of_label_bins_with_the_same_shot_group() -> None:
     shots = ShotTable({0: 200, 1: 150, 2: 50, 4: 5}, width=5, resolution=1)
-    assert stretches(shots, 3, 24) == [(-0.5, 9.5, "many"), (9.5, 14.5, "medium"), (14.5, 24.5, "few")]
+    assert shot_ranges(shots, 3, 24) == [(-0.5, 9.5, "many"), (9.5, 14.5, "medium"), (14.5, 24.5, "few")]

@@ -1,4 +1,4 @@
-"""Numbers as text and back."""
+"""Formatting and parsing of answers."""
 
 import math
 
@@ -88,20 +88,25 @@ def test_format_answer(value: float, resolution: float, text: str) -> None:
 
 
 @given(st.integers(-100_000, 100_000), st.sampled_from([1, 0.5, 0.1, 0.25, 0.01]))
-def test_what_is_written_is_read_back(steps: int, resolution: float) -> None:
+def test_formatted_answers_are_parsed_back(steps: int, resolution: float) -> None:
     value = steps * resolution
     assert parse_answer(format_answer(value, resolution), -1e5, 1e5) == pytest.approx(value, abs=resolution * 1e-6)
 
 
 @given(st.text())
-def test_any_text_is_read_as_a_number_in_the_range_or_none(text: str) -> None:
+def test_any_text_parses_to_a_number_in_range_or_nan(text: str) -> None:
     for completion in (text, f"<answer> {text} </answer>"):
         value = parse_answer(completion, 0, 10)
         assert math.isnan(value) or 0 <= value <= 10
 
 
-def test_parse_answers_keeps_places() -> None:
+def test_parse_answers_keeps_the_order() -> None:
     np.testing.assert_array_equal(
         parse_answers(["<answer> 1 </answer>", "no", "<answer> 3 </answer>"], 0, 9), [1, np.nan, 3]
     )
     assert parse_answers([], 0, 9).shape == (0,)
+
+
+@pytest.mark.parametrize(("value", "resolution"), [(-0.0, 1), (-1e-16, 0.1), (-0.4, 1)])
+def test_minus_zero_is_never_written(value: float, resolution: float) -> None:
+    assert format_answer(value, resolution) in ("<answer> 0 </answer>", "<answer> 0.0 </answer>")

@@ -1,4 +1,4 @@
-"""Shot groups: counting labels, with decimals too, and the limits themselves."""
+"""Shot groups: binning of labels, also with decimals, and the limits between groups."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def test_bins(targets: list, width: float, resolution: float, bins: list) -> Non
 
 
 @given(st.integers(-10_000, 10_000), st.sampled_from([(1, 1), (5, 1), (0.5, 0.1), (1, 0.1), (0.1, 0.1), (0.3, 0.1)]))
-def test_every_step_of_a_bin_is_in_it(step: int, widths: tuple[float, float]) -> None:
-    """Whole steps counted as integers are the truth; float division must not put a label into its neighbour's bin."""
+def test_every_label_step_is_in_its_bin(step: int, widths: tuple[float, float]) -> None:
+    """The expected bin is computed in integers; float division must not move a label to a neighbouring bin."""
     width, resolution = widths
     assert label_bins([step * resolution], width, resolution)[0] == step // round(width / resolution)
 
@@ -45,18 +45,18 @@ def test_every_step_of_a_bin_is_in_it(step: int, widths: tuple[float, float]) ->
         (101, "many"),
     ],
 )
-def test_limits(count: int, shot: str) -> None:
+def test_shot_group_limits(count: int, shot: str) -> None:
     table = ShotTable.of([7.0] * count + [8.0], width=1, resolution=1)
     assert table.shot([7])[0] == shot
     assert table.count([7])[0] == count
 
 
-def test_other_limits() -> None:
+def test_custom_limits() -> None:
     table = ShotTable.of([1] * 3 + [2] * 5 + [3] * 6, width=1, resolution=1, many=5, few=4)
     assert table.shot([1, 2, 3, 4]).tolist() == ["few", "medium", "many", "few"]
 
 
-def test_tenths_are_counted_in_their_bin() -> None:
+def test_decimal_labels_are_counted_in_their_bin() -> None:
     train = np.repeat(np.arange(0, 100) / 10, 5)  # 5 of each tenth: alone each would be few
     assert set(ShotTable.of(train, width=0.1, resolution=0.1).shot(train)) == {"few"}
     table = ShotTable.of(train, width=0.5, resolution=0.1)
@@ -64,7 +64,7 @@ def test_tenths_are_counted_in_their_bin() -> None:
     assert set(table.shot(train)) == {"medium"}
 
 
-def test_labels_that_training_never_saw_are_few() -> None:
+def test_labels_missing_in_training_are_few_shot() -> None:
     table = ShotTable.of([1] * 200, width=1, resolution=1)
     assert table.shot([1, 55, -3]).tolist() == ["many", "few", "few"]
     assert table.count([]).shape == table.shot([]).shape == (0,)

@@ -1,4 +1,4 @@
-"""Secrets stay out of what is printed; a store that is away is told in words."""
+"""Secrets are masked in messages, and an unreachable store is reported as a ConcordError."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import ConcordError
-from components.shared.io.secrets import masked, masked_leaves
+from components.shared.io.secrets import masked, masked_json
 from components.shared.tracking.connection import connect
 
 
@@ -33,19 +33,19 @@ def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) 
     assert masked("401 for user x with s3cr3t") == "401 for user x with ***"
 
 
-def test_in_settings_addresses_lose_their_secrets_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_secrets_in_urls_are_masked_in_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     content = {"max_test_rows": 3, "split": ["test", 0.5, None], "from": {"url": 'http://me:geheim@host/x?token=a"}'}}
-    assert masked_leaves(content) == {
+    assert masked_json(content) == {
         "max_test_rows": 3,
         "split": ["test", 0.5, None],
         "from": {"url": "http://me:***@host/x?token=***"},
     }
 
 
-def test_an_unreachable_server_is_told_soon_and_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_reported_quickly_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")  # nothing listens on the discard port
     start = time.monotonic()
     with pytest.raises(ConcordError, match=r"could not open the store.*MLFLOW_TRACKING_URI") as caught:
         connect()
@@ -54,8 +54,8 @@ def test_an_unreachable_server_is_told_soon_and_without_its_password(monkeypatch
     assert time.monotonic() - start < 30
 
 
-def test_a_database_that_cannot_be_opened_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_database_that_cannot_be_opened_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
     with pytest.raises(ConcordError, match="could not open the store"):
         connect()

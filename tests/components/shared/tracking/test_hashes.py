@@ -1,4 +1,4 @@
-"""DVC hashes, held against DVC itself."""
+"""Our DVC hashes are compared with those of DVC itself."""
 
 import hashlib
 import subprocess
@@ -14,7 +14,7 @@ from components.shared.tracking.hashes import dvc_content, dvc_hash
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of awkward names and sizes, added to a DVC repository without git."""
+    """A DVC repository without git that holds files with unusual names and sizes."""
     root = tmp_path_factory.mktemp("dvc")
     tree = root / "tree"
     (tree / "sub" / "deeper").mkdir(parents=True)
@@ -25,25 +25,25 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "sub" / "ü 漢.bin").write_bytes(bytes(range(256)) * 5000)
     (tree / "sub" / "deeper" / ".hidden").write_text("counts too")
     (root / "file.bin").write_bytes(b"\x00" * 3_000_000)
-    for words in (("init", "--no-scm"), ("add", "tree", "file.bin")):
-        subprocess.run([sys.executable, "-m", "dvc", "--quiet", *words], cwd=root, check=True)
+    for arguments in (("init", "--no-scm"), ("add", "tree", "file.bin")):
+        subprocess.run([sys.executable, "-m", "dvc", "--quiet", *arguments], cwd=root, check=True)
     return root
 
 
 @pytest.mark.parametrize("name", ["tree", "file.bin"])
-def test_hash_size_and_number_of_files_are_those_that_dvc_writes(repository: Path, name: str) -> None:
+def test_hash_size_and_number_of_files_equal_dvc_s(repository: Path, name: str) -> None:
     tracked = yaml.safe_load((repository / f"{name}.dvc").read_text())["outs"][0]
     assert dvc_hash(repository / name) == tracked["md5"]
-    known = {key: tracked[key] for key in ("md5", "size", "nfiles") if key in tracked}
-    assert dvc_content(repository / name).to_json() == known
+    expected = {key: tracked[key] for key in ("md5", "size", "nfiles") if key in tracked}
+    assert dvc_content(repository / name).to_json() == expected
 
 
-def test_many_files_are_hashed_in_processes_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_files_hashed_in_processes_give_the_same_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     for number in range(2500):
         (tmp_path / "a" / f"{number % 7} {number}").write_bytes(b"x" * number)
     in_threads = dvc_hash(tmp_path)
-    monkeypatch.setattr("components.shared.tracking.hashes._MANY", 2000)
+    monkeypatch.setattr("components.shared.tracking.hashes._MANY_FILES", 2000)
     assert dvc_hash(tmp_path) == in_threads
 
 
@@ -56,6 +56,6 @@ def test_one_changed_byte_changes_the_hash_of_the_folder(tmp_path: Path) -> None
     assert before == hashlib.md5(listing).hexdigest() + ".dir"
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConcordError, match=r"nothing-here: missing"):
-        dvc_hash(tmp_path / "nothing-here")
+def test_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConcordError, match=r"no-such-path: missing"):
+        dvc_hash(tmp_path / "no-such-path")

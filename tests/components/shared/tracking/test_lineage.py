@@ -1,4 +1,4 @@
-"""What a step is made from: held against DVC's own hashes of this repository, and what makes two runs equal."""
+"""Lineage of a step: its code hashes equal DVC's for this repository, and its key tells whether two runs are equal."""
 
 import dataclasses
 import shutil
@@ -15,8 +15,8 @@ from dvc.utils.serialize import dump_yaml
 from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
-from components.shared.tracking.lineage import Lineage, code_identity, lineage_of, params_of
-from components.shared.tracking.reuse import cached_by_lock
+from components.shared.tracking.lineage import Lineage, code_identity, compute_lineage, step_params
+from components.shared.tracking.reuse import find_in_lock
 from components.steps import STEPS
 
 ROOT = Path(__file__).parents[4]
@@ -29,27 +29,27 @@ def stages() -> dict[str, PipelineStage]:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_code_is_what_dvc_itself_would_write_of_it(name: str, stages: dict[str, PipelineStage]) -> None:
-    wanted = {}
+def test_code_hashes_equal_those_of_dvc(name: str, stages: dict[str, PipelineStage]) -> None:
+    expected = {}
     for dep in stages[name].deps:
         if dep.def_path.startswith("components/"):
             dep.save()
-            wanted[dep.def_path] = Content(dep.hash_info.value, dep.meta.size, dep.meta.nfiles)
-    assert code_identity(STEPS[name]) == wanted
-    assert f"components/{name}" in wanted
+            expected[dep.def_path] = Content(dep.hash_info.value, dep.meta.size, dep.meta.nfiles)
+    assert code_identity(STEPS[name]) == expected
+    assert f"components/{name}" in expected
 
 
-def test_without_dvcignore_the_code_is_not_known(tmp_path: Path) -> None:
-    """Bytecode would count."""
+def test_code_is_unknown_without_dvcignore(tmp_path: Path) -> None:
+    """Bytecode would be hashed too."""
     assert code_identity(STEPS["ingest"], tmp_path) == {}
     shutil.copy(ROOT / ".dvcignore", tmp_path)
     with pytest.raises(ConcordError, match="components/ingest: missing, and ingest depends on it"):
         code_identity(STEPS["ingest"], tmp_path)
     lineage = Lineage("ingest", {}, {}, {})
-    assert (lineage.key, lineage.code_mark) == (None, "none")
+    assert (lineage.key, lineage.code_fingerprint) == (None, "none")
 
 
-def made(**changes: Any) -> Lineage:
+def example(**changes: Any) -> Lineage:
     lineage = Lineage(
         "validate",
         {"ingest": Content("a" * 32 + ".dir", 10, 2)},
@@ -62,52 +62,56 @@ def made(**changes: Any) -> Lineage:
 @pytest.mark.parametrize(
     "other",
     [
-        made(inputs={"ingest": Content("d" * 32 + ".dir", 10, 2)}),
-        made(code={**made().code, "components/shared/x.py": Content("d" * 32, 4)}),
-        made(code={"components/validate": made().code["components/validate"]}),
-        made(params={**made().params, "validate": {"near_bits": 11}}),
-        made(step="sft"),
+        example(inputs={"ingest": Content("d" * 32 + ".dir", 10, 2)}),
+        example(code={**example().code, "components/shared/x.py": Content("d" * 32, 4)}),
+        example(code={"components/validate": example().code["components/validate"]}),
+        example(params={**example().params, "validate": {"near_bits": 11}}),
+        example(step="sft"),
     ],
 )
-def test_a_change_is_another_key(other: Lineage) -> None:
-    assert other.key != made().key
+def test_any_change_gives_another_key(other: Lineage) -> None:
+    assert other.key != example().key
 
 
-def test_order_is_no_change_and_json_gives_the_same_back() -> None:
-    turned = made(
-        code=dict(reversed(made().code.items())),
+def test_order_does_not_change_the_key_and_json_round_trips() -> None:
+    reordered = example(
+        code=dict(reversed(list(example().code.items()))),
         params={"validate": {"near_bits": 10}, "task": {"high": 100, "low": 0}},
     )
-    assert turned.key == made().key
-    assert Lineage.from_json(made().to_json()) == made()
-    for kept in ({}, {**made().to_json(), "inputs": {"ingest": {"md5": "a"}}}, {**made().to_json(), "step": "no"}):
-        with pytest.raises(ValueError, match="no lineage"):
-            Lineage.from_json(kept)
+    assert reordered.key == example().key
+    assert Lineage.from_json(example().to_json()) == example()
+    for damaged in (
+        {},
+        {**example().to_json(), "inputs": {"ingest": {"md5": "a"}}},
+        {**example().to_json(), "step": "no"},
+    ):
+        with pytest.raises(ValueError, match="not a lineage"):
+            Lineage.from_json(damaged)
 
 
-def test_a_step_has_its_own_sections_and_no_secret(settings: Settings, tmp_path: Path) -> None:
+def test_params_hold_the_step_s_sections_and_no_secret(settings: Settings, tmp_path: Path) -> None:
     task = settings.task.model_copy(update={"question": "see https://me:hunter2@host/x"})
-    lineage = lineage_of(STEPS["validate"], settings.model_copy(update={"task": task}), {"ingest": tmp_path})
+    lineage = compute_lineage(STEPS["validate"], settings.model_copy(update={"task": task}), {"ingest": tmp_path})
     assert lineage.params.keys() == {"task", "validate"}
     assert "hunter2" not in str(lineage.to_json())
 
 
-def test_what_the_environment_calls_a_secret_changes_no_params(
+def test_params_do_not_depend_on_secrets_in_the_environment(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else equal settings would be others on another machine, down to the names of their keys."""
+    """Masking such values would change the params, and so the key, from machine to machine."""
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     task = settings.task.model_copy(update={"question": "https://host/x?token=abc"})
-    asked = settings.model_copy(update={"task": task})
-    plain = params_of(STEPS["validate"], asked)
+    changed = settings.model_copy(update={"task": task})
+    plain = step_params(STEPS["validate"], changed)
     assert plain["task"]["question"] == "https://host/x?token=***"
     assert "max_test_imbalance" in plain["validate"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    assert params_of(STEPS["validate"], asked) == plain
+    assert step_params(STEPS["validate"], changed) == plain
 
 
 def raw_lock(lineage: Lineage) -> dict[str, Any]:
-    """The entry of DVC's lock file about it."""
+    """The entry in dvc.lock for this lineage."""
     paths = {"ingest": "artifacts/ingest"}
     deps = [{"path": paths[port], "hash": "md5", **c.to_json()} for port, c in lineage.inputs.items()]
     deps += [{"path": path, "hash": "md5", **content.to_json()} for path, content in lineage.code.items()]
@@ -115,26 +119,26 @@ def raw_lock(lineage: Lineage) -> dict[str, Any]:
     return {"cmd": "python", "deps": deps, "params": {"params.yaml": dict(lineage.params)}, "outs": outs}
 
 
-def test_the_lock_of_the_same_tells_what_it_makes(tmp_path: Path) -> None:
+def test_lock_entry_of_an_equal_run_gives_its_outputs(tmp_path: Path) -> None:
     lock = tmp_path / "dvc.lock"
-    assert cached_by_lock(made(), lock) is None
-    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"validate": raw_lock(made())}}))
-    found = cached_by_lock(made(), lock)
+    assert find_in_lock(example(), lock) is None
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"validate": raw_lock(example())}}))
+    found = find_in_lock(example(), lock)
     assert found is not None
-    assert (found.where, found.outputs) == ("dvc.lock", {"out": "e" * 32 + ".dir"})
+    assert (found.source, found.outputs) == ("dvc.lock", {"out": "e" * 32 + ".dir"})
 
 
-def test_the_lock_is_read_as_dvc_writes_it(tmp_path: Path) -> None:
-    """By YAML 1.2: 1e-05 is a number there, and `on` a word."""
-    lineage = made(params={"task": {"low": 0, "unit": "on"}, "validate": {"lr": 1e-5, "min_lr": 2.5e-07}})
+def test_lock_is_read_as_yaml_1_2(tmp_path: Path) -> None:
+    """As DVC writes it: 1e-05 is a number, and `on` is a string."""
+    lineage = example(params={"task": {"low": 0, "unit": "on"}, "validate": {"lr": 1e-5, "min_lr": 2.5e-07}})
     lock = tmp_path / "dvc.lock"
     dump_yaml(lock, {"schema": "2.0", "stages": {"validate": raw_lock(lineage)}})
     assert {"lr: 1e-05", "unit: on"} <= {line.strip() for line in lock.read_text(encoding="utf-8").splitlines()}
-    found = cached_by_lock(lineage, lock)
+    found = find_in_lock(lineage, lock)
     assert found is not None
     assert found.outputs == {"out": "e" * 32 + ".dir"}
     lock.write_text("stages: [", encoding="utf-8")
-    assert cached_by_lock(lineage, lock) is None, "a damaged file tells nothing"
+    assert find_in_lock(lineage, lock) is None, "a damaged file gives no outputs"
 
 
 def _input(entry: dict[str, Any]) -> None:
@@ -154,20 +158,20 @@ def _outputs(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [_input, _code, _params, _outputs])
-def test_the_lock_of_another_tells_nothing(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
-    entry = raw_lock(made())
+def test_lock_entry_of_a_different_run_gives_nothing(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    entry = raw_lock(example())
     change(entry)
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"validate": entry}}))
-    assert cached_by_lock(made(), tmp_path / "dvc.lock") is None
+    assert find_in_lock(example(), tmp_path / "dvc.lock") is None
 
 
-def test_this_repository_s_lock_is_read(settings: Settings) -> None:
-    """Of the real file: the params that DVC writes are those that a step sees."""
+def test_lock_of_this_repository_gives_the_outputs_of_validate(settings: Settings) -> None:
+    """In the real file, the params that DVC writes are those that a step sees."""
     entry = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]["validate"]
     contents = {dep["path"]: Content(dep["md5"], dep["size"], dep.get("nfiles")) for dep in entry["deps"]}
     inputs = {"ingest": contents.pop("artifacts/ingest")}
     lineage = Lineage("validate", inputs, contents, entry["params"]["params.yaml"])
-    found = cached_by_lock(lineage, ROOT / "dvc.lock")
+    found = find_in_lock(lineage, ROOT / "dvc.lock")
     assert found is not None
     assert found.outputs == {"out": entry["outs"][0]["md5"]}
-    assert params_of(STEPS["validate"], settings).keys() == entry["params"]["params.yaml"].keys()
+    assert step_params(STEPS["validate"], settings).keys() == entry["params"]["params.yaml"].keys()

@@ -1,4 +1,4 @@
-"""A DVC remote on a real S3 server: what goes there comes back, DVC itself finds it, and faults are told."""
+"""A DVC remote on a real S3 server: push and fetch, exchange with DVC itself, and error reports."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from components.errors import ConcordError
 from components.shared.tracking import remote as remote_module
 from components.shared.tracking.hashes import dvc_content
-from components.shared.tracking.remote import Remote, remote_of_environment
+from components.shared.tracking.remote import Remote, configured_remote
 from tests.support.s3_server import OWNER, S3Server, environment, free_ports
 
 ADDRESS = "s3://open/dvc/remote"
@@ -20,22 +20,22 @@ EMPTY = Path("/nonexistent")
 
 @pytest.fixture
 def remote(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Remote:
-    """The remote of the environment, as its owner."""
+    """The remote that the environment configures, with the owner's credentials."""
     for name, value in environment(s3_server.url, OWNER).items():
         monkeypatch.setenv(name, value)
-    return named(monkeypatch, f"{ADDRESS}/{tmp_path.name}")
+    return set_remote(monkeypatch, f"{ADDRESS}/{tmp_path.name}")
 
 
-def named(monkeypatch: pytest.MonkeyPatch, address: str) -> Remote:
+def set_remote(monkeypatch: pytest.MonkeyPatch, address: str) -> Remote:
     monkeypatch.setenv("CONCORD_DVC_REMOTE", address)
-    found = remote_of_environment(EMPTY)
-    assert found is not None
-    return found
+    remote = configured_remote(EMPTY)
+    assert remote is not None
+    return remote
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """What a step may leave: two equal files, an empty one, folders, a name that is not ASCII."""
+    """An output with two equal files, an empty file, nested folders and a name that is not ASCII."""
     folder = tmp_path / "output"
     (folder / "pages" / "deep").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(os.urandom(200_000))
@@ -47,11 +47,11 @@ def output(tmp_path: Path) -> Path:
 
 def keys(server: S3Server, remote: Remote) -> list[str]:
     prefix = remote.address.removeprefix("s3://open/")
-    listed = server.owner.list_objects_v2(Bucket="open", Prefix=prefix).get("Contents", [])
-    return [entry["Key"].removeprefix(f"{prefix}/") for entry in listed]
+    objects = server.owner.list_objects_v2(Bucket="open", Prefix=prefix).get("Contents", [])
+    return [entry["Key"].removeprefix(f"{prefix}/") for entry in objects]
 
 
-def test_an_output_goes_there_once_and_comes_back(
+def test_output_is_pushed_once_and_fetched_unchanged(
     remote: Remote, output: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:
     content = dvc_content(output)
@@ -66,9 +66,7 @@ def test_an_output_goes_there_once_and_comes_back(
     assert (tmp_path / "back" / "pages" / "ü 漢.html").read_text() == "<p>"
 
 
-def test_after_a_broken_push_only_the_rest_is_sent_and_no_list_promises_what_is_not_there(
-    remote: Remote, output: Path, s3_server: S3Server
-) -> None:
+def test_push_sends_only_the_missing_objects(remote: Remote, output: Path, s3_server: S3Server) -> None:
     content = dvc_content(output)
     remote.push(output, content)
     (lists,) = [key for key in keys(s3_server, remote) if key.endswith(".dir")]
@@ -79,7 +77,7 @@ def test_after_a_broken_push_only_the_rest_is_sent_and_no_list_promises_what_is_
     assert remote.push(output, content) == 2
 
 
-def test_dvc_pulls_what_was_pushed_and_dvc_push_is_fetched(
+def test_dvc_pull_reads_our_push_and_fetch_reads_dvc_push(
     remote: Remote, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = dvc_content(output)
@@ -88,27 +86,27 @@ def test_dvc_pulls_what_was_pushed_and_dvc_push_is_fetched(
     repository.mkdir()
     monkeypatch.chdir(repository)
     dvc("init", "--no-scm")
-    dvc("remote", "add", "--default", "there", remote.address)
+    dvc("remote", "add", "--default", "storage", remote.address)
     (repository / "output.dvc").write_text(f"outs:\n- md5: {content.md5}\n  hash: md5\n  path: output\n")
     dvc("pull")
     assert dvc_content(repository / "output") == content
-    (repository / "output" / "more.txt").write_text("made here")
+    (repository / "output" / "more.txt").write_text("new")
     dvc("add", "output")
     dvc("push")
-    # Of the repository's own config this time.
+    # From here on the remote comes from the repository's own config.
     monkeypatch.delenv("CONCORD_DVC_REMOTE")
-    own = remote_of_environment(repository)
+    own = configured_remote(repository)
     assert own is not None
     assert own.address == remote.address
-    assert own.fetch(dvc_content(repository / "output").md5, tmp_path / "there")
-    assert (tmp_path / "there" / "more.txt").read_text() == "made here"
+    assert own.fetch(dvc_content(repository / "output").md5, tmp_path / "again")
+    assert (tmp_path / "again" / "more.txt").read_text() == "new"
 
 
-def dvc(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", "--quiet", *words], check=True, stdin=subprocess.DEVNULL)
+def dvc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "--quiet", *arguments], check=True, stdin=subprocess.DEVNULL)
 
 
-def test_a_damaged_object_is_told_and_never_handed_out(
+def test_damaged_object_is_reported_and_not_fetched(
     remote: Remote, output: Path, s3_server: S3Server, tmp_path: Path
 ) -> None:
     content = dvc_content(output)
@@ -116,7 +114,7 @@ def test_a_damaged_object_is_told_and_never_handed_out(
     md5 = dvc_content(output / "model.safetensors").md5
     prefix = remote.address.removeprefix("s3://open/")
     s3_server.put(f"{prefix}/files/md5/{md5[:2]}/{md5[2:]}", b"something else")
-    with pytest.raises(ConcordError, match=rf"{md5[:2]}/{md5[2:]} is not what its name says: its bytes have another"):
+    with pytest.raises(ConcordError, match=rf"{md5[:2]}/{md5[2:]} does not match its hash: its bytes have another"):
         remote.fetch(content.md5, tmp_path / "back")
     assert not (tmp_path / "back").exists()
     listing = b'[{"md5": "0cc175b9c0f1b6a831c399e269772661", "relpath": "../../outside"}]'
@@ -125,7 +123,7 @@ def test_a_damaged_object_is_told_and_never_handed_out(
         remote.fetch(content.md5, tmp_path / "back")
 
 
-def test_an_output_that_changed_since_is_not_pushed(remote: Remote, output: Path, s3_server: S3Server) -> None:
+def test_output_that_changed_after_the_step_is_not_pushed(remote: Remote, output: Path, s3_server: S3Server) -> None:
     content = dvc_content(output)
     (output / "metrics.json").write_text("{}")
     with pytest.raises(ConcordError, match="output: changed since the step wrote it"):
@@ -133,7 +131,7 @@ def test_an_output_that_changed_since_is_not_pushed(remote: Remote, output: Path
     assert keys(s3_server, remote) == []
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for(
+def test_unreachable_server_is_retried_for_one_minute(
     remote: Remote,
     s3_server: S3Server,
     output: Path,
@@ -143,51 +141,51 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (port,) = free_ports(1)
-    away = f"http://127.0.0.1:{port}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", away)
-    waited = []
+    unreachable = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", unreachable)
+    delays = []
 
-    def comes_back_while_we_wait(seconds: float) -> None:
-        waited.append(seconds)
-        if len(waited) == 2:
+    def recover_during_the_second_delay(seconds: float) -> None:
+        delays.append(seconds)
+        if len(delays) == 2:
             monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
 
-    monkeypatch.setattr(remote_module, "sleep", comes_back_while_we_wait)
+    monkeypatch.setattr(remote_module, "sleep", recover_during_the_second_delay)
     assert remote.push(output, dvc_content(output)) == 4
-    assert waited == [1.0, 2.0]
-    assert re.search(r"could not push \S+/output: .*; tried again in 1 s", capsys.readouterr().err)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", away)
+    assert delays == [1.0, 2.0]
+    assert re.search(r"could not push \S+/output: .*; retrying in 1 s", capsys.readouterr().err)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", unreachable)
     with pytest.raises(ConcordError, match=r"DVC remote s3://open/.*: could not fetch .*AWS_ENDPOINT_URL"):
         remote.fetch(dvc_content(output).md5, output.parent / "again")
-    assert sum(waited[2:]) >= 60
+    assert sum(delays[2:]) >= 60
 
 
-def test_faults_are_told_at_once_and_without_the_key(
+def test_permanent_errors_are_reported_without_the_secret(
     s3_server: S3Server, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_module, "WAITS", ())
+    monkeypatch.setattr(remote_module, "RETRY_DELAYS", ())
     for name, value in environment(s3_server.url, (OWNER[0], "wrong-secret-5d2")).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConcordError, match="could not read it") as caught:
-        named(monkeypatch, ADDRESS).check()
+        set_remote(monkeypatch, ADDRESS).check()
     assert "wrong-secret-5d2" not in str(caught.value)
     for name, value in environment(s3_server.url, OWNER).items():
         monkeypatch.setenv(name, value)
-    named(monkeypatch, ADDRESS).check()
-    nowhere = named(monkeypatch, "s3://no-such-bucket/x")
+    set_remote(monkeypatch, ADDRESS).check()
+    no_bucket = set_remote(monkeypatch, "s3://no-such-bucket/x")
     with pytest.raises(ConcordError, match="no-such-bucket"):
-        nowhere.check()
+        no_bucket.check()
     with pytest.raises(ConcordError, match=r"could not push .*Check CONCORD_DVC_REMOTE"):
-        nowhere.push(output, dvc_content(output))
+        no_bucket.push(output, dvc_content(output))
 
 
-@pytest.mark.parametrize("given", ["nobody", "gopher://x/y"])
-def test_what_is_no_remote_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONCORD_DVC_REMOTE", given)
-    with pytest.raises(ConcordError, match=f"CONCORD_DVC_REMOTE={given}: no DVC remote"):
-        remote_of_environment(EMPTY)
+@pytest.mark.parametrize("value", ["nobody", "gopher://x/y"])
+def test_invalid_remote_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCORD_DVC_REMOTE", value)
+    with pytest.raises(ConcordError, match=f"CONCORD_DVC_REMOTE={value}: not a DVC remote"):
+        configured_remote(EMPTY)
 
 
-def test_without_a_name_there_is_no_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_remote_without_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONCORD_DVC_REMOTE", raising=False)
-    assert remote_of_environment(EMPTY) is None
+    assert configured_remote(EMPTY) is None

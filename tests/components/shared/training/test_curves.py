@@ -1,16 +1,17 @@
-"""Curves: to the tracker while training runs, and to files that hold nothing that differs from run to run."""
+"""Curves: sent to the tracker during training, and written to files that are the same in every run."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from components.shared.training.curves import Follow, write_results
+from components.shared.training.curves import CurveCallback, write_results
 from tests.support.gauge_world import Curves
 
-HISTORY = [
+HISTORY: list[dict[str, Any]] = [
     {"loss": 2.0, "learning_rate": 0.1, "epoch": 0.1, "step": 5, "step_time": 0.3},
     {"val_mae": 20.0, "epoch": 0.1, "step": 5},
     {"loss": 1.0, "learning_rate": 0.05, "epoch": 0.2, "step": 10, "num_tokens": 900.0, "kl": None},
@@ -20,7 +21,7 @@ HISTORY = [
 ]
 
 
-def test_a_line_a_step_a_column_a_metric(tmp_path: Path) -> None:
+def test_the_curve_has_a_row_per_step_and_a_column_per_metric(tmp_path: Path) -> None:
     write_results(tmp_path, HISTORY, {"steps": 15, "val_mae": 19.5, "nothing": None})
     with open(tmp_path / "curve.csv", encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
@@ -34,34 +35,34 @@ def test_a_line_a_step_a_column_a_metric(tmp_path: Path) -> None:
     assert metrics == {"learning_rate": 0.05, "nothing": None, "steps": 15, "val_mae": 19.5}
 
 
-def test_no_history_at_all(tmp_path: Path) -> None:
+def test_an_empty_history(tmp_path: Path) -> None:
     write_results(tmp_path, [], {"steps": 0})
     assert (tmp_path / "curve.csv").read_text(encoding="utf-8") == "step\n"
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == {"steps": 0}
 
 
-def test_the_tracker_gets_finite_numbers_with_their_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tracker_gets_the_finite_figures_of_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     track = Curves()
-    follow = Follow(track, ("loss",))  # type: ignore[arg-type]
+    callback = CurveCallback(track, ("loss",))  # type: ignore[arg-type]
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     state, control = TrainerState(max_steps=20, is_world_process_zero=True), TrainerControl()
-    follow.on_train_begin(arguments, state, control)
+    callback.on_train_begin(arguments, state, control)
     state.global_step = 5
-    follow.on_step_end(arguments, state, control)
+    callback.on_step_end(arguments, state, control)
     logs = {"loss": 2.0, "step_time": 0.1, "kl": float("nan"), "note": "text"}
-    follow.on_log(arguments, state, control, logs=logs)  # type: ignore[arg-type]
-    follow.on_log(arguments, state, control)
-    follow.on_train_end(arguments, state, control)
+    callback.on_log(arguments, state, control, logs=logs)  # type: ignore[arg-type]
+    callback.on_log(arguments, state, control)
+    callback.on_train_end(arguments, state, control)
     assert track.points == [(5, {"loss": 2.0, "step_time": 0.1}), (5, {})]
     assert "training" in capsys.readouterr().out
 
 
-def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    follow = Follow(None, ("loss",))
+def test_other_ranks_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = CurveCallback(None, ("loss",))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     state, control = TrainerState(is_world_process_zero=False), TrainerControl()
-    follow.on_train_begin(arguments, state, control)
-    follow.on_step_end(arguments, state, control)
-    follow.on_log(arguments, state, control, logs={"loss": 1.0})
-    follow.on_train_end(arguments, state, control)
+    callback.on_train_begin(arguments, state, control)
+    callback.on_step_end(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"loss": 1.0})
+    callback.on_train_end(arguments, state, control)
     assert capsys.readouterr() == ("", "")

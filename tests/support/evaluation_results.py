@@ -1,11 +1,11 @@
-"""Judgements made by hand: the answers are given, no model is asked."""
+"""Builds evaluation results from hand-written answers, without a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from components.evaluate.results import MODELS, Judged, Judgement, differences
+from components.evaluate.results import MODELS, EvaluationResults, ModelResults, differences
 from components.settings import Settings
 from components.shared.reporting import metrics
 from components.shared.reporting.predictions import (
@@ -19,13 +19,13 @@ from components.shared.scoring.shots import ShotTable
 TITLES = {"base": "untrained", "sft": "SFT", "grpo": "CCC-GRPO"}
 
 
-def judgement(
+def evaluation_results(
     settings: Settings, folder: Path, train: Sequence[float], targets: Sequence[float], **answers: Sequence[float]
-) -> Judgement:
-    """What the models called `base`, `sft` and `grpo` come to; NaN is an unparseable answer."""
+) -> EvaluationResults:
+    """Evaluates the answers of `base`, `sft` and `grpo`; NaN is an unparseable answer."""
     task = settings.task
-    counted = np.array(train, float)
-    shots = ShotTable.of(counted, task.bin_width, task.resolution, task.many, task.few)
+    train_targets = np.array(train, float)
+    shots = ShotTable.of(train_targets, task.bin_width, task.resolution, task.many, task.few)
     truth = np.array(targets, float)
     models = []
     for name in MODELS:
@@ -35,6 +35,6 @@ def judgement(
         path = predictions_file(folder, name)
         write_predictions(path, ids, truth, shots.shot(truth).tolist(), texts, values)
         table = read_predictions(path)
-        found = to_predictions(table, task)
-        models.append(Judged(name, TITLES[name], table, found, metrics.evaluate(found, 50, 0)))
-    return Judgement(settings, counted, shots, models, differences(models, settings.evaluate))
+        predictions = to_predictions(table, task)
+        models.append(ModelResults(name, TITLES[name], table, predictions, metrics.evaluate(predictions, 50, 0)))
+    return EvaluationResults(settings, train_targets, shots, models, differences(models, settings.evaluate))

@@ -1,6 +1,6 @@
-"""Run on every rank by test_ranks.py: the look at validation images, shared out over the ranks and joined.
+"""Script that test_ranks.py runs on every rank: generates SFT's validation answers, divided among the ranks.
 
-torchrun --nproc-per-node 3 -m tests.support.looks PARAMS INGEST WARM OUT
+torchrun --nproc-per-node 3 -m tests.support.rank_validation PARAMS INGEST WARM OUT
 """
 
 import json
@@ -12,7 +12,7 @@ from components.sft.trainer import WarmStartTrainer, sft_presentations, training
 from components.shared.model.loading import load
 from components.shared.training.ranks import node_cache, ranks
 
-COUNTS = (1, 2, 3, 4, 7, 10)  # of images: fewer than ranks, as many, and such as do not divide
+COUNTS = (1, 2, 3, 4, 7, 10)  # images: fewer than ranks, as many, and numbers that 3 does not divide
 
 
 def main(params: str, ingest: str, warm: str, out: str) -> None:
@@ -28,7 +28,7 @@ def main(params: str, ingest: str, warm: str, out: str) -> None:
             settings=settings,
             ingest=Path(ingest),
         )
-    values = {count: trainer._values(count).tolist() for count in COUNTS}
+    values = {count: trainer._validation_answers(count).tolist() for count in COUNTS}
     (Path(out) / f"rank-{state.process_index}.json").write_text(json.dumps(values), encoding="utf-8")
     state.wait_for_everyone()
 

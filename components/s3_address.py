@@ -1,23 +1,23 @@
-"""`s3://bucket/prefix`: parsed and checked, without asking the bucket."""
+"""Parses and checks addresses `s3://bucket/prefix`, without access to the bucket."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
-# MinIO speaks S3; Kubeflow writes its addresses with a scheme of their own.
+# MinIO implements S3, but Kubeflow writes its addresses with the scheme minio://.
 _SCHEMES = ("s3://", "minio://")
-_OTHER = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ANY_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SIGNED = re.compile(r"X-Amz-|[?&](Signature|AWSAccessKeyId)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class S3Address:
-    """A folder of a bucket.
+    """A folder in a bucket.
 
     Attributes:
-        bucket: its name.
-        prefix: without slashes at its ends; empty for the whole bucket.
+        bucket: the bucket's name.
+        prefix: without leading or trailing slashes; empty for the whole bucket.
     """
 
     bucket: str
@@ -28,40 +28,41 @@ class S3Address:
 
     @property
     def folder(self) -> str:
-        """What the keys of its objects begin with: data/ for the prefix data, so that data2/x is no part of it."""
+        """What the keys in the folder begin with: `data/` for the prefix `data`, which excludes `data2/x`."""
         return f"{self.prefix}/" if self.prefix else ""
 
 
 def is_s3(text: str) -> bool:
-    """Whether `text` is meant as an address of S3, well-formed or not."""
+    """Whether `text` is meant as an S3 address, even if it is malformed."""
     return text.lower().startswith(("s3:", "minio:"))
 
 
 def parse_location(text: str) -> "Path | S3Address":
-    """A local folder, or an address of S3.
+    """Parses a local path or an S3 address.
 
     Raises:
-        ValueError: an address that nothing here can read (`gs://...`), or a malformed one.
+        ValueError: the address has an unsupported scheme (`gs://...`), or is malformed.
     """
     if is_s3(text):
         return parse_s3(text)
-    if scheme := _OTHER.match(text):
-        raise ValueError(f"{scheme[0]}... cannot be read; give a folder, or copy the data to s3://bucket/prefix")
+    if scheme := _ANY_SCHEME.match(text):
+        raise ValueError(f"{scheme[0]}... is not supported; give a folder, or copy the data to s3://bucket/prefix")
     return Path(text)
 
 
 def parse_s3(text: str) -> S3Address:
-    """The address; `minio://` is read as `s3://`.
+    """Parses an S3 address; `minio://` is read as `s3://`.
 
     Raises:
-        ValueError: it is none, or holds credentials. The message never repeats the text, which may hold a secret.
+        ValueError: not an S3 address, or one with credentials. The message does not repeat the text, which may contain
+            a secret.
     """
     scheme = next((scheme for scheme in _SCHEMES if text.startswith(scheme)), "")
     bucket, _, prefix = text[len(scheme or "s3://") :].partition("/")
     if "@" in bucket or _SIGNED.search(text):
         raise ValueError(
-            "an S3 address holds no credentials; write s3://bucket/prefix, and give them by the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            "an S3 address must not contain credentials; write s3://bucket/prefix, and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment"
         )
     if not scheme or not _BUCKET.fullmatch(bucket):
         raise ValueError("not an S3 address; write s3://bucket/prefix")

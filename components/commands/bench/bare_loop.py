@@ -1,6 +1,6 @@
-"""The bare loop that the data steps are held against: one process, no checks but Pillow's, no splits, no hashes.
+"""The baseline of the data benchmark: one process that reads, decodes and packs images, without checks or splits.
 
-`python -m components.commands.bench.bare TABLE OUT`
+`python -m components.commands.bench.bare_loop TABLE OUT`
 """
 
 import csv
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-ROWS = 1000  # written together
+ROWS_PER_WRITE = 1000
 
 
 def main(table: Path, out: Path) -> int:
-    """Reads every file that the table names, decodes it, and writes the same bytes to one Parquet file.
+    """Reads and decodes every file in the table, and writes the same bytes to one Parquet file.
 
     Returns:
         The number of rows.
@@ -32,7 +32,7 @@ def main(table: Path, out: Path) -> int:
             Image.open(io.BytesIO(data)).load()
             rows.append({"image": image, "bytes": data, "target": float(target)})
             count += 1
-            if len(rows) == ROWS:
+            if len(rows) == ROWS_PER_WRITE:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
         if rows:

@@ -1,6 +1,6 @@
-"""Sampling on a shared prefix: the model's own distribution, an end that ends, and what TRL's own generation draws.
+"""Sampling on a shared prefix: the model's own distribution, the end of completions, and agreement with TRL's sampling.
 
-That log-probs and gradients equal those of TRL's path is tested with the trainer (tests/components/grpo).
+test_trainer.py and test_sharing.py test that log-probs and gradients equal TRL's.
 """
 
 from collections import Counter
@@ -15,39 +15,39 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import DynamicCache
 
-from components.grpo.shared_prefix import Prefix, Slots, encode, sample, score, score_whole
 from components.settings import Settings
 from components.shared.model.loading import load, save
-from tests.support.gauge_world import asked, tiny, write_params
+from components.shared.model.shared_prefix import Prefix, Slots, encode, sample, score, score_without_cache
+from tests.support.gauge_world import noise_batch, tiny, write_params
 
 V = 5
 END, PAD = 3, 4
-# Row t: probabilities of the token after t. The pad is impossible, as the suppression makes it.
+# Row t: probabilities of the token after t. The pad has probability 0, as the suppression of placeholders sets it.
 CHAIN = torch.tensor(
     [
         [0.1, 0.6, 0.2, 0.1, 0.0],
         [0.3, 0.1, 0.1, 0.5, 0.0],
         [0.0, 0.0, 0.5, 0.5, 0.0],
-        [0.25, 0.25, 0.25, 0.25, 0.0],  # after the end: must not matter
-        [1.0, 0.0, 0.0, 0.0, 0.0],  # after a pad: must not matter
+        [0.25, 0.25, 0.25, 0.25, 0.0],  # after the end: unused
+        [1.0, 0.0, 0.0, 0.0, 0.0],  # after a pad: unused
     ]
 )
 FIRST = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.0])
 
 
 class Chain:
-    """A language model that looks at the last token alone, so that every probability is known."""
+    """A language model that depends on the last token only, so that every probability is known."""
 
     def __init__(self) -> None:
-        """Remembers the masks and the positions that it was given."""
+        """Records masks and positions."""
         self.masks: list[Tensor] = []
-        self.places: list[Tensor] = []
+        self.positions: list[Tensor] = []
 
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(_attn_implementation="sdpa"))
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **_: Any) -> Any:
         self.masks.append(attention_mask)
-        self.places.append(position_ids)
+        self.positions.append(position_ids)
         return SimpleNamespace(logits=CHAIN.log()[input_ids])
 
 
@@ -58,7 +58,7 @@ def chain_prefix(count: int) -> Prefix:
     return Prefix(DynamicCache(), FIRST.log().repeat(count, 1), mask, torch.full((count,), 7))
 
 
-def drawn(count: int, length: int = 4, temperature: float = 1.0, seed: int = 0) -> tuple[Tensor, Chain]:
+def sampled(count: int, length: int = 4, temperature: float = 1.0, seed: int = 0) -> tuple[Tensor, Chain]:
     torch.manual_seed(seed)
     model = Chain()
     inputs = count // 10
@@ -67,7 +67,7 @@ def drawn(count: int, length: int = 4, temperature: float = 1.0, seed: int = 0) 
 
 
 def fits(counts: Tensor, probabilities: Tensor) -> bool:
-    """Chi-square: what was drawn is a sample of this distribution, impossible tokens never drawn."""
+    """Chi-square test of the counts against this distribution; tokens of probability 0 must not occur."""
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     expected = probabilities[possible].double()
@@ -76,8 +76,8 @@ def fits(counts: Tensor, probabilities: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_follow_the_model_s_distribution(temperature: float) -> None:
-    ids, _ = drawn(20_000, length=2, temperature=temperature)
+def test_tokens_follow_the_distribution_of_the_model(temperature: float) -> None:
+    ids, _ = sampled(20_000, length=2, temperature=temperature)
     flat = FIRST.pow(1 / temperature)
     assert fits(torch.bincount(ids[:, 0], minlength=V), flat / flat.sum())
     for token in (0, 1, 2):
@@ -86,14 +86,14 @@ def test_tokens_follow_the_model_s_distribution(temperature: float) -> None:
         assert fits(torch.bincount(after, minlength=V), row / row.sum()), f"after {token}"
 
 
-def test_the_temperature_is_seen() -> None:
-    """The test above is one that can fail."""
-    ids, _ = drawn(20_000, length=1, temperature=2.0)
+def test_another_temperature_gives_another_distribution() -> None:
+    """The test above can fail."""
+    ids, _ = sampled(20_000, length=1, temperature=2.0)
     assert not fits(torch.bincount(ids[:, 0], minlength=V), FIRST)
 
 
-def test_after_the_end_there_is_padding_alone() -> None:
-    ids, _ = drawn(3000, length=6)
+def test_only_padding_follows_the_end() -> None:
+    ids, _ = sampled(3000, length=6)
     assert ids.shape == (3000, 6)
     for row in ids.tolist():
         if END in row:
@@ -105,7 +105,7 @@ def test_after_the_end_there_is_padding_alone() -> None:
     assert 0.05 < (ids != END).all(dim=1).float().mean() < 0.5
 
 
-def test_it_stops_when_all_have_ended() -> None:
+def test_sampling_stops_when_all_completions_have_ended() -> None:
     torch.manual_seed(0)
     ended = Prefix(DynamicCache(), torch.eye(V)[END].log().repeat(3, 1), torch.ones(3, 2), torch.full((3,), 2))
     model = Chain()
@@ -113,7 +113,7 @@ def test_it_stops_when_all_have_ended() -> None:
     assert model.masks == []
 
 
-def test_several_tokens_may_end_it() -> None:
+def test_each_end_token_ends_a_completion() -> None:
     torch.manual_seed(0)
     ids = sample(Chain(), chain_prefix(500), Slots(torch.arange(500), 500), 5, 1.0, [END, 2], PAD)
     for row in ids.tolist():
@@ -122,22 +122,22 @@ def test_several_tokens_may_end_it() -> None:
         assert all(token == PAD for token in (row[ends[0] + 1 :] if ends else []))
 
 
-def test_each_slot_sees_the_prompt_and_itself() -> None:
-    _, model = drawn(50, length=4)
+def test_each_slot_attends_to_the_prompt_and_to_itself() -> None:
+    _, model = sampled(50, length=4)
     assert [mask.shape for mask in model.masks] == [(5, 1, 10, 7 + 10 * step) for step in (1, 2, 3)]
     for step, mask in enumerate(model.masks, start=1):
-        assert not mask[0, 0, :, :3].any(), "padding of the prompt stays masked"
+        assert not mask[0, 0, :, :3].any(), "the prompt's padding is masked"
         assert mask[0, 0, :, 3:7].all()
         assert mask[1:, 0, :, :7].all()
         for slot in range(10):
             others = mask[:, 0, slot, 7:].view(5, step, 10)
             assert others[..., slot].all()
-            assert others.sum() == 5 * step, "and of the suffixes nothing else"
-    assert [place.unique().tolist() for place in model.places] == [[7], [8], [9]]
+            assert others.sum() == 5 * step, "and to no other slot"
+    assert [positions.unique().tolist() for positions in model.positions] == [[7], [8], [9]]
 
 
 @pytest.mark.parametrize("owners", [[0, 0, 1, 1], [2, 0, 2, 1, 0, 2], [1, 1, 1]])
-def test_slots_give_back_what_was_spread(owners: list[int]) -> None:
+def test_collect_inverts_spread(owners: list[int]) -> None:
     slots = Slots(torch.tensor(owners), 3)
     rows = torch.arange(2 * len(owners)).view(-1, 2)
     spread = slots.spread(rows)
@@ -148,8 +148,8 @@ def test_slots_give_back_what_was_spread(owners: list[int]) -> None:
         assert spread[i, : len(own)].tolist() == own.tolist(), "in the order of the completions"
 
 
-def test_one_token_needs_no_further_pass() -> None:
-    ids, model = drawn(10, length=1)
+def test_one_token_needs_no_model_call() -> None:
+    ids, model = sampled(10, length=1)
     assert ids.shape == (10, 1)
     assert model.masks == []
 
@@ -169,12 +169,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("whole_pass", [False, True], ids=["cached", "whole"])
-def test_completions_see_their_own_prefix(warm: tuple[Settings, Path], attention: str, whole_pass: bool) -> None:
-    """Prompts padded to one length, shared out in a mixed order: as if each were encoded alone."""
+def test_completions_attend_to_their_own_prefix(warm: tuple[Settings, Path], attention: str, whole_pass: bool) -> None:
+    """Padded prompts, completions in a mixed order: the same values as if each sequence were computed alone."""
     settings, folder = warm
     model, processor = load(folder, settings.model)
     model.set_attn_implementation(attention)
-    batch = asked(processor, 3)
+    batch = noise_batch(processor, 3)
     fields = {name: batch[name] for name in ("pixel_values", "pixel_attention_mask")}
     owners = torch.tensor([2, 0, 2, 1, 0])
     ids = torch.tensor([[27, 28, 29], [21, 22, 23], [27, 28, 29], [40, 50, 60], [23, 22, 21]])
@@ -183,8 +183,8 @@ def test_completions_see_their_own_prefix(warm: tuple[Settings, Path], attention
     with torch.no_grad():
         slots = Slots(owners, 3)
         if whole_pass:
-            asked_for = batch["input_ids"], batch["attention_mask"], fields
-            logps, entropy = score_whole(model, *asked_for, slots, ids, 0.7)
+            inputs = batch["input_ids"], batch["attention_mask"], fields
+            logps, entropy = score_without_cache(model, *inputs, slots, ids, 0.7)
         else:
             prefix = encode(model, batch["input_ids"], batch["attention_mask"], fields)
             logps, entropy = score(model, prefix, slots, ids, 0.7)
@@ -203,8 +203,8 @@ def test_completions_see_their_own_prefix(warm: tuple[Settings, Path], attention
 
 
 def first_token_counts(trainer: Any, sharing: bool) -> list[Counter[int]]:
-    """First tokens of each input's completions, as the training step draws them."""
-    trainer.sharing = sharing
+    """Counts the first tokens of each input's completions in a training step."""
+    trainer.shares_prefix = sharing
     torch.manual_seed(1)
     trainer.model.train()
     output = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
@@ -212,8 +212,8 @@ def first_token_counts(trainer: Any, sharing: bool) -> list[Counter[int]]:
     return [Counter(row.tolist()) for row in first]
 
 
-def test_first_tokens_are_drawn_as_trl_draws_them(warm: tuple[Settings, Path], tmp_path: Path) -> None:
-    """Both from softmax(logits / temperature) of the model itself, by a chi-square test on some twenty bins."""
+def test_first_tokens_follow_the_same_distribution_as_in_trl(warm: tuple[Settings, Path], tmp_path: Path) -> None:
+    """Both follow softmax(logits / temperature) of the model, by a chi-square test on twenty bins."""
     from datasets import Dataset
     from PIL import Image
 
@@ -225,7 +225,7 @@ def test_first_tokens_are_drawn_as_trl_draws_them(warm: tuple[Settings, Path], t
 
     def show(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         ks = batch["position"]
-        row = {"prompt": [prompt("How bright?") for _ in ks], "image": [pictures[k] for k in ks]}
+        row: dict[str, list[Any]] = {"prompt": [prompt("How bright?") for _ in ks], "image": [pictures[k] for k in ks]}
         return row | {"target": [50.0 for _ in ks], "shot": ["many" for _ in ks]}
 
     model, processor = load(folder, settings.model)
@@ -236,7 +236,7 @@ def test_first_tokens_are_drawn_as_trl_draws_them(warm: tuple[Settings, Path], t
         processing_class=processor,
         settings=settings,
     )
-    found = {sharing: first_token_counts(trainer, sharing) for sharing in (True, False)}
+    counts_by_path = {sharing: first_token_counts(trainer, sharing) for sharing in (True, False)}
     text = processor.apply_chat_template(
         [
             {
@@ -253,7 +253,7 @@ def test_first_tokens_are_drawn_as_trl_draws_them(warm: tuple[Settings, Path], t
         order = np.argsort(exact)
         bins = np.minimum((np.cumsum(exact[order]) * 20).astype(int), 19)
         share = np.bincount(bins, exact[order], minlength=20)
-        for sharing, counts in found.items():
+        for sharing, counts in counts_by_path.items():
             seen = np.bincount(bins, [counts[k][token] for token in order], minlength=20)
             assert seen.sum() == 400
             assert chisquare(seen, share * 400 / share.sum()).pvalue > 1e-3, f"sharing: {sharing}"

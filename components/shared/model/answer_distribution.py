@@ -1,0 +1,221 @@
+"""The model's probability of every number of a task, exactly, in one pass per image.
+
+The inner nodes of the answer tree are packed behind the prompt as one suffix. A node attends to the prompt, to its
+ancestors and to itself, and its position is the prompt's end plus its depth. The logits at a node give the
+log-probabilities of its children, so log p(n | x) is a sum over the edges on the path of n. Log-probabilities are over
+the whole vocabulary. Logits are computed a few nodes at a time, also in the backward pass: `(U, T, V)` is never stored.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+
+from components.shared.model.answer_tree import AnswerTree
+from components.shared.model.shared_prefix import (
+    PER_TOKEN,
+    Prefix,
+    attention_mask_for,
+    prompt_positions,
+    suffix_visibility,
+)
+
+LOGIT_BYTES = 2**27  # of one block of logits in float32
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Log-probabilities of all numbers.
+
+    Attributes:
+        numbers: `(U, N)`; -inf for numbers below a branch that was left out.
+        dropped: `(U,)` probability of the branches that were left out.
+    """
+
+    numbers: Tensor
+    dropped: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        """`(U,)` probability of any canonical answer; the rest goes to other texts and to what was left out."""
+        return self.numbers.exp().sum(dim=1)
+
+
+def from_prefix(model: Any, prefix: Prefix, tree: AnswerTree) -> Tensor:
+    """Log-probabilities `(U, N)` from encoded prompts; gradients flow if they flow through the prefix.
+
+    Args:
+        model: any wrapper of the model that `encode` ran.
+        prefix: U prompts; it stays as it is.
+    """
+    tokens, positions, sees = _suffix(tree, prefix.next_position, len(prefix.mask))
+    with _hidden_states(model) as head:
+        out = model(
+            input_ids=tokens,
+            attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, sees)),
+            position_ids=positions,
+            past_key_values=prefix.fork(),
+            use_cache=True,
+        )
+        edges = torch.cat(
+            [
+                _edges_of_first(prefix.logits, tree),
+                _edge_log_probs(head, out.logits, *_edges_behind_the_first(tree, out.logits.device)),
+            ],
+            dim=1,
+        )
+    return _along_paths(edges, tree)
+
+
+def from_prompts(model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str, Tensor], tree: AnswerTree) -> Tensor:
+    """`from_prefix` in one pass from the beginning: keeps no cache, and so works with gradient checkpointing.
+
+    Args:
+        prompt_ids, mask: `(U, P)`, padded on the left.
+        fields: what the processor gives besides.
+    """
+    prompt_places, after = prompt_positions(model, prompt_ids, mask, fields)
+    tokens, positions, sees = _suffix(tree, after, len(mask))
+    length, extra = prompt_ids.shape[1], tree.nodes
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # A padding token sees itself: a row that sees nothing has no softmax.
+    prompt_sees = causal & mask[:, None].bool() | torch.eye(length, dtype=torch.bool, device=mask.device)
+    visible = torch.cat([pad(prompt_sees, (0, extra)), suffix_visibility(mask, sees)], dim=1)
+    with _hidden_states(model) as head:
+        out = model(
+            input_ids=torch.cat([prompt_ids, tokens], dim=1),
+            attention_mask=attention_mask_for(model, visible),
+            position_ids=torch.cat([prompt_places, positions], dim=-1),
+            use_cache=False,
+            logits_to_keep=extra + 1,
+            **{name: pad(value, (0, extra)) if name in PER_TOKEN else value for name, value in fields.items()},
+        )
+        nodes, tokens_of = torch.as_tensor(tree.edge_nodes), torch.as_tensor(tree.edge_tokens)
+        edges = _edge_log_probs(head, out.logits, nodes.to(mask.device), tokens_of.to(mask.device))
+    return _along_paths(edges, tree)
+
+
+@torch.no_grad()
+def level_by_level(model: Any, prefix: Prefix, tree: AnswerTree, floor: float = 1e-6) -> LogProbs:
+    """Log-probabilities for large trees: a level of the tree at a time, without branches below `floor` on every image.
+
+    Memory grows with the nodes that are kept, not with the tree.
+
+    Args:
+        floor: probability below which a branch is left out; 0 keeps all of them.
+    """
+    device, inputs = prefix.mask.device, len(prefix.mask)
+    edge_nodes, edge_tokens, parents, depths, node_tokens = (
+        torch.as_tensor(array, device=device)
+        for array in (tree.edge_nodes, tree.edge_tokens, tree.parents, tree.depths, tree.tokens)
+    )
+    edge_of = {(int(n), int(t)): i for i, (n, t) in enumerate(zip(tree.edge_nodes, tree.edge_tokens, strict=True))}
+    into = torch.tensor(
+        [edge_of[int(tree.parents[n]), int(tree.tokens[n])] for n in range(1, len(tree.tokens))], device=device
+    )  # the edge that leads to each inner node
+    edges = torch.full((inputs, len(edge_nodes)), -torch.inf, dtype=torch.float32, device=device)
+    reach = torch.full((inputs, len(tree.tokens)), -torch.inf, dtype=torch.float32, device=device)
+    reach[:, 0] = 0
+    edges[:, edge_nodes == 0] = _edges_of_first(prefix.logits, tree)
+    cache, kept = prefix.fork(), torch.empty(0, dtype=torch.long, device=device)
+    dropped = torch.zeros(inputs, device=device)
+    for depth in range(1, int(depths.max()) + 1 if len(depths) > 1 else 1):
+        level = (depths == depth).nonzero()[:, 0]
+        reach[:, level] = reach[:, parents[level]] + edges[:, into[level - 1]]
+        wanted = (reach[:, level].exp() >= floor).any(dim=0) & reach[:, level].isfinite().any(dim=0)
+        alive = reach[:, parents[level]].isfinite()
+        lost = torch.where(alive & ~wanted, reach[:, level].exp(), 0.0)
+        dropped += lost.sum(dim=1)
+        reach[:, level[~wanted]] = -torch.inf
+        level = level[wanted]
+        if not len(level):
+            break
+        known = torch.cat([kept, level])
+        sees = torch.as_tensor(tree.sees)[level.cpu() - 1][:, known.cpu() - 1].to(device)
+        with _hidden_states(model) as head:
+            out = model(
+                input_ids=node_tokens[level].expand(inputs, -1),
+                attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, sees)),
+                position_ids=prefix.next_position[..., None] + depth - 1 + torch.zeros_like(level),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            members = torch.isin(edge_nodes, level).nonzero()[:, 0]
+            place = torch.searchsorted(level, edge_nodes[members])
+            edges[:, members] = _edge_log_probs(head, out.logits, place, edge_tokens[members])
+        kept = known
+    return LogProbs(_along_paths(edges, tree), dropped)
+
+
+def _suffix(tree: AnswerTree, after: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens `(U, T)`, positions `(..., U, T)` and visibility `(T, T)` of the inner nodes."""
+    device = after.device
+    tokens = torch.as_tensor(tree.tokens[1:], device=device).expand(inputs, -1)
+    positions = after[..., None] + torch.as_tensor(tree.depths[1:] - 1, device=device)
+    return tokens, positions, torch.as_tensor(tree.sees, device=device)
+
+
+@contextmanager
+def _hidden_states(model: Any) -> Iterator[Any]:
+    """Within, the model returns the hidden states in place of logits; yields its head.
+
+    Wrappers (LoRA, DDP, autocast) stay in use, since the model is still called through them.
+    """
+    head = getattr(model, "module", model).get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+def _edge_log_probs(head: Any, hidden: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability `(U, E)` of each edge over the whole vocabulary, in float32.
+
+    Args:
+        hidden: `(U, T, H)`.
+        places: `(E,)` row of `hidden` that each edge leaves from, in ascending order.
+        tokens: `(E,)`.
+    """
+
+    def block(states: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
+        logits = type(head).forward(head, states).float()
+        return logits[:, rows, wanted] - logits.logsumexp(dim=-1)[:, rows]
+
+    step = max(int(LOGIT_BYTES / (4 * head.weight.shape[0] * len(hidden))), 1)
+    parts = []
+    for start in range(0, hidden.shape[1], step):
+        members = (places >= start) & (places < start + step)
+        if members.any():
+            states, rows, wanted = hidden[:, start : start + step], places[members] - start, tokens[members]
+            if torch.is_grad_enabled() and hidden.requires_grad:
+                parts.append(checkpoint(block, states, rows, wanted, use_reentrant=False))
+            else:
+                parts.append(block(states, rows, wanted))
+    return torch.cat(parts, dim=1)
+
+
+def _edges_of_first(logits: Tensor, tree: AnswerTree) -> Tensor:
+    """Log-probabilities `(U, E0)` of the edges of node 0, from the logits `(U, V)` at the end of the prompt."""
+    tokens = torch.as_tensor(tree.edge_tokens[tree.edge_nodes == 0], device=logits.device)
+    return logits.float().log_softmax(dim=-1)[:, tokens]
+
+
+def _edges_behind_the_first(tree: AnswerTree, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Position among the inner nodes, and token, of the edges of all inner nodes."""
+    members = tree.edge_nodes > 0
+    return (
+        torch.as_tensor(tree.edge_nodes[members] - 1, device=device),
+        torch.as_tensor(tree.edge_tokens[members], device=device),
+    )
+
+
+def _along_paths(edges: Tensor, tree: AnswerTree) -> Tensor:
+    """Sums `(U, N)` of the edges' log-probabilities along each number's path."""
+    padded = pad(edges, (0, 1))
+    return padded[:, torch.as_tensor(tree.paths, device=edges.device)].sum(dim=-1)

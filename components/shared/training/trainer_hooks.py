@@ -1,0 +1,31 @@
+"""The types of the parts of transformers' Trainer that our mixins use, for mypy."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class TrainerHooks:
+    """Base class of mixins for a Trainer (transformers 5.23; the hooks are private). Empty at runtime.
+
+    A mixin comes before the trainer among the bases of a class, so that `super()` in the mixin is the trainer.
+    """
+
+    if TYPE_CHECKING:
+        args: TrainingArguments
+        state: TrainerState
+        control: TrainerControl
+
+        def __init__(self, **kwargs: Any) -> None: ...
+
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
+
+        def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any: ...
+
+        def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def _load_callback_state(self) -> None: ...
+
+        def _run_epoch(self, **kwargs: Any) -> None: ...
