@@ -94,9 +94,7 @@ def test_in_a_pod_the_remedy_for_a_missing_input_names_kubeflow(step: Step, caps
     message = stderr_of(capsys)
     first = next(iter(step.inputs))
     assert f"{step.inputs[first]}: " in message
-    wanted = (
-        "data_uri to the s3://" if first == "data" else f"no object at s3://artifacts/run/{first}/out"
-    )
+    wanted = "data_uri to the s3://" if first == "data" else f"no object at s3://artifacts/run/{first}/out"
     assert wanted in message
     assert "make" not in re.sub(r"makes all outputs again", "", message)
     assert "python -m" not in message

@@ -141,7 +141,7 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_are_is_reported(settings
     class Slow:
         is_fast = False
 
-    processor.tokenizer_kept, processor.tokenizer = processor.tokenizer, Slow()  # type: ignore[attr-defined, assignment]
+    processor.tokenizer_kept, processor.tokenizer = processor.tokenizer, Slow()  # type: ignore[attr-defined]
     processor.apply_chat_template = processor.tokenizer_kept.apply_chat_template  # type: ignore[attr-defined, method-assign]
     with pytest.raises(ConcordError, match="Slow: does not say which characters"):
         canonical_tokens(processor, settings.task, task_values(settings.task))
