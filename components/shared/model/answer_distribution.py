@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -102,54 +103,90 @@ def from_prompts(model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str,
 
 @torch.no_grad()
 def level_by_level(model: Any, prefix: Prefix, tree: AnswerTree, floor: float = 1e-6) -> LogProbs:
-    """Log-probabilities for large trees: a level of the tree at a time, without branches below `floor` on every image.
+    """Log-probabilities without gradients: a level of the tree at a time, without each image's unlikely branches.
 
-    Memory grows with the nodes that are kept, not with the tree.
+    Time and memory grow with the branches that an image keeps, not with the tree.
 
     Args:
-        floor: probability below which a branch is left out; 0 keeps all of them.
+        floor: a branch whose probability is below is left out; 0 keeps all of them.
     """
-    device, inputs = prefix.mask.device, len(prefix.mask)
-    edge_nodes, edge_tokens, parents, depths, node_tokens = (
-        torch.as_tensor(array, device=device)
-        for array in (tree.edge_nodes, tree.edge_tokens, tree.parents, tree.depths, tree.tokens)
-    )
-    edge_of = {(int(n), int(t)): i for i, (n, t) in enumerate(zip(tree.edge_nodes, tree.edge_tokens, strict=True))}
-    into = torch.tensor(
-        [edge_of[int(tree.parents[n]), int(tree.tokens[n])] for n in range(1, len(tree.tokens))], device=device
-    )  # the edge that leads to each inner node
-    edges = torch.full((inputs, len(edge_nodes)), -torch.inf, dtype=torch.float32, device=device)
-    reach = torch.full((inputs, len(tree.tokens)), -torch.inf, dtype=torch.float32, device=device)
-    reach[:, 0] = 0
-    edges[:, edge_nodes == 0] = _edges_of_first(prefix.logits, tree)
-    cache, kept = prefix.fork(), torch.empty(0, dtype=torch.long, device=device)
-    dropped = torch.zeros(inputs, device=device)
-    for depth in range(1, int(depths.max()) + 1 if len(depths) > 1 else 1):
-        level = (depths == depth).nonzero()[:, 0]
-        reach[:, level] = reach[:, parents[level]] + edges[:, into[level - 1]]
-        wanted = (reach[:, level].exp() >= floor).any(dim=0) & reach[:, level].isfinite().any(dim=0)
-        alive = reach[:, parents[level]].isfinite()
-        lost = torch.where(alive & ~wanted, reach[:, level].exp(), 0.0)
-        dropped += lost.sum(dim=1)
-        reach[:, level[~wanted]] = -torch.inf
-        level = level[wanted]
-        if not len(level):
-            break
-        known = torch.cat([kept, level])
-        sees = torch.as_tensor(tree.sees)[level.cpu() - 1][:, known.cpu() - 1].to(device)
+    walk = _Walk(prefix, tree)
+    while walk.next_level(floor):
         with _hidden_states(model) as head:
             out = model(
-                input_ids=node_tokens[level].expand(inputs, -1),
-                attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, sees)),
-                position_ids=prefix.next_position[..., None] + depth - 1 + torch.zeros_like(level),
-                past_key_values=cache,
+                input_ids=walk.tokens[walk.level],
+                attention_mask=attention_mask_for(model, walk.visible()),
+                position_ids=prefix.next_position[..., None] + walk.depth - 1 + torch.zeros_like(walk.level),
+                past_key_values=walk.cache,
                 use_cache=True,
             )
-            members = torch.isin(edge_nodes, level).nonzero()[:, 0]
-            place = torch.searchsorted(level, edge_nodes[members])
-            edges[:, members] = _edge_log_probs(head, out.logits, place, edge_tokens[members])
-        kept = known
-    return LogProbs(_along_paths(edges, tree), dropped)
+            walk.take(head, out.logits)
+    return LogProbs(_along_paths(walk.edges[:, :-1], tree), walk.dropped)
+
+
+class _Walk:
+    """The way down the tree, for U images at once. A level holds K nodes per image; 0 stands for an empty place.
+
+    Attributes:
+        depth: of the current level.
+        level: `(U, K)` nodes of the current level.
+        cached: `(U, M)` nodes whose keys and values are in `cache`, the current level included.
+        edges: `(U, E + 1)` log-probabilities so far; -inf where unknown.
+        dropped: `(U,)` probability of the branches that were left out.
+    """
+
+    def __init__(self, prefix: Prefix, tree: AnswerTree) -> None:
+        device, inputs = prefix.mask.device, len(prefix.mask)
+        self.prefix, self.cache, self.depth = prefix, prefix.fork(), 0
+        self.tokens, self.parents, self.depths, self.ancestors, self.entries, self.children, self.edge_tokens = (
+            torch.as_tensor(array, device=device)
+            for array in (
+                tree.tokens, tree.parents, tree.depths, tree.ancestors, tree.entries, tree.children,
+                np.append(tree.edge_tokens, 0),
+            )
+        )  # fmt: skip
+        self.edges = torch.full((inputs, len(tree.edge_nodes) + 1), -torch.inf, device=device)
+        self.edges[:, : int((tree.edge_nodes == 0).sum())] = _edges_of_first(prefix.logits, tree)
+        self.reach = torch.full((inputs, len(tree.tokens)), -torch.inf, device=device)
+        self.reach[:, 0] = 0
+        self.level = torch.zeros(inputs, 0, dtype=torch.long, device=device)
+        self.cached = self.level
+        self.dropped = torch.zeros(inputs, device=device)
+
+    def next_level(self, floor: float) -> bool:
+        """Goes a level down to the nodes that are likely enough; False if there are none."""
+        self.depth += 1
+        nodes = (self.depths == self.depth).nonzero()[:, 0]
+        reach = self.reach[:, self.parents[nodes]] + self.edges[:, self.entries[nodes]]
+        keep = (reach.exp() >= floor) & reach.isfinite()
+        self.dropped += torch.where(keep, 0.0, reach.exp()).sum(dim=1)
+        self.reach[:, nodes] = torch.where(keep, reach, -torch.inf)
+        width = int(keep.sum(dim=1).max()) if len(nodes) else 0
+        order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+        self.level = torch.where(keep.gather(1, order), nodes[order], 0) if width else self.level[:, :0]
+        self.cached = torch.cat([self.cached, self.level], dim=1)
+        return width > 0
+
+    def visible(self) -> Tensor:
+        """`(U, K, P + M)`: each node sees the prompt, its ancestors and itself."""
+        own = self.ancestors[self.level].gather(
+            2, self.depths[self.cached][:, None].expand(-1, self.level.shape[1], -1)
+        )
+        seen = (own == self.cached[:, None]) & (self.cached[:, None] > 0)
+        prompt = self.prefix.mask[:, None].bool().expand(-1, self.level.shape[1], -1)
+        return torch.cat([prompt, seen], dim=2)
+
+    def take(self, head: Any, hidden: Tensor) -> None:
+        """Adds the log-probabilities of the edges that leave the level's nodes; `hidden` is `(U, K, H)`."""
+        leaving = self.children[self.level]  # (U, K, C)
+        step = _nodes_at_once(head, hidden)
+        for start in range(0, hidden.shape[1], step):
+            logits = type(head).forward(head, hidden[:, start : start + step]).float()
+            edges = leaving[:, start : start + step]
+            scores = logits.gather(2, self.edge_tokens[edges]) - logits.logsumexp(dim=2, keepdim=True)
+            empty = (self.level[:, start : start + step] == 0)[..., None]
+            target = torch.where(empty, self.edges.shape[1] - 1, edges).flatten(1)
+            self.edges.scatter_(1, target, scores.flatten(1))
 
 
 def _suffix(tree: AnswerTree, after: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +224,7 @@ def _edge_log_probs(head: Any, hidden: Tensor, places: Tensor, tokens: Tensor) -
         logits = type(head).forward(head, states).float()
         return logits[:, rows, wanted] - logits.logsumexp(dim=-1)[:, rows]
 
-    step = max(int(LOGIT_BYTES / (4 * head.weight.shape[0] * len(hidden))), 1)
+    step = _nodes_at_once(head, hidden)
     parts = []
     for start in range(0, hidden.shape[1], step):
         members = (places >= start) & (places < start + step)
@@ -198,6 +235,11 @@ def _edge_log_probs(head: Any, hidden: Tensor, places: Tensor, tokens: Tensor) -
             else:
                 parts.append(block(states, rows, wanted))
     return torch.cat(parts, dim=1)
+
+
+def _nodes_at_once(head: Any, hidden: Tensor) -> int:
+    """Nodes whose logits fit into LOGIT_BYTES."""
+    return max(int(LOGIT_BYTES / (4 * head.weight.shape[0] * len(hidden))), 1)
 
 
 def _edges_of_first(logits: Tensor, tree: AnswerTree) -> Tensor:

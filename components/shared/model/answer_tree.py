@@ -51,12 +51,35 @@ class AnswerTree:
         return len(self.tokens) - 1
 
     @cached_property
+    def ancestors(self) -> Ints:
+        """`(T + 1, D + 1)`: the node of each depth on the way from the prompt to a node, itself included; else -1."""
+        found = np.full((len(self.tokens), int(self.depths.max()) + 1), -1, np.int64)
+        for node in range(len(self.tokens)):
+            if node:
+                found[node] = found[self.parents[node]]
+            found[node, self.depths[node]] = node
+        return found
+
+    @cached_property
     def sees(self) -> NDArray[np.bool_]:
         """`(T, T)`: whether inner node i + 1 attends to inner node j + 1, itself or one of its ancestors."""
-        seen = np.eye(len(self.tokens), dtype=bool)
-        for node in range(1, len(self.tokens)):
-            seen[node] |= seen[self.parents[node]]
-        return seen[1:, 1:]
+        nodes = np.arange(1, len(self.tokens))
+        return np.asarray(self.ancestors[1:][:, self.depths[1:]] == nodes)
+
+    @cached_property
+    def entries(self) -> Ints:
+        """`(T + 1,)`: the edge that leads to each inner node; E for node 0."""
+        edges = {edge: index for index, edge in enumerate(zip(self.edge_nodes, self.edge_tokens, strict=True))}
+        inner = zip(self.parents[1:], self.tokens[1:], strict=True)
+        return np.array([len(self.edge_nodes), *(edges[edge] for edge in inner)], np.int64)
+
+    @cached_property
+    def children(self) -> Ints:
+        """`(T + 1, C)`: the edges that leave each node, padded with E."""
+        counts = np.bincount(self.edge_nodes, minlength=len(self.tokens))
+        starts = np.cumsum(counts) - counts
+        columns = np.arange(counts.max())
+        return np.where(columns < counts[:, None], starts[:, None] + columns, len(self.edge_nodes)).astype(np.int64)
 
 
 def answer_tree(processor: Any, task: Task) -> AnswerTree:
