@@ -89,21 +89,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _describe(fault: ErrorDetails, top: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = _keys_at(fault["loc"][:-1], top)
-        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+def _describe(error: ErrorDetails, top: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(error["loc"][:-1], top)
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(known))}"
         return f"{key}: unknown key, {hint}"
-    if fault["type"] == "missing":
+    if error["type"] == "missing":
         return f"{key}: missing; every setting is written out, add it"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("float_type", "int_type") and _is_number(fault["input"]):
-        return f"{key}: {fault['input']!r} is text; write the number without quotes"
-    if fault["type"] == "value_error":
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("float_type", "int_type") and _is_number(error["input"]):
+        return f"{key}: {error['input']!r} is text; write the number without quotes"
+    if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {error['input']!r}"
 
 
 def _is_number(text: Any) -> bool:

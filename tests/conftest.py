@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Fixtures and settings of all tests."""
 
 import os
 import sys
@@ -16,27 +16,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if TYPE_CHECKING:
     from tests.support.services import Services
 
-# No deadline: a busy machine is no fault. In CI the same examples every time: a red run means that the change is red.
+# No deadline: machines may be busy. CI uses the same examples in every run, so a failure is caused by the change.
 settings.register_profile("concord", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("concord")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def import_path_kept() -> Iterator[None]:
-    """MLflow puts the code of a model that it loads on the import path; new processes would take its copy for ours."""
+    """Restores the import path: MLflow adds the code of each model that it loads, which new processes would import."""
     before = list(sys.path)
     yield
     sys.path[:] = before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left with them at the end."""
+    """Runs the longest tests first, so that no process starts one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
-    """PostgreSQL, SeaweedFS and MLflow's server, once a process. What a test writes there, others see."""
+    """PostgreSQL, SeaweedFS and MLflow's server, once per process. Tests share what they write there."""
     from tests.support.services import services
 
     try:
@@ -48,7 +48,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Services]":
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the processes of this test run share."""
+    """A folder that all processes of this test run share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -65,7 +65,7 @@ def image(shared_folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def composition(image: str, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The services of docker/compose.yaml in containers, once a process; what docker/services is told of them."""
+    """The services of docker/compose.yaml in containers, once per process; the environment for docker/services."""
     from tests.support.containers import composed
 
     with composed(tmp_path_factory.mktemp("composed"), shared_folder) as environment:
@@ -81,7 +81,7 @@ def composed(composition: dict[str, str]) -> "Services":
 
 
 def without(reason: str) -> NoReturn:
-    """Skips a test for want of something that .ci/run sees to: there it is a fault."""
+    """Skips a test because something is missing; fails it in CI, where .ci/run provides it."""
     if "CI" in os.environ:
         pytest.fail(f"{reason} (.ci/run should have)")
     pytest.skip(reason)

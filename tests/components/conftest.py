@@ -1,4 +1,4 @@
-"""A real MLflow store for each test: an empty database made once and copied."""
+"""Fixtures: a real MLflow store for each test, trained models, a real S3 server."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite file with MLflow's tables and nothing in them; making them takes seconds."""
+    """A sqlite file with MLflow's empty tables; creating them takes seconds, so it is copied."""
     from components.shared.tracking.connection import quiet
 
     quiet()
@@ -33,7 +33,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the test, with an MLflow store of its own."""
+    """The test's working directory, with its own MLflow store."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -44,13 +44,13 @@ def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """The repository's own experiment."""
+    """The settings of params.yaml."""
     return load_settings(ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="session")
 def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
-    """Row shards and two trained models, made once; do not write there."""
+    """Row shards and two trained models, created once; do not write there."""
     from tests.support import gray_world  # torch takes seconds, and most tests need none
 
     return gray_world.make(tmp_path_factory.mktemp("gray"))
@@ -58,7 +58,7 @@ def gray(tmp_path_factory: pytest.TempPathFactory) -> "GrayWorld":
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
-    """A real S3 server, started once; use keys of your own."""
+    """A real S3 server, started once. Each test uses its own keys."""
     from tests.support.s3_server import S3Server
 
     server = S3Server(tmp_path_factory.mktemp("weed"))
@@ -68,7 +68,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
 
 @pytest.fixture
 def gateway(s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Gateway]":
-    """A way to the server that the test can spoil, named by the environment; the working directory is the test's."""
+    """A proxy to the server that can misbehave, set in the environment; the working directory is the test's."""
     from tests.support.s3_server import Gateway, environment
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3", "CONCORD_CACHE"):

@@ -128,7 +128,7 @@ def test_raw_input_with_another_hash_is_refused(store: Path, capsys: pytest.Capt
     assert "0" * 32 in message
     found = re.search(r"its hash is (\S+),", message)
     assert found
-    main([*words, found[1]])  # the same hash: it goes on, to what is wrong with the table
+    main([*words, found[1]])  # the same hash: the step continues and reports the error in the table
     assert "its hash is" not in stderr_of(capsys)
 
 

@@ -64,7 +64,7 @@ def test_a_wrong_type_is_named_with_its_value(file: SettingsFile, path: tuple[st
         raw = file.full()
         section(raw, path)[path[-1]] = value
         lines = [line for line in file.message(raw, tmp_path).splitlines() if line.startswith(f"{file.name}: {key}")]
-        assert any(repr(value) in line for line in lines), f"{key} with {value!r} is told as {lines}"
+        assert any(repr(value) in line for line in lines), f"{key} with {value!r} is reported as {lines}"
 
 
 def attribute(holder: BaseModel, key: str) -> str:

@@ -144,6 +144,6 @@ def test_a_training_killed_twice_ends_in_the_same_bytes(places: list[Place]) -> 
         assert {"model.safetensors", "curve.csv", "metrics.json"} <= found.keys()
         for name, data in expected.items():
             assert found[name] == data, f"{step}/{name}"
-    # And it was not done by beginning anew: sft logs at its looks, grpo at every step.
+    # The run did not start from the beginning: sft logs at each evaluation, grpo at every step.
     assert killed.first_step_of_last_run("sft") == sft + 4
     assert killed.first_step_of_last_run("grpo") == grpo + 1

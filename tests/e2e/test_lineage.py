@@ -268,10 +268,10 @@ def test_the_next_run_fetches_equal_outputs(world: World, output: str, store: No
 
 
 def test_with_the_cache_off_equal_outputs_are_computed_again(world: World, output: str) -> None:
-    report = world.tasks(["ingest"], "anew", CONCORD_REUSE="off")
+    report = world.tasks(["ingest"], "no-cache", CONCORD_REUSE="off")
     assert "cached outputs" not in report
-    assert world.report("ingest", "anew")["out"]["reused"] == ""
-    assert dvc_hash(world.outputs("ingest", "anew")["out"]) == dvc_hash(world.outputs("ingest", RUN)["out"])
+    assert world.report("ingest", "no-cache")["out"]["reused"] == ""
+    assert dvc_hash(world.outputs("ingest", "no-cache")["out"]) == dvc_hash(world.outputs("ingest", RUN)["out"])
 
 
 def test_outputs_of_dvc_repro_and_dvc_push_are_fetched(world: World) -> None:

@@ -122,15 +122,15 @@ def test_an_error_is_reported_once_and_ends_every_rank(place: Any) -> None:
     process = begin(odd, "sft")
     assert process.wait(timeout=300) == 1
     log = " ".join(odd.log().split())
-    told = "error sft.batch_size: 13 cannot be divided evenly over 2 ranks. Make it a multiple of 2"
-    assert log.count(told) == log.count("error") == 1
+    message = "error sft.batch_size: 13 cannot be divided evenly over 2 ranks. Make it a multiple of 2"
+    assert log.count(message) == log.count("error") == 1
     assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in log]
     assert not (odd.folder / "sft").exists()
     assert runs(odd) == [("sft", "FAILED", "2")]
 
 
 def test_grpo_killed_in_three_ways_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:
-    # DDP, as it is without a config; so the two ways to launch are held against each other too.
+    # DDP, the default without a config; so the two ways to launch are compared with each other too.
     ddp = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "MULTI_GPU",

@@ -1,4 +1,4 @@
-"""A repository with this checkout's code and a small experiment, its data pushed to a remote: what a team has."""
+"""A repository with this checkout's code and a small experiment, whose data is pushed to a DVC remote."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ OTHERS = ("MLFLOW_", "AWS_", "CONCORD_", "KFP_", "GIT_", "PYTHON")  # variables 
 
 @dataclass
 class Repository:
-    """The repository, and how commands are called.
+    """A repository and the environment of its commands.
 
     Attributes:
         path: its folder; clones lie beside it.
@@ -29,25 +29,25 @@ class Repository:
     variables: dict[str, str]
 
     def call(self, *words: str, cwd: Path, **variables: str) -> str:
-        """What a command says, both streams; it must end well."""
+        """Output of a command, both streams; fails the test unless it exits with 0."""
         env = {**self.variables, **variables}
         done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     def dvc(self, *words: str, cwd: Path, **variables: str) -> str:
-        """The same of DVC."""
+        """Output of a DVC command."""
         return self.call(sys.executable, "-m", "dvc", *words, cwd=cwd, **variables)
 
     def clone(self, name: str) -> Path:
-        """A fresh one, without data and outputs."""
+        """A new clone, without data and outputs."""
         place = self.path.parent / name
         self.call("git", "clone", "-q", str(self.path), str(place), cwd=self.path.parent)
         return place
 
 
 def environment(further: Mapping[str, str]) -> dict[str, str]:
-    """This process' environment without what tells of stores, and with `further`."""
+    """This process' environment without the variables that name stores, and with `further`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
     return {
         **kept,
@@ -60,7 +60,7 @@ def environment(further: Mapping[str, str]) -> dict[str, str]:
 
 
 def write_code(path: Path) -> None:
-    """This checkout's code and settings, without .git, .dvc and outputs."""
+    """Copies this checkout's code and settings, without .git, .dvc and outputs."""
     for folder in ("components", "pipelines"):
         shutil.copytree(ROOT / folder, path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("dvc.yaml", ".dvcignore", ".gitignore", "params.yaml"):
@@ -68,7 +68,7 @@ def write_code(path: Path) -> None:
 
 
 def write_repository(path: Path, variables: dict[str, str], remote: str, sections: Mapping[str, Any]) -> Repository:
-    """Makes it, with one commit.
+    """Creates the repository with one commit.
 
     Args:
         variables: see Repository.

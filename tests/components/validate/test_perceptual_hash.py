@@ -66,7 +66,7 @@ def by_loop(hashes: list[bytes], splits: list[int], bits: int) -> list[int]:
 
 @given(st.integers(0, 2**32), st.integers(0, 16), st.booleans())
 def test_search_equals_a_loop_over_all_pairs(seed: int, bits: int, crowded: bool) -> None:
-    """Few originals with some bits flipped; crowded: so many have one key that they are compared block by block."""
+    """Few originals with some bits flipped; crowded: too many share a key, so they are compared block by block."""
     rng = np.random.default_rng(seed)
     count = 150 if crowded else 40
     originals = np.unpackbits(rng.integers(0, 256, (1 if crowded else 6, 32), np.uint8), axis=1)

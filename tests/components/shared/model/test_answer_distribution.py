@@ -34,7 +34,7 @@ def parts(batch: Any) -> Batch:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[], tuple[Any, Batch]]]:
-    """A model and prompts of different lengths, made anew for each use."""
+    """A model and prompts of different lengths, created again for each use."""
     folder = tmp_path_factory.mktemp("models")
 
     def idefics3() -> tuple[Any, Batch]:
