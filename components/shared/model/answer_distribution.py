@@ -23,6 +23,7 @@ from components.shared.model.shared_prefix import (
     Prefix,
     attention_mask_for,
     prompt_positions,
+    select,
     suffix_visibility,
 )
 
@@ -101,11 +102,40 @@ def from_prompts(model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str,
     return _along_paths(edges, tree)
 
 
+def one_by_one(
+    model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str, Tensor], tree: AnswerTree, rows_at_once: int = 64
+) -> Tensor:
+    """`from_prompts` for models whose prefix cannot be shared: every number in a row of its own, N times the work.
+
+    Args:
+        rows_at_once: prompts with a number each in one forward pass.
+    """
+    inputs, length = len(prompt_ids), tree.paths.shape[1]
+    known = torch.as_tensor(tree.paths < len(tree.edge_nodes), device=mask.device)
+    numbers = torch.as_tensor(np.append(tree.edge_tokens, 0)[tree.paths], device=mask.device)
+    owners = torch.arange(inputs, device=mask.device).repeat_interleave(len(numbers))
+    answers = torch.arange(len(numbers), device=mask.device).repeat(inputs)
+    found = []
+    for start in range(0, len(owners), rows_at_once):
+        rows, wanted = owners[start : start + rows_at_once], answers[start : start + rows_at_once]
+        own = select(fields, rows)
+        logits = model(
+            input_ids=torch.cat([prompt_ids[rows], numbers[wanted]], dim=1),
+            attention_mask=torch.cat([mask[rows], known[wanted].to(mask.dtype)], dim=1),
+            use_cache=False,
+            logits_to_keep=length + 1,
+            **{name: pad(value, (0, length)) if name in PER_TOKEN else value for name, value in own.items()},
+        ).logits[:, :-1]
+        scores = logits.float().log_softmax(dim=-1).gather(2, numbers[wanted][..., None])[..., 0]
+        found.append(torch.where(known[wanted], scores, 0.0).sum(dim=1))
+    return torch.cat(found).view(inputs, -1)
+
+
 @torch.no_grad()
 def level_by_level(model: Any, prefix: Prefix, tree: AnswerTree, floor: float = 1e-6) -> LogProbs:
     """Log-probabilities without gradients: a level of the tree at a time, without each image's unlikely branches.
 
-    Time and memory grow with the branches that an image keeps, not with the tree.
+    Time and memory grow with the branches that the images keep, not with the tree.
 
     Args:
         floor: a branch whose probability is below is left out; 0 keeps all of them.

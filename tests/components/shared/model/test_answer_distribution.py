@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from components.shared.model.answer_distribution import from_prefix, from_prompts, level_by_level
+from components.shared.model.answer_distribution import from_prefix, from_prompts, level_by_level, one_by_one
 from components.shared.model.answer_tree import AnswerTree, build_tree
 from components.shared.model.loading import load
 from components.shared.model.shared_prefix import encode, select
@@ -62,7 +62,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[], tu
     return {"idefics3": idefics3, "llava": llava, "qwen2_5_vl": qwen2_5_vl}
 
 
-def one_by_one(model: Any, batch: Batch, sequences: list[list[int]] = SEQUENCES) -> Tensor:
+def reference(model: Any, batch: Batch, sequences: list[list[int]] = SEQUENCES) -> Tensor:
     """Log-probabilities `(U, N)`: each prompt without padding and each number in a forward pass of its own."""
     ids, mask, fields = batch
     rows = []
@@ -100,10 +100,11 @@ def test_log_probs_and_gradients_equal_scoring_one_by_one(
         (found * weights).sum().backward()
         return found.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    expected, gradients = run(lambda: one_by_one(model, batch))
+    expected, gradients = run(lambda: reference(model, batch))
     ways = {
         "prefix": lambda: from_prefix(model, encode(model, *batch), TREE),
         "prompts": lambda: from_prompts(model, *batch, TREE),
+        "one by one": lambda: one_by_one(model, *batch, TREE, rows_at_once=5),
     }
     largest = max(gradient.norm() for gradient in gradients.values())
     assert largest > 0
@@ -203,7 +204,7 @@ def test_unlikely_branches_of_a_large_range_are_left_out(cases: dict[str, Callab
         prefix = encode(model, *batch)
         found = level_by_level(model, prefix, tree, floor=1e-4)
         rows = found.numbers[0].topk(3).indices.tolist()
-        expected = one_by_one(model, batch, [sequences[row] for row in rows])
+        expected = reference(model, batch, [sequences[row] for row in rows])
     torch.testing.assert_close(found.numbers[:, rows], expected, atol=1e-5, rtol=0)
     assert torch.all(found.dropped > 0)
     assert torch.all(found.mass > 5 * found.dropped)
