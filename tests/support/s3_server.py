@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+
+from tests.support.services import free_ports, s3_environment
 
 WEED = Path(sys.executable).with_name("weed")
 OWNER = ("OWNER", "owner-secret-1f0c")
@@ -208,22 +209,7 @@ def client(url: str, credentials: tuple[str, str]) -> Any:
 
 def environment(url: str, credentials: tuple[str, str] = READER) -> dict[str, str]:
     """The environment variables for S3."""
-    key, secret = credentials
-    return {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-    }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on which nothing listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+    return s3_environment(url, credentials)
 
 
 def _pair(credentials: tuple[str, str]) -> dict[str, str]:

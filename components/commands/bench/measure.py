@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 from trl import GRPOTrainer
 
 from components.errors import ConcordError
@@ -18,7 +17,7 @@ from components.grpo.rewards import format_reward, regression_reward
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.ingest.sources.gauges import draw_scenes, render
 from components.settings import Settings, TinyModel
-from components.shared.model.device import on_accelerator
+from components.shared.model.device import device, on_accelerator, peak_bytes
 from components.shared.model.loading import load, save
 from components.shared.model.prompts import prompt
 from components.shared.model.tiny import build_model, build_processor
@@ -223,17 +222,7 @@ class _TimedSteps:
     def policy_pass_bytes(self) -> int:
         """Peak bytes that a policy pass on the last inputs allocates on top of what was allocated before."""
         trainer = self._trainer
-        if on_accelerator():
-            torch.accelerator.reset_peak_memory_stats()
-            before = torch.accelerator.memory_allocated()
-            trainer.compute_loss(trainer.model, self._inputs).backward()
-            return torch.accelerator.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            trainer.compute_loss(trainer.model, self._inputs).backward()
-        events: Any = profiler.profiler
-        sizes = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
-        changes = np.array([e.nbytes() for e in sorted(sizes, key=lambda e: e.start_ns())])
-        return int(np.cumsum(changes).max())
+        return peak_bytes(lambda: trainer.compute_loss(trainer.model, self._inputs).backward(), device())
 
 
 def _synchronize() -> None:

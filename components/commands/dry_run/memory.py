@@ -5,17 +5,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
 
 from components.commands.dry_run.batch import Batch
 from components.commands.dry_run.build import build_training_model
 from components.commands.dry_run.fake_tensors import FakeTensorMemory, allocate_gradients, allocate_weights
 from components.settings import Settings
+from components.shared.model.device import peak_bytes
 from components.shared.model.shared_prefix import IMAGE_FIELDS, PER_TOKEN, Slots, score_without_cache, select
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -119,7 +118,7 @@ def measure_memory(
             value = loss(model, on_device)
         value.backward()
 
-    activations = _peak_bytes(run, device)
+    activations = peak_bytes(run, device)
     optimizer.step()
     return _parts(model, settings, step, activations)
 
@@ -127,21 +126,6 @@ def measure_memory(
 def autocast(settings: Settings, kind: str) -> AbstractContextManager[Any]:
     """bf16 autocast, as accelerate sets it for the trainers."""
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.model.dtype == "bfloat16")
-
-
-def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
-    """Peak bytes that `run` allocates on top of what was allocated before."""
-    if device.type != "cpu":
-        torch.accelerator.reset_peak_memory_stats()
-        before = torch.accelerator.memory_allocated()
-        run()
-        return int(torch.accelerator.max_memory_allocated() - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events: Any = profiler.profiler
-    sizes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
-    changes = np.array([event.nbytes() for event in sorted(sizes, key=lambda event: event.start_ns())])
-    return int(np.cumsum(changes).max())
 
 
 def _checkpointing(settings: Settings, step: str) -> bool:

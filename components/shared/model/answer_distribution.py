@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from components.shared.model.answer_tree import AnswerTree
 from components.shared.model.shared_prefix import (
-    PER_TOKEN,
     Prefix,
     attention_mask_for,
-    prompt_positions,
+    forward_after,
+    forward_whole,
+    pad_fields,
     select,
-    suffix_visibility,
 )
 
 LOGIT_BYTES = 2**27  # of one block of logits in float32
@@ -55,23 +55,10 @@ def from_prefix(model: Any, prefix: Prefix, tree: AnswerTree) -> Tensor:
         model: any wrapper of the model that `encode` ran.
         prefix: U prompts; it stays as it is.
     """
-    tokens, positions, sees = _suffix(tree, prefix.next_position, len(prefix.mask))
     with _hidden_states(model) as head:
-        out = model(
-            input_ids=tokens,
-            attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, sees)),
-            position_ids=positions,
-            past_key_values=prefix.fork(),
-            use_cache=True,
-        )
-        edges = torch.cat(
-            [
-                _edges_of_first(prefix.logits, tree),
-                _edge_log_probs(head, out.logits, *_edges_behind_the_first(tree, out.logits.device)),
-            ],
-            dim=1,
-        )
-    return _along_paths(edges, tree)
+        hidden = forward_after(model, prefix, *_suffix(tree, prefix.mask))
+        later = _edge_log_probs(head, hidden, *_edges_from(tree, 1, hidden.device))
+    return _along_paths(torch.cat([_edges_of_first(prefix.logits, tree), later], dim=1), tree)
 
 
 def from_prompts(model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str, Tensor], tree: AnswerTree) -> Tensor:
@@ -81,24 +68,9 @@ def from_prompts(model: Any, prompt_ids: Tensor, mask: Tensor, fields: dict[str,
         prompt_ids, mask: `(U, P)`, padded on the left.
         fields: what the processor gives besides.
     """
-    prompt_places, after = prompt_positions(model, prompt_ids, mask, fields)
-    tokens, positions, sees = _suffix(tree, after, len(mask))
-    length, extra = prompt_ids.shape[1], tree.nodes
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    # A padding token sees itself: a row that sees nothing has no softmax.
-    prompt_sees = causal & mask[:, None].bool() | torch.eye(length, dtype=torch.bool, device=mask.device)
-    visible = torch.cat([pad(prompt_sees, (0, extra)), suffix_visibility(mask, sees)], dim=1)
     with _hidden_states(model) as head:
-        out = model(
-            input_ids=torch.cat([prompt_ids, tokens], dim=1),
-            attention_mask=attention_mask_for(model, visible),
-            position_ids=torch.cat([prompt_places, positions], dim=-1),
-            use_cache=False,
-            logits_to_keep=extra + 1,
-            **{name: pad(value, (0, extra)) if name in PER_TOKEN else value for name, value in fields.items()},
-        )
-        nodes, tokens_of = torch.as_tensor(tree.edge_nodes), torch.as_tensor(tree.edge_tokens)
-        edges = _edge_log_probs(head, out.logits, nodes.to(mask.device), tokens_of.to(mask.device))
+        hidden = forward_whole(model, prompt_ids, mask, fields, *_suffix(tree, mask))
+        edges = _edge_log_probs(head, hidden, *_edges_from(tree, 0, hidden.device))
     return _along_paths(edges, tree)
 
 
@@ -118,13 +90,12 @@ def one_by_one(
     found = []
     for start in range(0, len(owners), rows_at_once):
         rows, wanted = owners[start : start + rows_at_once], answers[start : start + rows_at_once]
-        own = select(fields, rows)
         logits = model(
             input_ids=torch.cat([prompt_ids[rows], numbers[wanted]], dim=1),
             attention_mask=torch.cat([mask[rows], known[wanted].to(mask.dtype)], dim=1),
             use_cache=False,
             logits_to_keep=length + 1,
-            **{name: pad(value, (0, length)) if name in PER_TOKEN else value for name, value in own.items()},
+            **pad_fields(select(fields, rows), length),
         ).logits[:, :-1]
         scores = logits.float().log_softmax(dim=-1).gather(2, numbers[wanted][..., None])[..., 0]
         found.append(torch.where(known[wanted], scores, 0.0).sum(dim=1))
@@ -219,12 +190,12 @@ class _Walk:
             self.edges.scatter_(1, target, scores.flatten(1))
 
 
-def _suffix(tree: AnswerTree, after: Tensor, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens `(U, T)`, positions `(..., U, T)` and visibility `(T, T)` of the inner nodes."""
-    device = after.device
-    tokens = torch.as_tensor(tree.tokens[1:], device=device).expand(inputs, -1)
-    positions = after[..., None] + torch.as_tensor(tree.depths[1:] - 1, device=device)
-    return tokens, positions, torch.as_tensor(tree.sees, device=device)
+def _suffix(tree: AnswerTree, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens `(U, T)`, offsets `(T,)` and visibility `(T, T)` of the inner nodes, for prompts with this mask."""
+    tokens, offsets, sees = (
+        torch.as_tensor(array, device=mask.device) for array in (tree.tokens[1:], tree.depths[1:] - 1, tree.sees)
+    )
+    return tokens.expand(len(mask), -1), offsets, sees
 
 
 @contextmanager
@@ -278,11 +249,11 @@ def _edges_of_first(logits: Tensor, tree: AnswerTree) -> Tensor:
     return logits.float().log_softmax(dim=-1)[:, tokens]
 
 
-def _edges_behind_the_first(tree: AnswerTree, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Position among the inner nodes, and token, of the edges of all inner nodes."""
-    members = tree.edge_nodes > 0
+def _edges_from(tree: AnswerTree, first: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and token of each edge that leaves node `first` or a later one, if row 0 stands for node `first`."""
+    members = tree.edge_nodes >= first
     return (
-        torch.as_tensor(tree.edge_nodes[members] - 1, device=device),
+        torch.as_tensor(tree.edge_nodes[members] - first, device=device),
         torch.as_tensor(tree.edge_tokens[members], device=device),
     )
 

@@ -148,7 +148,7 @@ def build_tree(values: Array, sequences: Sequence[Sequence[int]]) -> AnswerTree:
     order = np.argsort(np.array(depths), kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    edges: dict[tuple[int, int], int] = {}
+    edges: set[tuple[int, int]] = set()
     taken: dict[tuple[int, int], float] = {}
     for value, sequence, path in zip(values, sequences, prefixes, strict=True):
         last = (path[-1], sequence[-1])
@@ -157,8 +157,7 @@ def build_tree(values: Array, sequences: Sequence[Sequence[int]]) -> AnswerTree:
             numbers = f"{value:g} and a longer number begin with" if other is None else f"{other:g} and {value:g} have"
             raise ConcordError(f"{numbers} the same tokens {list(sequence)}; this tokenizer cannot tell them apart.")
         taken[last] = float(value)
-        for node, token in zip(path, sequence, strict=True):
-            edges.setdefault((int(rank[node]), int(token)), 0)
+        edges |= {(int(rank[node]), int(token)) for node, token in zip(path, sequence, strict=True)}
     listed = sorted(edges)
     place = {edge: index for index, edge in enumerate(listed)}
     length = max(len(sequence) for sequence in sequences)

@@ -1,5 +1,9 @@
 """Chooses between an accelerator and the CPU; no other module does."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 
 
@@ -12,3 +16,20 @@ def device() -> torch.device:
 def on_accelerator() -> bool:
     """Whether `device()` is an accelerator."""
     return device().type != "cpu"
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Peak bytes that `run` allocates on `device` on top of what was allocated before."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
+        run()
+        return int(torch.accelerator.max_memory_allocated() - before)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events: Any = profiler.profiler
+    sizes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    changes = np.array([event.nbytes() for event in sorted(sizes, key=lambda event: event.start_ns())])
+    return int(np.cumsum(changes).max())

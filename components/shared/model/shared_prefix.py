@@ -137,6 +137,70 @@ def encode(model: Any, input_ids: Tensor, mask: Tensor, fields: dict[str, Tensor
     return Prefix(out.past_key_values, out.logits[:, -1], mask, next_position)
 
 
+def forward_after(model: Any, prefix: Prefix, suffix: Tensor, offsets: Tensor, blocks: Tensor) -> Tensor:
+    """Runs the model over tokens packed behind encoded inputs.
+
+    Args:
+        prefix: the encoded inputs; it is not changed.
+        suffix: `(U, K)` token ids.
+        offsets: `(K,)` position of each token relative to the token after the prompt.
+        blocks: `(K, K)`, true where token q attends to token k.
+
+    Returns:
+        Logits `(U, K, V)`.
+    """
+    out = model(
+        input_ids=suffix,
+        attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, blocks)),
+        position_ids=prefix.next_position[..., None] + offsets,
+        past_key_values=prefix.fork(),
+        use_cache=True,
+    )
+    logits: Tensor = out.logits
+    return logits
+
+
+def forward_whole(
+    model: Any,
+    prompt_ids: Tensor,
+    mask: Tensor,
+    fields: dict[str, Tensor],
+    suffix: Tensor,
+    offsets: Tensor,
+    blocks: Tensor,
+) -> Tensor:
+    """Runs the model over inputs with tokens packed behind them, in one pass without a cache.
+
+    Args:
+        prompt_ids, mask, fields: as `encode` takes them.
+        suffix, offsets, blocks: as `forward_after` takes them.
+
+    Returns:
+        Logits `(U, 1 + K, V)`, first those of the token after the prompt.
+    """
+    positions, next_position = prompt_positions(model, prompt_ids, mask, fields)
+    length, extra = prompt_ids.shape[1], suffix.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # Padding attends to itself, since a softmax over nothing is undefined.
+    prompt_visible = causal & mask[:, None].bool() | torch.eye(length, dtype=torch.bool, device=mask.device)
+    visible = torch.cat([pad(prompt_visible, (0, extra)), suffix_visibility(mask, blocks)], dim=1)
+    out = model(
+        input_ids=torch.cat([prompt_ids, suffix], dim=1),
+        attention_mask=attention_mask_for(model, visible),
+        position_ids=torch.cat([positions, next_position[..., None] + offsets], dim=-1),
+        use_cache=False,
+        logits_to_keep=extra + 1,
+        **pad_fields(fields, extra),
+    )
+    logits: Tensor = out.logits
+    return logits
+
+
+def pad_fields(fields: dict[str, Tensor], extra: int) -> dict[str, Tensor]:
+    """Extends the fields that have a column per token by `extra` columns of text."""
+    return {name: pad(value, (0, extra)) if name in PER_TOKEN else value for name, value in fields.items()}
+
+
 def score(
     model: Any, prefix: Prefix, slots: Slots, completion_ids: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -154,15 +218,8 @@ def score(
     ids = slots.spread(completion_ids)
     logits = None
     if ids.shape[2] > 1:
-        positions, blocks = _suffix_layout(slots, ids.shape[2] - 1, prefix.next_position)
-        out = model(
-            input_ids=ids[:, :, :-1].flatten(1),
-            attention_mask=attention_mask_for(model, suffix_visibility(prefix.mask, blocks)),
-            position_ids=positions,
-            past_key_values=prefix.fork(),
-            use_cache=True,
-        )
-        logits = out.logits
+        layout = _suffix_layout(slots, ids.shape[2] - 1, ids.device)
+        logits = forward_after(model, prefix, ids[:, :, :-1].flatten(1), *layout)
     return _log_probs_and_entropies(slots, ids, prefix.logits, logits, temperature)
 
 
@@ -182,23 +239,9 @@ def score_without_cache(
         slots, completion_ids, temperature: as `score` takes them.
     """
     ids = slots.spread(completion_ids)
-    positions, next_position = prompt_positions(model, prompt_ids, mask, fields)
-    suffix_positions, blocks = _suffix_layout(slots, ids.shape[2] - 1, next_position)
-    suffix = ids[:, :, :-1].flatten(1)
-    length, extra = prompt_ids.shape[1], suffix.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    # Padding attends to itself, since a softmax over nothing is undefined.
-    prompt_visible = causal & mask[:, None].bool() | torch.eye(length, dtype=torch.bool, device=mask.device)
-    visible = torch.cat([pad(prompt_visible, (0, extra)), suffix_visibility(mask, blocks)], dim=1)
-    out = model(
-        input_ids=torch.cat([prompt_ids, suffix], dim=1),
-        attention_mask=attention_mask_for(model, visible),
-        position_ids=torch.cat([positions, suffix_positions], dim=-1),
-        use_cache=False,
-        logits_to_keep=extra + 1,
-        **{name: pad(value, (0, extra)) if name in PER_TOKEN else value for name, value in fields.items()},
-    )
-    return _log_probs_and_entropies(slots, ids, out.logits[:, 0], out.logits[:, 1:], temperature)
+    layout = _suffix_layout(slots, ids.shape[2] - 1, ids.device)
+    logits = forward_whole(model, prompt_ids, mask, fields, ids[:, :, :-1].flatten(1), *layout)
+    return _log_probs_and_entropies(slots, ids, logits[:, 0], logits[:, 1:], temperature)
 
 
 @torch.no_grad()
@@ -258,16 +301,12 @@ def prompt_positions(model: Any, input_ids: Tensor, mask: Tensor, fields: dict[s
     return ids, (ids.amax(dim=(0, 2)) + 1).expand(3, -1)
 
 
-def _suffix_layout(slots: Slots, length: int, next_position: Tensor) -> tuple[Tensor, Tensor]:
-    """Lays out S completions of `length` tokens after the prompt.
-
-    Returns:
-        Positions `(..., U, S L)`, and which token attends to which, `(S L, S L)`.
-    """
-    offsets = torch.arange(length, device=next_position.device).repeat(slots.count)
-    own = torch.eye(slots.count, dtype=torch.bool, device=next_position.device)
-    causal = torch.ones(length, length, dtype=torch.bool, device=next_position.device).tril()
-    return next_position[..., None] + offsets, torch.kron(own, causal)
+def _suffix_layout(slots: Slots, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Lays out S completions of `length` tokens after the prompt: offsets `(S L,)` and blocks `(S L, S L)`."""
+    offsets = torch.arange(length, device=device).repeat(slots.count)
+    own = torch.eye(slots.count, dtype=torch.bool, device=device)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return offsets, torch.kron(own, causal)
 
 
 def suffix_visibility(prompt: Tensor, blocks: Tensor) -> Tensor:

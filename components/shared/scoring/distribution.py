@@ -80,7 +80,7 @@ def crps(q: ArrayLike, values: ArrayLike, targets: ArrayLike) -> Array:
     102:359-378, for a distribution on a grid).
     """
     numbers = np.asarray(values, np.float64)
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1.0
+    step = _step(numbers)
     reached = numbers >= np.asarray(targets, np.float64)[:, None] - step / 4
     return np.asarray(step * ((np.asarray(q, np.float64).cumsum(axis=1) - reached) ** 2).sum(axis=1), np.float64)
 
@@ -94,9 +94,14 @@ def conformity(q: ArrayLike) -> Array:
 def at_targets(table: ArrayLike, values: ArrayLike, targets: ArrayLike) -> Array:
     """The entry of each row of `table` `(U, N)` at the number nearest to its target: `(U,)`."""
     numbers = np.asarray(values, np.float64)
-    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1.0
+    step = _step(numbers)
     columns = np.clip(np.rint((np.asarray(targets, np.float64) - numbers[0]) / step).astype(int), 0, len(numbers) - 1)
     return np.asarray(table, np.float64)[np.arange(len(columns)), columns]
+
+
+def _step(numbers: Array) -> float:
+    """The distance between neighbouring numbers; 1 for a single number."""
+    return float(numbers[1] - numbers[0]) if len(numbers) > 1 else 1.0
 
 
 @dataclass(frozen=True)

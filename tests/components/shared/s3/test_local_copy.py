@@ -20,7 +20,8 @@ from components.s3_address import S3Address, is_s3, parse_location, parse_s3
 from components.shared.s3.cache import ContentCache
 from components.shared.s3.local_copy import _check_name, _link, local_copy
 from tests.support.raw_folder import ROOT, content
-from tests.support.s3_server import OWNER, READER, Gateway, S3Server, free_ports
+from tests.support.s3_server import OWNER, READER, Gateway, S3Server
+from tests.support.services import free_ports
 
 _names = count()
 LONG_TIMEOUT = 240.0  # seconds; enough for a busy machine

@@ -12,7 +12,8 @@ from components.errors import ConcordError
 from components.shared.tracking import remote as remote_module
 from components.shared.tracking.hashes import dvc_content
 from components.shared.tracking.remote import Remote, configured_remote
-from tests.support.s3_server import OWNER, S3Server, environment, free_ports
+from tests.support.s3_server import OWNER, S3Server, environment
+from tests.support.services import free_ports
 
 ADDRESS = "s3://open/dvc/remote"
 EMPTY = Path("/nonexistent")
