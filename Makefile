@@ -46,10 +46,10 @@ format: $(READY) ## fix what ruff can fix
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-ablation: $(READY) ## compare continued SFT, GRPO with MAE reward, CCC-GRPO from one warm start; ARGS='--help' explains
+ablation: $(READY) ## compare ways to train and to read a model, over several seeds; takes hours; ARGS='--help' explains
 	@$(PY) -m components ablation $(ARGS)
 
-bench: $(READY) ## time a GRPO step against TRL's stock trainer; ARGS=data: ingest and validate against a bare loop
+bench: $(READY) ## time training steps and decoding; ARGS=data: ingest and validate; ARGS=gpu: one GPU
 	@$(PY) -m components bench $(ARGS)
 
 ui: $(READY) ## open MLflow's page with the local runs (http://127.0.0.1:5000); ARGS='--port 5001' changes the port

@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 # Sections that say how steps run and cannot change a result: no step runs again for a change in them.
 WITHOUT_EFFECT = ("launcher",)
 
-RewardName = Literal["ccc", "mae", "mse", "pearson"]
+RewardName = Literal["ccc", "mae", "mse", "pearson", "crps"]
 
 
 class Task(Strict):
@@ -280,7 +280,14 @@ class Grpo(Strict):
     """GRPO with a batch-level reward, from the warm start."""
 
     seed: int
+    estimator: Literal["sampled", "means", "policy"] = Field(
+        description="of the gradient. sampled: from sampled answers, as in GRPO. means and policy sample nothing: they "
+        "take the probability of every number, for the reward of each input's mean or for the whole policy gradient"
+    )
     reward: RewardName
+    balance: float = Field(
+        ge=0, le=1, description="means: the part of the training prior that the loss puts back, and so trains away"
+    )
     steps: Positive
     prompts: Positive = Field(description="B: inputs of one step over all ranks and accumulations")
     generations: Annotated[int, Field(ge=2)] = Field(description="G: answers sampled per input")
@@ -291,13 +298,48 @@ class Grpo(Strict):
     temperature: float = Field(gt=0)
     max_new_tokens: Positive
     reward_weight: float = Field(gt=0)
-    format_weight: float = Field(ge=0)
+    format_weight: float = Field(ge=0, description="sampled: of the reward for a valid answer")
+    mass_weight: float = Field(ge=0, description="means: of -log of the probability of all numbers together")
     recent: Recent | None = Field(description="null: only the step's own inputs are compared")
     advantage: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
-    checkpoint_every: Positive
+    checkpoint_every: Positive = Field(description="steps between checkpoints; each is judged on validation images")
+    eval_rows: Positive = Field(description="validation images of one evaluation; the best checkpoint is kept")
     gradient_checkpointing: bool
     vllm: Vllm | None = Field(description="null: the trained model samples its answers itself")
     augment: Augment
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Grpo":
+        if self.estimator != "sampled" and self.vllm:
+            raise ValueError(f"estimator: {self.estimator} samples no answers: vllm must be null")
+        if self.estimator == "policy" and self.reward == "crps":
+            raise ValueError("estimator: policy has no reward crps, which scores a whole distribution; use means")
+        if self.estimator != "means" and self.balance:
+            raise ValueError(f"estimator: {self.estimator} cannot put back the prior: balance must be 0")
+        return self
+
+    @property
+    def method(self) -> str:
+        """Name of the training, as shown to users."""
+        reward = self.reward.upper()
+        if self.estimator == "means":
+            balance = f", balance {self.balance:g}" if self.balance else ""
+            return f"{'' if reward == 'CRPS' else 'expected '}{reward}{balance}"
+        sampled = "CCC-GRPO" if reward == "CCC" else f"GRPO ({reward})"
+        return sampled if self.estimator == "sampled" else f"exact {sampled}"
+
+
+class Answer(Strict):
+    """How a number is read from a model. No training depends on it."""
+
+    source: Literal["distribution", "text"] = Field(
+        alias="from", description="the probability of every number, or the greedy text, as published"
+    )
+    statistic: Literal["median", "mean", "mode"] = Field(description="of the distribution")
+    balance: Literal["auto"] | Annotated[float, Field(ge=0, le=1.2)] = Field(
+        description="part of the training prior that is divided out; auto: chosen on validation images"
+    )
+    coverage: float = Field(ge=0.5, lt=1, description="of the intervals, in each shot group")
 
 
 class Evaluate(Strict):
@@ -314,7 +356,7 @@ class Register(Strict):
 
     model: str = Field(min_length=1, description="registered model name")
     promote: bool = Field(description="false: register as challenger and stop there")
-    max_unparseable: Share = Field(description="largest share of unparseable answers of a champion")
+    max_unparseable: Share = Field(description="largest share of a champion's unparseable answers, or of 1 - mass")
     tolerance_all: float = Field(ge=0, description="how much worse than the champion's overall MAE may be, in units")
     tolerance_many: float = Field(ge=0, description="the same for many-shot MAE")
     bootstrap: Positive
@@ -332,6 +374,7 @@ class Settings(Strict):
     launcher: Launcher
     sft: Sft
     grpo: Grpo
+    answer: Answer
     evaluate: Evaluate
     registry: Register = Field(alias="register")  # so has ABCMeta
 

@@ -31,7 +31,7 @@ def training_pipeline(
     4. sft: row shards -> the warm start.
     5. grpo: row shards, warm start -> the trained model.
     6. evaluate: row shards, both models -> predictions, metrics, report.
-    7. register: model, predictions -> a version in the registry.
+    7. register: both models, predictions -> a version of the better one in the registry.
 
     Args:
         settings: the experiment. Each section is an input of the pipeline and goes only to the steps that read it, so
@@ -62,6 +62,7 @@ def training_pipeline(
         model_settings: str = default["model"],
         sft_settings: str = default["sft"],
         grpo_settings: str = default["grpo"],
+        answer_settings: str = default["answer"],
         evaluate_settings: str = default["evaluate"],
         register_settings: str = default["register"],
     ) -> None:
@@ -96,7 +97,9 @@ def training_pipeline(
             **trains,
             code=code["evaluate"],
             sft_settings=sft_settings,
+            answer_settings=answer_settings,
             evaluate_settings=evaluate_settings,
+            register_settings=register_settings,
             ingest=rows.outputs["out"],
             sft=warm.outputs["out"],
             grpo=trained.outputs["out"],
@@ -104,9 +107,11 @@ def training_pipeline(
         registered = register(
             **trains,
             code=code["register"],
+            answer_settings=answer_settings,
             evaluate_settings=evaluate_settings,
             register_settings=register_settings,
             ingest=rows.outputs["out"],
+            sft=warm.outputs["out"],
             grpo=trained.outputs["out"],
             evaluate=evaluated.outputs["out"],
         )

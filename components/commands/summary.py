@@ -14,9 +14,10 @@ from rich.text import Text
 
 from components.commands.machine import facts_line, machine_facts
 from components.errors import ConcordError
-from components.evaluate.results import MODELS
+from components.evaluate.results import BALANCED, MODELS
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
+from components.shared.reporting.predictions import TEXT
 from components.shared.scoring.shots import GROUPS
 
 FIGURE = "bins.png"
@@ -41,12 +42,20 @@ def main(arguments: Sequence[str]) -> None:
     settings = load_settings(options.params)
     figures = _read(options.evaluate / "metrics.json")
     titles = _read(options.evaluate / "titles.json")
-    if figures is None or titles is None:
+    chosen = _read(options.evaluate / "served.json")
+    if figures is None or titles is None or chosen is None:
         raise ConcordError(
-            f"{options.evaluate}: metrics.json or titles.json is missing; nothing has been evaluated yet. Run: make run"
+            f"{options.evaluate}: metrics.json, titles.json or served.json is missing; nothing has been evaluated "
+            "yet. Run: make run"
         )
     registration = _read(options.register / "registration.json")
-    rows = [(titles[name], figures[name]) for name in MODELS]
+    served = f"{chosen['model']}.{chosen['way']}"
+    rows = [
+        (_titled(titles[f"{model}.{way}"], served == f"{model}.{way}"), figures[model][way])
+        for model in MODELS
+        for way in (TEXT, BALANCED)
+        if way in figures[model]
+    ]
     if registration and registration["champion_before"]:
         champion = registration["champion_before"]
         rows.append((f"champion v{champion['version']}", champion["metrics"]))
@@ -61,6 +70,17 @@ def main(arguments: Sequence[str]) -> None:
         if figure.exists():
             write_bytes(options.write.with_suffix(".png"), figure.read_bytes())
     console.print(Text(f"Report: {options.report / 'report.html'}"), soft_wrap=True)
+
+
+def _titled(title: str, served: bool) -> str:
+    """`✓ CCC-GRPO, median, balance 0.4`."""
+    return f"✓ {title}" if served else title
+
+
+def _two_lines(title: str) -> str:
+    """The model, and below it how it is read, in few letters: nine columns with intervals stand beside it."""
+    model, comma, way = title.partition(", ")
+    return f"{model}\n{way.rpartition(', ')[2]}" if comma else title
 
 
 def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str) -> None:
@@ -82,7 +102,8 @@ def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], un
     console.print(
         Text(
             f"{prefix}{counts['all']} test images ({sizes}). Below each value: its 95 % interval. GM: errors floored "
-            f"at {known['gm_floor']:g}. Unparseable answers count as the end of the range farther from the target."
+            f"at {known['gm_floor']:g}. Unparseable answers count as the end of the range farther from the target. "
+            "✓: served."
         ),
         style="dim",
     )
@@ -109,14 +130,14 @@ def _flat(cell: Text) -> str:
 
 def _table(rows: Sequence[tuple[str, dict[str, Any] | None]], parts: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)  # the model, and below it how it is read
     for part in parts:
         table.add_column("", width=1)  # a gap between MAE, GM and the rest
         for head in ("sd\nratio", "unpar-\nseable") if part == "shape" else (f"{part.upper()}\n{g}" for g in GROUPS):
             table.add_column(head, justify="right", no_wrap=True)
     for name, figures in rows:
         cells = [cell for part in parts for cell in (Text(), *_cells(figures, part))]
-        table.add_row(name, *cells)
+        table.add_row(_two_lines(name), *cells)
     return table
 
 

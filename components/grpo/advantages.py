@@ -15,7 +15,9 @@ Scale = Literal["group", "batch", "none"]
 EPSILON = 1e-6
 
 
-def group_advantages(rewards: ArrayLike, weights: ArrayLike, scale: Scale) -> Array:
+def group_advantages(
+    rewards: ArrayLike, weights: ArrayLike, scale: Scale, probabilities: ArrayLike | None = None
+) -> Array:
     """Computes the advantage of each generation within its group.
 
     Args:
@@ -24,14 +26,32 @@ def group_advantages(rewards: ArrayLike, weights: ArrayLike, scale: Scale) -> Ar
         scale: what a reward's difference from its group mean is divided by. `group`: the group's standard deviation
             (GRPO). `batch`: the root of the mean in-group variance over the batch, so that groups with a larger spread
             keep more weight. `none`: nothing.
+        probabilities: `(B, G)` of the generations, if a group is not a sample but all that the model can answer; None:
+            every generation counts the same.
 
     Returns:
         `(B, G)`, mean 0 in every group. A reward without any spread adds nothing.
     """
-    r = np.asarray(rewards, np.float64)
-    centred = r - r.mean(axis=2, keepdims=True)
+    centred = _centred(rewards, probabilities)
     if scale != "none":
-        axes = 2 if scale == "group" else (1, 2)
-        spread = np.sqrt(np.mean(centred**2, axis=axes, keepdims=True))
+        spread = group_spread(rewards, probabilities)[..., None]
+        if scale == "batch":
+            spread = np.sqrt(np.mean(spread**2, axis=1, keepdims=True))
         centred = np.where(spread > EPSILON, centred / np.maximum(spread, EPSILON), 0.0)
     return np.einsum("k,kbg->bg", np.asarray(weights, np.float64), centred)
+
+
+def group_spread(rewards: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
+    """Standard deviation of each reward in each group, `(K, B)`; arguments as for `group_advantages`."""
+    centred = _centred(rewards, probabilities)
+    return np.asarray(np.sqrt(np.average(centred**2, axis=2, weights=_weights(centred, probabilities))))
+
+
+def _centred(rewards: ArrayLike, probabilities: ArrayLike | None) -> Array:
+    r = np.asarray(rewards, np.float64)
+    return r - np.average(r, axis=2, weights=_weights(r, probabilities))[..., None]
+
+
+def _weights(rewards: Array, probabilities: ArrayLike | None) -> Array:
+    given = 1.0 if probabilities is None else np.asarray(probabilities, np.float64)
+    return np.broadcast_to(given, rewards.shape)

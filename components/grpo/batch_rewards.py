@@ -13,7 +13,7 @@ from components.grpo.recent_anchors import RecentAnchors
 from components.grpo.rewards import format_reward, regression_reward
 from components.settings import RewardName, Settings
 from components.shared.scoring.answers import parse_answers
-from components.shared.scoring.shots import SHOTS
+from components.shared.scoring.shots import GROUPS
 from components.shared.training.ranks import ranks
 
 
@@ -39,23 +39,32 @@ class BatchScores:
         Args:
             name: of the regression reward.
         """
-        p, t = self.predictions, self.targets
         figures: dict[str, float] = {}
         for reward, values in zip((name, "format"), self.rewards, strict=True):
             figures[f"reward/{reward}"] = float(values.mean())
             figures[f"spread/{reward}"] = float(values.std(axis=1).mean())
-        valid = np.isfinite(p)
-        figures["invalid"] = float(1 - valid.mean())
-        errors = np.abs(p - t[:, None])
-        for group in ("all", *SHOTS):
-            member = valid & ((self.shots == group) | (group == "all"))[:, None]
-            if member.any():
-                figures[f"batch_mae/{group}"] = float(errors[member].mean())
-        answered = valid.any(axis=1)
-        if answered.sum() > 1 and t[answered].std() > 0:
-            anchors = np.nanmean(p[answered], axis=1)
-            figures["sd_ratio"] = float(anchors.std() / t[answered].std())
-        return figures
+        figures["invalid"] = float(1 - np.isfinite(self.predictions).mean())
+        return figures | error_figures(self.predictions, self.targets, self.shots)
+
+
+def error_figures(predictions: Array, targets: Array, shots: np.ndarray) -> dict[str, float]:
+    """Mean absolute errors of a batch by shot group, and `sd_ratio`: spread of the anchors over that of the targets.
+
+    Args:
+        predictions: `(B, G)`, NaN where a completion holds no valid answer.
+        targets, shots: `(B,)`.
+    """
+    figures: dict[str, float] = {}
+    valid, errors = np.isfinite(predictions), np.abs(predictions - targets[:, None])
+    for group in GROUPS:
+        member = valid & ((shots == group) | (group == "all"))[:, None]
+        if member.any():
+            figures[f"batch_mae/{group}"] = float(errors[member].mean())
+    answered = valid.any(axis=1)
+    if answered.sum() > 1 and targets[answered].std() > 0:
+        anchors = np.nanmean(predictions[answered], axis=1)
+        figures["sd_ratio"] = float(anchors.std() / targets[answered].std())
+    return figures
 
 
 class BatchRewards:

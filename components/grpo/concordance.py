@@ -26,7 +26,7 @@ def concordance(predictions: ArrayLike, targets: ArrayLike) -> float:
     return float(2 * covariance / denominator) if denominator > 0 else 0.0
 
 
-def slot_concordance(predictions: ArrayLike, targets: ArrayLike) -> Array:
+def slot_concordance(predictions: ArrayLike, targets: ArrayLike, anchors: ArrayLike | None = None) -> Array:
     """Computes, for every generation, the CCC of the batch of anchors with that generation in its input's slot.
 
     A group's anchor is the mean of its valid answers. Replacing one slot changes three running sums, so the cost is
@@ -35,6 +35,7 @@ def slot_concordance(predictions: ArrayLike, targets: ArrayLike) -> Array:
     Args:
         predictions: `(B, G)`, NaN where a completion holds no valid answer.
         targets: `(B,)`, finite.
+        anchors: `(B,)` in place of the groups' means, if the generations are not samples but all possible answers.
 
     Returns:
         `(B, G)` in [-1, 1]. An invalid generation gets -1 and is left out of its group's anchor. A group without a
@@ -43,12 +44,12 @@ def slot_concordance(predictions: ArrayLike, targets: ArrayLike) -> Array:
     Raises:
         ValueError: the shapes do not match, or a target is not finite.
     """
-    return _slotwise(predictions, targets, _lin)
+    return _slotwise(predictions, targets, anchors, _lin)
 
 
-def slot_pearson(predictions: ArrayLike, targets: ArrayLike) -> Array:
+def slot_pearson(predictions: ArrayLike, targets: ArrayLike, anchors: ArrayLike | None = None) -> Array:
     """`slot_concordance` with Pearson's correlation, which ignores scale and mean. For ablations."""
-    return _slotwise(predictions, targets, _pearson)
+    return _slotwise(predictions, targets, anchors, _pearson)
 
 
 def _lin(cov: Array, var_v: Array, var_t: float, gap: Array) -> tuple[Array, Array]:
@@ -62,6 +63,7 @@ def _pearson(cov: Array, var_v: Array, var_t: float, gap: Array) -> tuple[Array,
 def _slotwise(
     predictions: ArrayLike,
     targets: ArrayLike,
+    anchors: ArrayLike | None,
     ratio: Callable[[Array, Array, float, Array], tuple[Array, Array]],
 ) -> Array:
     p, t = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
@@ -75,9 +77,12 @@ def _slotwise(
     n = int(group.sum())
     if n == 0:
         return rewards
-    t = t[group]
-    p, t = _common_frame(np.where(valid[group], p[group], np.nan), t)
-    anchor = np.nanmean(p, axis=1)
+    given = np.full(len(t), np.nan) if anchors is None else np.asarray(anchors, np.float64)
+    answers = np.column_stack([np.where(valid, p, np.nan), given])[group]
+    answers, t = _common_frame(answers, t[group])
+    p, anchor = answers[:, :-1], answers[:, -1]
+    if anchors is None:
+        anchor = np.nanmean(p, axis=1)
     change = p - anchor[:, None]
     mean = (anchor.sum() + change) / n
     square = (np.sum(anchor**2) + p**2 - anchor[:, None] ** 2) / n

@@ -70,3 +70,8 @@ class RecentAnchors(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Returns what transformers writes to a checkpoint; JSON keeps the floats exactly."""
         return {"args": {"inputs": self._inputs, "steps": self._steps}, "attributes": {"rows": self.rows}}
+
+
+def recent_anchors(trainer: Any) -> RecentAnchors | None:
+    """The trainer's recent anchors as they are now: on resume, transformers replaces the callback; None without any."""
+    return next((part for part in trainer.callback_handler.callbacks if isinstance(part, RecentAnchors)), None)

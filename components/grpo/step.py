@@ -1,28 +1,34 @@
 """The step grpo: reinforcement learning from the warm start, with the concordance of the whole batch as the reward."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import set_seed
 
 from components.console import console
+from components.grpo.arguments import reading_batch
+from components.grpo.exact_trainer import ExactTrainer, exact_arguments
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import load, save
 from components.shared.model.lora import lora_config, merged, trainable, vision_tower
 from components.shared.model.prompts import prompt
-from components.shared.scoring.shots import ShotTable
+from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
 from components.shared.training.presentations import presentations, training_rows
-from components.shared.training.ranks import model_on_main_rank, node_cache, ranks
+from components.shared.training.ranks import model_on_main_rank, node_cache, ranks, shards_weights
+from components.shared.training.validation import GreedyText, TaskNumbers, Validation, kept_figures
 from components.steps import STEPS
 
 
 def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
-    """Trains from the warm start and writes the model to `out`, with metrics.json and curve.csv.
+    """Trains from the warm start and writes the best model to `out`, with validation.parquet, metrics.json, curve.csv.
 
     Args:
         settings: of the experiment.
@@ -32,47 +38,86 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         out: the output folder.
         state: folder of the checkpoints; a killed run resumes from them.
     """
-    grpo, task = settings.grpo, settings.task
+    grpo = settings.grpo
     model, processor = load(sft, settings.model)
+    reference = warm_start_answers(sft, ingest)  # before hours of training, in case it has none
     set_seed(grpo.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
-    if settings.model.freeze_vision:
-        vision_tower(model).requires_grad_(False)
     inputs, world_size = {"ingest": ingest, "sft": sft}, ranks().num_processes
     step = STEPS["grpo"]
     code = code_fingerprint(code_identity(step))
     checkpoints = state_folder(state, settings, step.sections, inputs, code, world_size)
     with node_cache() as cache:
         rows = training_rows(ingest, cache)
-        shots = ShotTable.of(rows["target"][:], task.bin_width, task.resolution, task.many, task.few)
-        shown = presentations(
-            rows,
-            grpo.steps * grpo.prompts,
-            grpo.seed,
-            grpo.augment,
-            lambda row, picture: {
-                "prompt": prompt(row["question"]),
-                "image": picture,
-                "target": row["target"],
-                "shot": str(shots.shot([row["target"]])[0]),
-            },
-        )
-        trainer = BatchRewardTrainer(
+        numbers = TaskNumbers.of(processor, settings.task, np.asarray(rows["target"][:]))
+        trainer = _trainer(
+            settings,
+            numbers,
+            checkpoints,
             model=model,
-            args=training_arguments(grpo, settings, checkpoints, world_size),
-            train_dataset=shown,
+            train_dataset=_presentations(settings, rows, numbers),
             processing_class=processor,
-            peft_config=lora_config(settings.model) if settings.model.lora else None,
-            settings=settings,
+            validation=_validation(settings, ingest, numbers, world_size),
         )
-        if trainer.unshared_reason and track is not None:
-            console.print(f"images are encoded once per answer, not once per input: {trainer.unshared_reason}")
-        if trainer.sampling_unshared_reason:
-            console.print(f"answers are not sampled on a shared prefix: {trainer.sampling_unshared_reason}")
+        if track is not None:
+            for remark in trainer.remarks():
+                console.print(remark)
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=resume_point(checkpoints))
     trained = model_on_main_rank(trainer, lambda: trainable(load(sft, settings.model)[0], settings.model))
     if trained is None:
         return
     with new_folder(out) as folder:
-        save(merged(trained), processor, folder)
-        write_results(folder, trainer.state.log_history, {"steps": trainer.state.global_step})
+        best = merged(trained)
+        save(best, processor, folder)
+        size = reading_batch(grpo, world_size)
+        save_validation(folder, best, processor, settings.task, ingest, size, reference, grpo.balance)
+        figures = {"method": grpo.method, "steps": trainer.state.global_step, **kept_figures(trainer.state)}
+        write_results(folder, trainer.state.log_history, figures)
+
+
+def _presentations(settings: Settings, rows: Dataset, numbers: TaskNumbers) -> Dataset:
+    """All inputs of the training, in their order."""
+    grpo = settings.grpo
+    return presentations(
+        rows,
+        grpo.steps * grpo.prompts,
+        grpo.seed,
+        grpo.augment,
+        lambda row, picture: {
+            "prompt": prompt(row["question"]),
+            "question": row["question"],
+            "image": picture,
+            "target": row["target"],
+            "shot": str(numbers.shots_of([row["target"]])[0]),
+        },
+    )
+
+
+def _validation(settings: Settings, ingest: Path, numbers: TaskNumbers, world_size: int) -> Validation | None:
+    """What each checkpoint is evaluated on; None where the ranks share the weights, and the last checkpoint is kept."""
+    if shards_weights():
+        if ranks().is_main_process:
+            console.print("checkpoints are not evaluated, since the ranks share the weights: the last one is kept")
+        return None
+    grpo = settings.grpo
+    text = GreedyText(settings.task, grpo.max_new_tokens) if grpo.estimator == "sampled" else None
+    return Validation(ingest, numbers, grpo.eval_rows, reading_batch(grpo, world_size), grpo.balance, text)
+
+
+def _trainer(
+    settings: Settings, numbers: TaskNumbers, checkpoints: Path, model: Any, **common: Any
+) -> BatchRewardTrainer | ExactTrainer:
+    """The trainer of the estimator."""
+    grpo, world_size = settings.grpo, ranks().num_processes
+    common["settings"], validated = settings, common["validation"] is not None
+    if grpo.estimator != "sampled":
+        arguments = exact_arguments(grpo, settings, checkpoints, world_size, validated)
+        return ExactTrainer(model=trainable(model, settings.model), args=arguments, numbers=numbers, **common)
+    if settings.model.freeze_vision:
+        vision_tower(model).requires_grad_(False)
+    return BatchRewardTrainer(
+        model=model,
+        args=training_arguments(grpo, settings, checkpoints, world_size, validated),
+        peft_config=lora_config(settings.model) if settings.model.lora else None,  # TRL adds the adapters itself
+        **common,
+    )

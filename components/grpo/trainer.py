@@ -19,15 +19,14 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
-from components.errors import ConcordError
 from components.grpo.advantages import group_advantages
+from components.grpo.arguments import SHOWN, common_arguments, uneven
 from components.grpo.batch_rewards import BatchRewards, local_rows
 from components.grpo.processor_cache import ProcessorCache
-from components.grpo.recent_anchors import RecentAnchors
+from components.grpo.recent_anchors import RecentAnchors, recent_anchors
 from components.grpo.rollout_batch import RolloutBatch
 from components.grpo.vllm import UNSHARED_REASON, forbid_placeholders, vllm_arguments
 from components.settings import Grpo, Settings
-from components.shared.model.device import on_accelerator
 from components.shared.model.shared_prefix import (
     IMAGE_FIELDS,
     PER_TOKEN,
@@ -45,59 +44,41 @@ from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.ranks import weights_are_sharded
+from components.shared.training.validation import ValidatesDistributions
 
 
-def training_arguments(grpo: Grpo, settings: Settings, folder: Path, world_size: int) -> GRPOConfig:
+def training_arguments(
+    grpo: Grpo, settings: Settings, folder: Path, world_size: int, validated: bool = False
+) -> GRPOConfig:
     """Translates our settings into TRL's.
 
     Args:
         folder: for checkpoints.
         world_size: number of ranks; the inputs of a step are divided among them.
+        validated: whether checkpoints are evaluated and the best one is kept.
 
     Raises:
         ConcordError: the step's completions cannot be divided evenly, or vLLM is asked for and not installed.
     """
     rows = grpo.prompts * grpo.generations
     if rows % (grpo.accumulation * world_size):
-        raise ConcordError(
-            f"grpo: {grpo.prompts} prompts x {grpo.generations} generations cannot be divided evenly over "
-            f"{grpo.accumulation} accumulation x {world_size} ranks. Make prompts a multiple of "
-            f"{grpo.accumulation * world_size}."
-        )
+        raise uneven(grpo, f"{grpo.prompts} prompts x {grpo.generations} generations", world_size)
     return GRPOConfig(
-        output_dir=str(folder),
-        max_steps=grpo.steps,
         per_device_train_batch_size=rows // (grpo.accumulation * world_size),
-        gradient_accumulation_steps=grpo.accumulation,
+        per_device_eval_batch_size=grpo.generations,  # TRL requires a multiple; evaluation does not use it
         num_generations=grpo.generations,
-        learning_rate=grpo.lr,
-        lr_scheduler_type="linear",
-        warmup_steps=grpo.warmup_steps,
-        weight_decay=0.0,
         beta=grpo.beta,
         temperature=grpo.temperature,
         max_completion_length=grpo.max_new_tokens,
         loss_type="grpo",
         shuffle_dataset=False,  # the presentations are shuffled already
-        save_strategy="steps",
-        save_steps=grpo.checkpoint_every,
-        restore_callback_states_from_checkpoint=True,  # the recent anchors
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=not on_accelerator(),
-        seed=grpo.seed,
-        bf16=settings.model.dtype == "bfloat16",
-        torch_compile=settings.model.compile,
-        gradient_checkpointing=grpo.gradient_checkpointing,
-        remove_unused_columns=False,
-        dataloader_num_workers=settings.launcher.loader_workers,
+        **common_arguments(grpo, settings, folder, validated),
         **vllm_arguments(grpo.vllm),
     )
 
 
-class BatchRewardTrainer(TimesDataWait, SealedCheckpoints, GRPOTrainer):
-    """GRPO whose reward compares the whole batch: `ccc`, or `mae`, `mse`, `pearson` for ablations.
+class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, GRPOTrainer):
+    """GRPO whose reward compares the whole batch: `ccc`, or `mae`, `mse`, `pearson`, `crps` for comparison.
 
     Attributes:
         unshared_reason: why the prefix is not shared; None where it is.
@@ -117,7 +98,7 @@ class BatchRewardTrainer(TimesDataWait, SealedCheckpoints, GRPOTrainer):
         """Takes GRPOTrainer's arguments except `reward_funcs`."""
         if kwargs["args"].use_vllm:
             forbid_placeholders(kwargs["args"], kwargs["model"], kwargs["processing_class"])
-        self._rewards = BatchRewards(settings, self._recent_anchors)
+        self._rewards = BatchRewards(settings, lambda: recent_anchors(self))
         super().__init__(reward_funcs=self._rewards.functions, **kwargs)
         self._settings = settings
         if recent := settings.grpo.recent:
@@ -131,12 +112,16 @@ class BatchRewardTrainer(TimesDataWait, SealedCheckpoints, GRPOTrainer):
     def follow(self, track: StepRun | None) -> None:
         """Sends the training curves to the tracker and shows progress, in place of transformers' printed lines."""
         self.remove_callback(PrinterCallback)
-        shown = ("reward/ccc", "reward/mae", "batch_mae/all", "invalid", "sd_ratio", "kl")
-        self.add_callback(CurveCallback(track, shown, self.data_wait))
+        self.add_callback(CurveCallback(track, SHOWN, self.data_wait))
 
-    def _recent_anchors(self) -> RecentAnchors | None:
-        """The callback as it is now: on resume, transformers replaces it by one with the checkpoint's state."""
-        return next((part for part in self.callback_handler.callbacks if isinstance(part, RecentAnchors)), None)
+    def remarks(self) -> list[str]:
+        """What a user should know before the training: where the prefix is not shared, and why."""
+        known = []
+        if self.unshared_reason:
+            known.append(f"images are encoded once per answer, not once per input: {self.unshared_reason}")
+        if self.sampling_unshared_reason:
+            known.append(f"answers are not sampled on a shared prefix: {self.sampling_unshared_reason}")
+        return known
 
     def _unshared_reason(self) -> str | None:
         config = self.accelerator.unwrap_model(self.model).config

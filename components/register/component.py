@@ -12,9 +12,11 @@ def register(
     experiment: str,
     task_settings: str,
     model_settings: str,
+    answer_settings: str,
     evaluate_settings: str,
     register_settings: str,
     ingest: Input[Dataset],
+    sft: Input[Model],
     grpo: Input[Model],
     evaluate: Input[Dataset],
     out: Output[Artifact],
@@ -28,8 +30,9 @@ def register(
         {
             "task": task_settings,
             "model": model_settings,
+            "answer": answer_settings,
             "evaluate": evaluate_settings,
             "register": register_settings,
         },
-        {"ingest": ingest, "grpo": grpo, "evaluate": evaluate, "out": out},
+        {"ingest": ingest, "sft": sft, "grpo": grpo, "evaluate": evaluate, "out": out},
     )

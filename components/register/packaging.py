@@ -26,12 +26,16 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def served_settings(settings: Settings) -> dict[str, Any]:
-    """Returns the settings stored with the model; a user can override them when loading it (`model_config`)."""
+def served_settings(settings: Settings, balance: float | None) -> dict[str, Any]:
+    """Returns the settings stored with the model; a user can override them when loading it (`model_config`).
+
+    Args:
+        balance: the part of the prior that is divided out, chosen or given; None where answers come from the text.
+    """
+    answer = settings.answer.tree() | ({} if balance is None else {"balance": balance})
     return {
-        "question": settings.task.question,
-        "low": settings.task.low,
-        "high": settings.task.high,
+        "task": settings.task.tree(),
+        "answer": answer,
         "dtype": settings.model.dtype,
         "attention": settings.model.attention,
         "batch_size": settings.evaluate.batch_size,
@@ -39,12 +43,13 @@ def served_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
+def log_model(track: StepRun, weights: Path, served: dict[str, Any]) -> str:
     """Stores the model with the step's run.
 
     Args:
         track: the step's MLflow run.
         weights: a model folder.
+        served: result of `served_settings`.
 
     Returns:
         MLflow's model id, `m-...`.
@@ -69,7 +74,7 @@ def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
             python_model=str(SERVED_MODEL),
             artifacts={"model": str(weights)},
             code_paths=[str(served_code(Path(folder)))],
-            model_config=served_settings(settings),
+            model_config=served,
             signature=signature(),
             pip_requirements=pinned_requirements(),
         )
@@ -77,13 +82,13 @@ def log_model(track: StepRun, weights: Path, settings: Settings) -> str:
 
 
 def signature() -> "ModelSignature":
-    """Returns the signature: image bytes and an optional question as input, a number or NaN as output."""
+    """Returns the signature: image bytes and an optional question as input; a number, its interval, mass as output."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question", required=False)]),
-        outputs=Schema([ColSpec(DataType.double, "value")]),
+        outputs=Schema([ColSpec(DataType.double, name) for name in ("value", "low", "high", "mass")]),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main(uri: str, rows: str, batch_size: str, out: str) -> None:
-    """Writes `id` and `value` (null if the answer is invalid) of every test image to `out`."""
+    """Writes `id` and the model's numbers (null where it gives none) of every test image to `out`."""
     import mlflow
     import numpy as np
     import pandas as pd
@@ -20,18 +20,20 @@ def main(uri: str, rows: str, batch_size: str, out: str) -> None:
 
     model = mlflow.pyfunc.load_model(uri)
     ids: list[str] = []
-    values: list[float] = []
+    parts: list[pd.DataFrame] = []
     for shard in sorted(Path(rows).glob("test-*.parquet")):
         with pq.ParquetFile(shard) as file:
             # The same batches as in evaluate, because the batch affects rounding.
             for batch in file.iter_batches(int(batch_size), columns=["id", "image", "question"]):
                 images = [image["bytes"] for image in batch.column("image").to_pylist()]
                 inputs = pd.DataFrame({"image": images, "question": batch.column("question").to_pylist()})
-                values += model.predict(inputs)["value"].tolist()
+                parts.append(model.predict(inputs))
                 ids += batch.column("id").to_pylist()
-    numbers = np.array(values, np.float64)
-    table = pa.table({"id": pa.array(ids, pa.string()), "value": pa.array(numbers, mask=~np.isfinite(numbers))})
-    pq.write_table(table, out)
+    columns = {"id": pa.array(ids, pa.string())}
+    for name in parts[0].columns:  # an older version gives the value alone
+        numbers = np.concatenate([part[name].to_numpy(np.float64) for part in parts])
+        columns[name] = pa.array(numbers, mask=~np.isfinite(numbers))
+    pq.write_table(pa.table(columns), out)
 
 
 if __name__ == "__main__":

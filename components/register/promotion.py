@@ -7,7 +7,7 @@ import numpy as np
 
 from components.settings import Register
 from components.shared.reporting.metrics import paired_difference
-from components.shared.scoring.errors import Predictions
+from components.shared.scoring.errors import Array, Predictions
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,19 @@ class Decision:
 
 
 def decide(
-    challenger: Predictions, baseline: Predictions, baseline_name: str, rule: Register, unit: str = ""
+    challenger: Predictions,
+    baseline: Predictions,
+    baseline_name: str,
+    rule: Register,
+    unit: str = "",
+    mass: Array | None = None,
 ) -> Decision:
     """Decides whether a challenger is promoted over a baseline.
 
     It is promoted if its few-shot MAE is lower and the paired 95 % bootstrap interval of the difference excludes 0, its
-    overall and many-shot MAE are not higher by more than the tolerances, and the share of its unparseable answers is
-    within the limit. Without few-shot images a gain cannot be shown, so it is not promoted.
+    overall and many-shot MAE are not higher by more than the tolerances, and the share of its unparseable answers (or
+    the mean probability of other texts than numbers) is within the limit. Without few-shot images a gain cannot be
+    shown, so it is not promoted.
 
     Args:
         challenger: predictions of the new version.
@@ -58,6 +64,7 @@ def decide(
         baseline_name: name of the baseline in the reason.
         rule: params.yaml: register.
         unit: unit of the task, for the reason.
+        mass: `(N,)` probability of any number, where the challenger's answers come from the distribution.
 
     Raises:
         ValueError: the predictions are not for the same images.
@@ -70,7 +77,7 @@ def decide(
         _better_few_shot(challenger, baseline, few, suffix),
         _not_worse(challenger, baseline, "all", rule.tolerance_all, rule, suffix),
         _not_worse(challenger, baseline, "many", rule.tolerance_many, rule, suffix),
-        _parseable(challenger, rule.max_unparseable),
+        _parseable(challenger, rule.max_unparseable) if mass is None else _massive(mass, rule.max_unparseable),
     )
     missed = [check for check in checks if not check.met]
     promote = not missed and rule.promote
@@ -121,6 +128,15 @@ def _not_worse(
 def _parseable(challenger: Predictions, limit: float) -> Check:
     share = float(challenger.unparseable.mean())
     met = share <= limit
-    figures = f"{100 * share:.2f} % of its answers are unparseable"
-    limits = f" (limit {100 * limit:g} %)" if met else f", over the limit of {100 * limit:g} %"
-    return Check("unparseable", met, figures + limits)
+    return Check("unparseable", met, f"{100 * share:.2f} % of its answers are unparseable{_limits(met, limit)}")
+
+
+def _massive(mass: Array, limit: float) -> Check:
+    share = float(1 - mass.mean())
+    met = share <= limit
+    figures = f"{100 * share:.2f} % of its probability is on other texts than numbers{_limits(met, limit)}"
+    return Check("unparseable", met, figures)
+
+
+def _limits(met: bool, limit: float) -> str:
+    return f" (limit {100 * limit:g} %)" if met else f", over the limit of {100 * limit:g} %"

@@ -22,7 +22,9 @@ SCRIPT = Path(__file__).with_name("predict_isolated.py")
 
 
 def served_predictions(name: str, number: str, ingest: Path, batch_size: int) -> pa.Table:
-    """Returns `id` and `value` of every test image; null if the answer is invalid.
+    """Returns `id`, `value` and, where the version has them, `low`, `high` and `mass` of every test image.
+
+    A value is null if the answer is invalid.
 
     The other process uses the code stored with the version, which for a champion may be older than this checkout.
 

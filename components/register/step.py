@@ -7,16 +7,16 @@ from typing import Any
 
 from components.errors import ConcordError
 from components.register.ancestry import ancestry_params, ancestry_tags, trace_ancestry
-from components.register.packaging import log_model, served_settings
+from components.register.packaging import log_model
 from components.register.promotion import decide
 from components.register.registry import FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
+from components.register.served import Served
 from components.register.served_predictions import comparable_predictions, served_predictions
 from components.settings import Settings
 from components.shared.io.atomic import new_folder, write_json
 from components.shared.io.secrets import masked_json
 from components.shared.reporting import metrics
 from components.shared.reporting.predictions import predictions_file, read_predictions, to_predictions
-from components.shared.scoring.errors import Predictions
 from components.shared.scoring.shots import GROUPS
 from components.shared.tracking.connection import mlflow_errors
 from components.shared.tracking.lineage import fingerprint
@@ -25,17 +25,18 @@ from components.shared.tracking.step_run import StepRun
 
 DECISION = "concord.decision"
 VERIFIED = "concord.verified"
+SERVED = "concord.served"
 
 
-def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluate: Path, out: Path) -> None:
-    """Registers the model, verifies its predictions, applies the promotion rule, and writes registration.json.
+def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Path, evaluate: Path, out: Path) -> None:
+    """Registers what evaluate chose, verifies it, applies the promotion rule, and writes registration.json.
 
     After a kill, or with the same weights and settings, the existing version is used.
 
     Args:
         ingest: row shards; the registered model and the champion predict the test split.
-        grpo: the model folder.
-        evaluate: output of evaluate for this model.
+        sft, grpo: model folders; evaluate chose one of them.
+        evaluate: output of evaluate for these models.
         out: registration.json (version, promoted, reason, metrics, previous champion, runs) and metrics.json.
 
     Raises:
@@ -43,22 +44,28 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, grpo: Path, evaluat
     """
     registry = Registry(track.client, settings.registry.model)
     registry.create()
-    ours = to_predictions(read_predictions(predictions_file(evaluate, "grpo")), settings.task)
+    served = Served.read(settings, evaluate, {"sft": sft, "grpo": grpo})
     runs = _runs(track)
-    number = _register(registry, settings, track, grpo)
-    _link(registry, number, settings, track, evaluate, runs)
-    _verify(registry, number, settings, ingest, evaluate)
+    number = _register(registry, served, track)
+    _link(registry, number, served, settings, track, evaluate, runs)
+    _verify(registry, number, served, settings, ingest)
     registry.challenge(number)
     if registry.champion() == number:  # this run follows a killed one, or has the same model and settings
         outcome = _earlier_decision(registry, number)
     else:
-        outcome = _decide(registry, number, settings, ours, ingest, evaluate)
+        outcome = _decide(registry, number, served, settings, ingest, evaluate)
         registry.tag(number, {DECISION: json.dumps(outcome)})
         registry.describe(number, outcome["reason"])
         if outcome["promoted"]:
             registry.promote(number, outcome["reason"])
-    figures = metrics.evaluate(ours, settings.registry.bootstrap, settings.registry.seed)
-    registration = {"name": registry.name, "version": number, "metrics": figures, "runs": runs}
+    figures = metrics.evaluate(served.predictions, settings.registry.bootstrap, settings.registry.seed)
+    registration = {
+        "name": registry.name,
+        "version": number,
+        "served": f"{served.model}.{served.way}",
+        "metrics": figures,
+        "runs": runs,
+    }
     with new_folder(out) as folder:
         write_json(folder / "registration.json", registration | outcome)
         write_json(folder / "metrics.json", _metrics(outcome))
@@ -70,13 +77,13 @@ def _runs(track: StepRun) -> dict[str, str | None]:
     return {"experiment": track.parent_id, "register": track.run_id, **producers}
 
 
-def _register(registry: Registry, settings: Settings, track: StepRun, grpo: Path) -> str:
+def _register(registry: Registry, served: Served, track: StepRun) -> str:
     """Returns the version with these weights and served settings, creating it if it does not exist."""
-    identity = {"weights": track.inputs["grpo"], "served": served_settings(settings), "model": registry.name}
+    identity = {"weights": track.inputs[served.model], "served": served.settings, "model": registry.name}
     digest = fingerprint(identity)
     version = registry.with_fingerprint(digest)
     if version is None:
-        model_id = log_model(track, grpo, settings)
+        model_id = log_model(track, served.weights, served.settings)
         with mlflow_errors(f"register a version of {registry.name}"):
             version = track.client.create_model_version(
                 registry.name, f"models:/{model_id}", track.run_id, {FINGERPRINT: digest}, model_id=model_id
@@ -87,19 +94,21 @@ def _register(registry: Registry, settings: Settings, track: StepRun, grpo: Path
 def _link(
     registry: Registry,
     number: str,
+    served: Served,
     settings: Settings,
     track: StepRun,
     evaluate: Path,
     runs: Mapping[str, str | None],
 ) -> None:
     """Tags the version with its metrics, settings, data, code and runs."""
-    figures = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))["grpo"]
+    figures = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))[served.model][served.way]
     tags = {f"concord.in.{port}": digest for port, digest in track.inputs.items()}
     tags |= {f"concord.mae.{group}": str(figures["groups"][group]["mae"]) for group in GROUPS}
     tags |= {f"concord.run.{name}": run_id for name, run_id in runs.items() if run_id}
     ancestors = trace_ancestry(track)
     tags |= ancestry_tags(track, ancestors)
     tags |= {
+        SERVED: f"{served.model}.{served.way}",
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
         "concord.settings": json.dumps(masked_json({**settings.tree(), **ancestry_params(ancestors)})),
@@ -108,45 +117,48 @@ def _link(
     registry.tag(number, tags)
 
 
-def _verify(registry: Registry, number: str, settings: Settings, ingest: Path, evaluate: Path) -> None:
+def _verify(registry: Registry, number: str, served: Served, settings: Settings, ingest: Path) -> None:
     """Compares the predictions of the registered model with those of evaluate, value by value."""
-    file = predictions_file(evaluate, "grpo")
-    expected = read_predictions(file)
-    served = served_predictions(registry.name, number, ingest, settings.evaluate.batch_size)
-    if served["id"].to_pylist() != expected["id"].to_pylist():
-        raise ConcordError(f"{file}: its test images are not those in {ingest}. Run the evaluate step again.")
-    rows = zip(expected["id"].to_pylist(), expected["value"].to_pylist(), served["value"].to_pylist(), strict=True)
-    wrong = [row for row in rows if row[1] != row[2]]
+    ids = served.table["id"].to_pylist()
+    predicted = served_predictions(registry.name, number, ingest, settings.evaluate.batch_size)
+    if predicted["id"].to_pylist() != ids:
+        raise ConcordError(f"{ingest}: its test images are not those that evaluate read. Run the evaluate step again.")
+    wrong = [
+        (id, name, was, now)
+        for name, expected in served.expected().items()
+        for id, was, now in zip(ids, expected, predicted[name].to_pylist(), strict=True)
+        if was != now
+    ]
     registry.tag(number, {VERIFIED: "false" if wrong else "true"})
     if wrong:
-        id, evaluated, predicted = wrong[0]
+        id, name, was, now = wrong[0]
         raise ConcordError(
-            f"{registry.name} version {number}: loaded from the registry, it predicts {len(wrong)} of "
-            f"{served.num_rows} test images differently from {file} (first {id}: {predicted}, was {evaluated}). Run "
-            "evaluate and register again, on one machine and with the same libraries. The version gets no alias."
+            f"{registry.name} version {number}: loaded from the registry, it predicts {len({row[0] for row in wrong})} "
+            f"of {len(ids)} test images differently from evaluate (first {id}: {name} {now}, was {was}). Run evaluate "
+            "and register again, on one machine and with the same libraries. The version gets no alias."
         )
 
 
 def _decide(
-    registry: Registry, number: str, settings: Settings, ours: Predictions, ingest: Path, evaluate: Path
+    registry: Registry, number: str, served: Served, settings: Settings, ingest: Path, evaluate: Path
 ) -> dict[str, Any]:
     """Returns whether the version becomes champion, why, and the champion that it was compared with."""
-    rule, champion = settings.registry, registry.champion()
+    rule, ours, champion = settings.registry, served.predictions, registry.champion()
     before: dict[str, Any] | None = None
     if champion is None:
-        baseline_name = "the SFT warm start (there is no champion yet)"
+        baseline_name = "the greedy text of the SFT warm start (there is no champion yet)"
         baseline = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
     else:
         baseline_name = f"the champion (version {champion})"
         before = {"version": champion, "metrics": None}
         try:
-            served = served_predictions(registry.name, champion, ingest, settings.evaluate.batch_size)
+            predicted = served_predictions(registry.name, champion, ingest, settings.evaluate.batch_size)
         except ConcordError as error:
             reason = f"{baseline_name} could not predict the current test images, so no gain can be shown: {error}"
             return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
-        baseline = comparable_predictions(served, ours, settings.task)
+        baseline = comparable_predictions(predicted, ours, settings.task)
         before["metrics"] = metrics.evaluate(baseline, rule.bootstrap, rule.seed)
-    decision = decide(ours, baseline, baseline_name, rule, settings.task.unit)
+    decision = decide(ours, baseline, baseline_name, rule, settings.task.unit, served.mass)
     promote, reason = decision.promote, decision.reason
     tags = registry.version(number).tags
     if promote and f"{ROLLED_BACK}at" in tags:

@@ -14,6 +14,7 @@ from components.sft.trainer import WarmStartTrainer, sft_presentations, training
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
 from components.shared.model.lora import merged, trainable
+from components.shared.model.validation_pass import save_validation
 from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
@@ -23,7 +24,7 @@ from components.steps import STEPS
 
 
 def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Path, out: Path, state: Path) -> None:
-    """Trains the warm start and writes it to `out`, with metrics.json and curve.csv.
+    """Trains the warm start and writes it to `out`, with validation.parquet, metrics.json and curve.csv.
 
     Args:
         track: MLflow run on rank 0; None on the other ranks, which train but write nothing.
@@ -59,5 +60,8 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
         return
     history = trainer.state.log_history
     with new_folder(out) as folder:
-        save(merged(model), processor, folder)
+        warm = merged(model)
+        save(warm, processor, folder)
+        batch_size = 2 * settings.sft.batch_size // world_size
+        save_validation(folder, warm, processor, settings.task, ingest, batch_size)
         write_results(folder, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
@@ -19,13 +18,15 @@ from components.settings import Model, Settings, Sft
 from components.shared.model.device import on_accelerator
 from components.shared.model.generation import collect_answers
 from components.shared.model.prompts import completion, max_answer_tokens, prompt_with_image
-from components.shared.rows.rows import read_rows, read_table, slice_rows
+from components.shared.rows.rows import slice_rows
+from components.shared.rows.validation import tune_rows, tune_table
 from components.shared.scoring.errors import Predictions
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.presentations import presentations, training_rows
+from components.shared.training.ranks import divided_among_ranks
 
 IGNORED = -100  # label of a token without a loss
 
@@ -155,10 +156,10 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         self.add_callback(CurveCallback(track, ("loss", "val_mae", "val_unparseable"), self.data_wait))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """MAE of greedy answers to the first `eval_rows` images of the (shuffled) val split, in the task's unit."""
+        """MAE of greedy answers to the first `eval_rows` images of the tune half of val, in the task's unit."""
         task, sft = self._settings.task, self._settings.sft
-        targets = read_table(self._ingest, "val", ["target"])["target"].to_numpy()[: sft.eval_rows]
-        values = self._validation_answers(len(targets))
+        targets = tune_table(self._ingest)["target"].to_numpy()[: sft.eval_rows]
+        values = divided_among_ranks(len(targets), self._validation_answers)
         shots = np.full(len(values), "all")
         predictions = Predictions(targets, values, shots, task.low, task.high, task.resolution)
         figures = {
@@ -170,24 +171,12 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, _prefixed(figures))
         return _prefixed(figures)
 
-    def _validation_answers(self, count: int) -> np.ndarray:
-        """Answers to the first `count` validation images, `(count,)`, NaN where an answer is invalid.
-
-        Each rank generates the same number of answers, since every rank must join the collectives; if the count is not
-        a multiple of the number of ranks, their shares overlap.
-        """
-        task, world = self._settings.task, self.accelerator.num_processes
-        share = -(-count // world)
-        starts = [min(rank * share, count - share) for rank in range(world)]
-        rows = slice_rows(read_rows(self._ingest, "val"), starts[self.accelerator.process_index], share)
+    def _validation_answers(self, start: int, count: int) -> np.ndarray:
+        """Answers to `count` images of the tune half from `start` on, `(count,)`, NaN where an answer is invalid."""
+        task, rows = self._settings.task, slice_rows(tune_rows(self._ingest), start, count)
         model, length = self.accelerator.unwrap_model(self.model), max_answer_tokens(self.processing_class, task)
         batch_size = 2 * self.args.per_device_train_batch_size
-        _, _, own = collect_answers(model, self.processing_class, rows, batch_size, length, task)
-        parts = gather(torch.tensor(own, device=self.accelerator.device)).cpu().numpy().reshape(world, share)
-        values = np.empty(count)
-        for start, part in zip(starts, parts, strict=True):
-            values[start : start + share] = part
-        return values
+        return collect_answers(model, self.processing_class, rows, batch_size, length, task)[2]
 
 
 def _prefixed(figures: dict[str, float]) -> dict[str, float]:

@@ -98,11 +98,20 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("sft.patience", -1, "sft.patience: input should be greater than 0, found -1"),
         ("sft.augment.rotate", 181, "sft.augment.rotate: input should be less than or equal to 180, found 181"),
         ("grpo.generations", 1, "grpo.generations: input should be greater than or equal to 2, found 1"),
-        ("grpo.reward", "mea", "grpo.reward: input should be 'ccc', 'mae', 'mse' or 'pearson', found 'mea'"),
+        ("grpo.reward", "mea", "grpo.reward: input should be 'ccc', 'mae', 'mse', 'pearson' or 'crps', found 'mea'"),
         ("grpo.beta", -0.1, "grpo.beta: input should be greater than or equal to 0, found -0.1"),
         ("grpo.vllm", VLLM | {"memory": 1.5}, "grpo.vllm.memory: input should be less than or equal to 1, found 1.5"),
         ("grpo.vllm", VLLM | {"mode": "both"}, "grpo.vllm.mode: input should be 'colocate' or 'server', found 'both'"),
         ("grpo.vllm", VLLM | {"port": 70000}, "grpo.vllm.port: input should be less than or equal to 65535"),
+        ("grpo.estimator", "exact", "grpo.estimator: input should be 'sampled', 'means' or 'policy', found 'exact'"),
+        ("grpo.balance", 0.5, "grpo: estimator: sampled cannot put back the prior: balance must be 0"),
+        ("answer.from", "both", "answer.from: input should be 'distribution' or 'text', found 'both'"),
+        (
+            "answer.balance",
+            2.0,
+            "input should be less than or equal to 1.2, found 2.0",
+        ),
+        ("answer.coverage", 1.0, "answer.coverage: input should be less than 1, found 1.0"),
         ("register.max_unparseable", 2, "register.max_unparseable: input should be less than or equal to 1, found 2"),
     ],
 )
@@ -110,6 +119,22 @@ def test_invalid_values_are_reported(path: str, value: Any, message: str, messag
     raw = copy.deepcopy(RAW)
     parts = tuple(path.split("."))
     section(raw, parts)[parts[-1]] = value
+    assert message in message_of(raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "policy", "reward": "crps"}, "grpo: estimator: policy has no reward crps"),
+        ({"estimator": "means", "vllm": VLLM}, "grpo: estimator: means samples no answers: vllm must be null"),
+        ({"estimator": "policy", "balance": 0.5}, "grpo: estimator: policy cannot put back the prior"),
+    ],
+)
+def test_estimator_that_does_not_fit_is_reported(
+    changes: dict[str, Any], message: str, message_of: Callable[[Any], str]
+) -> None:
+    raw = copy.deepcopy(RAW)
+    raw["grpo"] |= changes
     assert message in message_of(raw)
 
 
@@ -215,3 +240,21 @@ def test_a_section_cluster_is_an_error_that_names_the_new_file(message_of: Calla
     assert message.startswith("params.yaml: cluster: the settings of the cluster have a file of their own")
     assert "--cluster FILE or CONCORD_CLUSTER" in message
     assert "pipelines/clusters/default.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({}, "CCC-GRPO"),
+        ({"reward": "mae"}, "GRPO (MAE)"),
+        ({"estimator": "policy"}, "exact CCC-GRPO"),
+        ({"estimator": "means"}, "expected CCC"),
+        ({"estimator": "means", "reward": "crps"}, "CRPS"),
+        ({"estimator": "means", "reward": "crps", "balance": 0.75}, "CRPS, balance 0.75"),
+    ],
+)
+def test_method_has_a_name(changes: dict[str, Any], method: str, tmp_path: Path) -> None:
+    raw = copy.deepcopy(RAW)
+    raw["grpo"] |= changes
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert load_settings(tmp_path / "params.yaml").grpo.method == method

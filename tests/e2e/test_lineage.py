@@ -153,7 +153,7 @@ def test_every_step_stores_hashes_and_pushes_below_one_parent_run(world: World, 
             assert report[name][port]["git_commit"] == world.commit
     assert report["grpo"]["out"]["dvc_hash.in.sft"] == report["sft"]["out"]["dvc_hash"]
     assert report["evaluate"]["report"]["dvc_nfiles"] > 1
-    assert report["evaluate"]["metrics"]["grpo.groups.all.n"] == 101
+    assert report["evaluate"]["metrics"]["grpo.text.groups.all.n"] == 101
     mlflow = connect()
     (parent,) = mlflow.search_runs(["1"], f"tags.`concord.pipeline_run` = '{RUN}' and tags.`concord.kind` = 'pipeline'")
     assert parent.info.status == "FINISHED"
@@ -240,7 +240,7 @@ def test_a_version_shows_its_whole_ancestry(
             assert f"{name} out {port} {content}" in flat
         assert f"{name} {world.report(name, RUN)['out']['mlflow_run_id']} {world.commit[:8]}" in flat
     assert "max_steps 6," in flat, "the params that the run's steps saw"
-    assert "the rule is not met: against the SFT warm start" in flat, "nothing is learnt in six steps"
+    assert "not met: against the greedy text of the SFT warm start" in flat, "nothing is learnt in six steps"
     assert "few-shot MAE" in flat
 
 

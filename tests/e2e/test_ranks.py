@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from components.grpo.step import run as grpo_run
 from components.sft.step import run as sft_run
 from components.shared.model.generation import collect_answers
 from components.shared.model.loading import base_model, load
@@ -36,7 +37,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 TRAIN = {5: 9, 30: 8, 35: 10, 60: 4, 90: 1, 100: 9}
 PAIR = {"num_processes": 2}
 SFT = {"max_steps": 4, "batch_size": 12, "accumulation": 2, "eval_every": 4, "lr": 0.001, "warmup_steps": 0}
-GRPO = {"steps": 60, "checkpoint_every": 2}
+GRPO = {"steps": 60, "checkpoint_every": 2, "eval_rows": 7}
+EXACT = {
+    "estimator": "means", "prompts": 12, "accumulation": 2, "steps": 4, "checkpoint_every": 3, "lr": 0.001,
+    "warmup_steps": 0, "eval_rows": 7, "balance": 0.5, "recent": {"inputs": 20, "steps": 4},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,29 @@ def test_an_error_is_reported_once_and_ends_every_rank(place: Any) -> None:
     assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in log]
     assert not (odd.folder / "sft").exists()
     assert runs(odd) == [("sft", "FAILED", "2")]
+
+
+def test_exact_grpo_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, warm: Path, place: Any) -> None:
+    """Also the validation figures, whose 7 images do not divide evenly, and the step that is kept."""
+    alone, pair = place("alone", grpo=EXACT), place("pair", grpo=EXACT, launcher=PAIR)
+    settings, out = write_params(alone.params, grpo=EXACT), alone.folder / "grpo"
+    grpo_run(settings, Curves(), ingest=ingest, sft=warm, out=out, state=alone.folder / "state")  # type: ignore[arg-type]
+    shutil.copytree(warm, pair.folder / "sft")
+    pair.finish(begin(pair, "grpo"))
+    begun = load_file(warm / "model.safetensors")
+    one, two = (load_file(done.folder / "grpo" / "model.safetensors") for done in (alone, pair))
+    assert max((one[name] - begun[name]).abs().max() for name in one) > 1e-3
+    for name, weights in one.items():
+        assert torch.allclose(two[name], weights, rtol=0, atol=1e-5), name
+    expected, found = curve(alone.folder / "grpo"), curve(pair.folder / "grpo")
+    assert [step for step, figures in expected.items() if "val_score" in figures] == [3, 4]
+    for step, figures in expected.items():
+        assert found[step] == pytest.approx(figures, rel=1e-3, abs=1e-5)
+    kept = [
+        json.loads((done.folder / "grpo" / "metrics.json").read_text("utf-8"))["best_step"] for done in (alone, pair)
+    ]
+    assert kept[0] == kept[1]
+    assert "Warning" not in pair.log()
 
 
 def test_grpo_killed_in_three_ways_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:

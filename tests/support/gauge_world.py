@@ -27,7 +27,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         }
     },
     "sft": {"max_steps": 6, "batch_size": 8, "warmup_steps": 2, "eval_every": 3, "eval_rows": 10, "patience": 3},
-    "grpo": {"steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2},
+    "grpo": {"steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2, "eval_rows": 10},
 }  # fmt: skip
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}
 

@@ -12,6 +12,7 @@ from PIL import Image
 from components.settings import Settings, load_settings
 from components.shared.model.loading import base_model, save
 from components.shared.model.prompts import prompt_with_image
+from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.rows.rows import Row, ShardWriter
 from components.shared.scoring.answers import format_answer
 
@@ -20,6 +21,7 @@ QUESTION = "How bright?"
 
 # Label -> number of training images; with many 10 and few 5 every shot group has at least one label.
 TRAIN = {20: 14, 40: 12, 60: 7, 80: 3}
+VAL_IMAGES_PER_LABEL = 4
 TEST_IMAGES_PER_LABEL = 6
 SECTIONS = {
     "task": {"question": QUESTION, "unit": "", "low": 0, "high": 100, "many": 10, "few": 5},
@@ -55,7 +57,11 @@ def make(folder: Path) -> GrayWorld:
     settings = load_settings(params)
     ingest = folder / "ingest"
     ingest.mkdir()
-    splits = {"train": TRAIN, "val": dict.fromkeys(TRAIN, 1), "test": dict.fromkeys(TRAIN, TEST_IMAGES_PER_LABEL)}
+    splits = {
+        "train": TRAIN,
+        "val": dict.fromkeys(TRAIN, VAL_IMAGES_PER_LABEL),
+        "test": dict.fromkeys(TRAIN, TEST_IMAGES_PER_LABEL),
+    }
     for split, counts in splits.items():
         with ShardWriter(ingest, split, 1) as shard:
             labels = [label for label, count in counts.items() for _ in range(count)]
@@ -66,9 +72,14 @@ def make(folder: Path) -> GrayWorld:
     model, processor = base_model(settings, ingest)
     train(model, processor, settings, 16, [20, 40, 60])
     save(model, processor, folder / "sft")
+    save_validation(folder / "sft", model, processor, settings.task, ingest, 8)
     train(model, processor, settings, 40, list(TRAIN))
     save(model, processor, folder / "grpo")
-    (folder / "grpo" / "metrics.json").write_text('{"reward/ccc": 0.9, "reward/format": 0.5}')
+    save_validation(
+        folder / "grpo", model, processor, settings.task, ingest, 8, warm_start_answers(folder / "sft", ingest)
+    )
+    (folder / "sft" / "metrics.json").write_text('{"steps": 16}')
+    (folder / "grpo" / "metrics.json").write_text('{"method": "CCC-GRPO", "reward/ccc": 0.9}')
     return GrayWorld(settings, params, ingest, folder / "sft", folder / "grpo")
 
 

@@ -6,13 +6,23 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Trainer,
+    TrainerCallback,
+)
 
+from components.grpo.exact_trainer import ExactTrainer, exact_arguments
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings, load_settings
 from components.shared.model.loading import load, save
+from components.shared.model.lora import trainable
 from components.shared.model.prompts import prompt
 from components.shared.model.tiny import build_model, build_processor
+from components.shared.training.validation import TaskNumbers
 from tests.support.gauge_world import QUESTIONS, ROOT
 
 TEXT = {
@@ -97,32 +107,68 @@ class ScriptedAnswers(BatchRewardTrainer):
         return [[*row, self._tokenizer.eos_token_id][: self.max_completion_length] for row in ids], None
 
 
-def make_trainer(
-    warm: Path, settings: Settings, folder: Path, kind: type[BatchRewardTrainer] = BatchRewardTrainer
-) -> BatchRewardTrainer:
-    """Returns a trainer of the model in `warm` on noise pictures with questions of three lengths."""
+def noise_rows(count: int) -> Any:
+    """Noise pictures with questions of three lengths, as a dataset for the trainers."""
     from datasets import Dataset
 
-    model, processor = load(warm, settings.model)
-    images = noise_pictures(settings.grpo.prompts * settings.grpo.steps)
+    images = noise_pictures(count)
 
     def show(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         ks = batch["position"]
         return {
             "prompt": [prompt(QUESTIONS[k % 3]) for k in ks],
+            "question": [QUESTIONS[k % 3] for k in ks],
             "image": [images[k] for k in ks],
             "target": [float(7 * k % 100) for k in ks],
             "shot": ["many" if k % 2 else "few" for k in ks],
         }
 
-    rows = Dataset.from_dict({"position": range(len(images))}).with_transform(show)
+    return Dataset.from_dict({"position": range(count)}).with_transform(show)
+
+
+def make_trainer(
+    warm: Path, settings: Settings, folder: Path, kind: type[BatchRewardTrainer] = BatchRewardTrainer
+) -> BatchRewardTrainer:
+    """Returns a trainer of the model in `warm` on noise pictures."""
+    model, processor = load(warm, settings.model)
     return kind(
         model=model,
         args=training_arguments(settings.grpo, settings, folder, 1),
-        train_dataset=rows,
+        train_dataset=noise_rows(settings.grpo.prompts * settings.grpo.steps),
         processing_class=processor,
         settings=settings,
     )
+
+
+def make_exact_trainer(
+    warm: Path, settings: Settings, folder: Path, world_size: int = 1, kind: type[ExactTrainer] = ExactTrainer
+) -> ExactTrainer:
+    """The same for the exact estimators, with adapters if the settings have them; keeps no best checkpoint."""
+    model, processor = load(warm, settings.model)
+    torch.manual_seed(settings.grpo.seed)  # for the adapters
+    return kind(
+        model=trainable(model, settings.model),
+        args=exact_arguments(settings.grpo, settings, folder, world_size),
+        train_dataset=noise_rows(settings.grpo.prompts * settings.grpo.steps),
+        processing_class=processor,
+        settings=settings,
+        numbers=TaskNumbers.of(processor, settings.task, np.arange(0, 100, 3)),
+    )
+
+
+class GradientRecorder(TrainerCallback):
+    """Keeps the gradients of each optimizer step by parameter name, in `steps`; they are not clipped."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Adds itself to the trainer."""
+        self.steps: list[dict[str, torch.Tensor]] = []
+        trainer.args.max_grad_norm = 0
+        trainer.add_callback(self)
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+        """Stores a copy."""
+        named = model.named_parameters()
+        self.steps.append({name: value.grad.clone() for name, value in named if value.grad is not None})
 
 
 def rollout_rows(targets: list[float], generations: int) -> list[dict[str, Any]]:
@@ -149,3 +195,12 @@ def loss_and_gradients(trainer: BatchRewardTrainer, batch: dict[str, Any]) -> tu
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    """Asserts that gradients are equal up to rounding, judged by each one's norm, or by the largest if it is tiny."""
+    largest = max(gradient.norm() for gradient in expected.values())
+    assert largest > 0
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= tolerance * max(gradient.norm(), largest * 1e-2), name

@@ -1,4 +1,4 @@
-"""Run on every rank by test_ranks.py: rewards and gradients of one optimizer step on scripted answers.
+"""Run on every rank by test_ranks.py: rewards and gradients of a step on scripted answers, and of the exact estimators.
 
 torchrun --nproc-per-node 2 -m tests.support.rank_training WARM OUT
 """
@@ -8,16 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import SaveStrategy
 
 from components.grpo.trainer import training_arguments
-from components.settings import Settings
+from components.settings import Recent, Settings
 from components.shared.model.loading import load
 from components.shared.model.prompts import prompt
 from components.shared.training.ranks import ranks
 from tests.support.gauge_world import QUESTIONS
-from tests.support.grpo_training import ScriptedAnswers, noise_pictures, small_settings
+from tests.support.grpo_training import (
+    GradientRecorder,
+    ScriptedAnswers,
+    make_exact_trainer,
+    noise_pictures,
+    small_settings,
+)
 
 PROMPTS, GENERATIONS = 9, 4
+EXACT_PROMPTS = 24
+# The exact estimators by name; each runs with 1 and with 4 micro-batches.
+_RECENT = Recent(inputs=30, steps=5)
+EXACT: dict[str, dict[str, Any]] = {
+    "means": {"estimator": "means", "reward": "ccc", "balance": 0.5, "recent": _RECENT},
+    "crps": {"estimator": "means", "reward": "crps", "balance": 0.5},
+    "policy": {"estimator": "policy", "reward": "ccc", "advantage": "batch", "recent": _RECENT},
+}
+ACCUMULATIONS = (1, 4)
 
 
 def settings() -> Settings:
@@ -29,6 +45,23 @@ def answer(target: float, copy: int) -> str:
     if copy == GENERATIONS - 1 and target % 2:
         return "no idea"
     return f"<answer> {min(int(target) + 3 * copy, 99)} </answer>"
+
+
+def exact_gradients(warm: Path, folder: Path) -> dict[tuple[str, int], Any]:
+    """Gradients and rewards of two optimizer steps of each exact estimator, by its name and the micro-batches."""
+    found = {}
+    for name, grpo in EXACT.items():
+        for accumulation in ACCUMULATIONS:
+            # The learning rate is 0 in the first of the warm-up steps: both steps have the same weights.
+            chosen = small_settings(**grpo, prompts=EXACT_PROMPTS, steps=2, accumulation=accumulation)
+            trainer = make_exact_trainer(warm, chosen, folder, ranks().num_processes)
+            recorder = GradientRecorder(trainer)
+            trainer.args.save_strategy = SaveStrategy.NO
+            trainer.train()
+            rewards = [line[f"reward/{chosen.grpo.reward}"] for line in trainer.state.log_history[:2]]
+            shared = trainer.unshared_reason is None
+            found[name, accumulation] = {"gradients": recorder.steps, "rewards": rewards, "shared": shared}
+    return found
 
 
 def main(warm: str, out: str) -> None:
@@ -75,6 +108,7 @@ def main(warm: str, out: str) -> None:
         "advantages": batch["advantages"],
         "gradients": gradients,
         "shared": trainer.shares_prefix,
+        "exact": exact_gradients(Path(warm), Path(out) / "state"),
     }
     torch.save(results, Path(out) / f"rank-{state.process_index}.pt")
     state.wait_for_everyone()

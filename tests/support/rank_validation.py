@@ -10,7 +10,7 @@ from pathlib import Path
 from components.settings import load_settings
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.model.loading import load
-from components.shared.training.ranks import node_cache, ranks
+from components.shared.training.ranks import divided_among_ranks, node_cache, ranks
 
 COUNTS = (1, 2, 3, 4, 7, 10)  # images: fewer than ranks, as many, and numbers that 3 does not divide
 
@@ -28,7 +28,7 @@ def main(params: str, ingest: str, warm: str, out: str) -> None:
             settings=settings,
             ingest=Path(ingest),
         )
-    values = {count: trainer._validation_answers(count).tolist() for count in COUNTS}
+    values = {count: divided_among_ranks(count, trainer._validation_answers).tolist() for count in COUNTS}
     (Path(out) / f"rank-{state.process_index}.json").write_text(json.dumps(values), encoding="utf-8")
     state.wait_for_everyone()
 

@@ -1,86 +1,107 @@
-"""Predicts a split with every model of a study and compares the models by paired differences of their errors."""
+"""Compares the arms of a study over seeds and images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from components.commands.ablation.studies import Study
+from components.commands.ablation.answers import Answers
+from components.commands.ablation.judging import Reading, judge
+from components.commands.ablation.studies import WARM, Study
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.reporting.metrics import evaluate, paired_difference
-from components.shared.reporting.predictions import read_predictions, to_predictions, write_predictions
-from components.shared.rows.rows import read_rows, read_table
-from components.shared.scoring.errors import Predictions
-from components.shared.scoring.shots import GROUPS, ShotTable
+from components.shared.model.number_reader import fitted_rule
+from components.shared.reporting.crossed import crossed_difference
+from components.shared.scoring.shots import GROUPS
+
+Judged = dict[str, Reading]  # ARM.READING
 
 
-def predict_split(task: tuple[Settings, Path, str, Path, Path, int]) -> None:
-    """Writes one model's greedy answers to a split, unless the file exists.
-
-    Args:
-        task: settings, row shards, split, model folder, predictions file, CPU threads; one tuple, for a process pool.
-    """
-    settings, ingest, split, model_folder, path, threads = task
-    if path.exists():
-        return
-    import torch
-
-    from components.shared.model.generation import collect_answers
-    from components.shared.model.loading import load
-
-    torch.set_num_threads(threads)
-    model, processor = load(model_folder, settings.model)
-    limits = settings.evaluate
-    rows = read_rows(ingest, split, limits.batch_size)
-    ids, texts, values = collect_answers(
-        model, processor, rows, limits.batch_size, limits.max_new_tokens, settings.task
-    )
-    targets, shots = _targets_and_shots(settings, ingest, split)
-    partial = path.with_suffix(".partial")
-    write_predictions(partial, ids, targets, shots.tolist(), texts, values)
-    partial.replace(path)
-
-
-def compare(
-    settings: Settings, study: Study, ingest: Path, split: str, files: dict[str, Path], seeds: list[int]
-) -> dict[str, Any]:
-    """Computes the metrics of every model and the paired differences that the study asks for.
+def judge_seed(settings: Settings, study: Study, models: Mapping[str, Path], split: str) -> Judged:
+    """Judges the models of one seed.
 
     Args:
-        files: predictions files of `warm` and of every VARIANT-SEED.
+        models: `warm` and every arm of the study -> folder of the model, which holds its answers.
 
     Raises:
-        ConcordError: a predictions file is for other images.
+        ConcordError: two models answered different images.
     """
-    rows = read_table(ingest, split, ["id"])["id"].to_pylist()
+    found: Judged = {}
+    many, ids = None, None
+    given, tolerance = (
+        settings.answer.model_copy(update={"statistic": "median", "balance": "auto"}),
+        settings.registry.tolerance_many,
+    )
+    for arm in (WARM, *study.arms):
+        path = models[arm] / f"answers-{split}.npz"
+        answers, rule = Answers.read(path), fitted_rule(models[arm], given, tolerance)
+        ids = answers.ids if ids is None else ids
+        if not np.array_equal(ids, answers.ids):
+            raise ConcordError(f"{path}: its answers are for other images than the warm start's. Delete it and retry.")
+        readings = judge(answers, rule, settings.task, tolerance, many)
+        if arm == WARM:
+            common = rule.validation.shots_of(answers.targets) == "many"
+            many = float(readings["text"].errors[common].mean()) if common.any() else None
+        found |= {f"{arm}.{name}": readings[name] for name in study.readings if name in readings}
+    return found
 
-    def load(path: Path) -> Predictions:
-        table = read_predictions(path)
-        if table["id"].to_pylist() != rows:
-            raise ConcordError(
-                f"{path}: its answers are for other images than this {split} split. Delete it and retry."
-            )
-        return to_predictions(table, settings.task)
 
-    predictions = {name: load(path) for name, path in files.items()}
-    limits = settings.evaluate
-    models = {name: evaluate(p, limits.bootstrap, limits.seed) for name, p in predictions.items()}
-    warm = predictions["warm"]
-    errors = {name: [predictions[f"{name}-{seed}"].errors for seed in seeds] for name in study.variants}
-    errors["warm"] = [warm.errors] * len(seeds)
-    paired = {
-        f"{ours} - {theirs}": {
-            group: paired_difference(errors[ours], errors[theirs], warm.members(group), 2000, limits.seed)
-            for group in GROUPS
-        }
-        for ours, theirs in study.pairs
+def shots_of_split(models: Mapping[str, Path], split: str) -> NDArray[np.str_]:
+    """Shot group `(U,)` of each image of the split."""
+    from components.shared.model.validation_file import read_validation
+
+    _, known = read_validation(models[WARM])
+    return known.shots_of(Answers.read(models[WARM] / f"answers-{split}.npz").targets)
+
+
+def compare(study: Study, seeds: Mapping[int, Judged], shots: NDArray[np.str_], tolerance: float) -> dict[str, Any]:
+    """The figures of every arm and reading by seed, and the differences that the study asks for.
+
+    Args:
+        seeds: seed -> its judged models.
+        shots: `(U,)` shot group of each image.
+        tolerance: largest many-shot loss that is allowed on tune, in the task's unit.
+    """
+    masks = {group: (shots == group) | (group == "all") for group in GROUPS}
+    names = [f"{arm}.{reading}" for reading in study.readings for arm in (WARM, *study.arms)]
+    by_name = {name: [judged.get(name) for judged in seeds.values()] for name in names}
+    return {
+        "seeds": list(seeds),
+        "sizes": {group: int(mask.sum()) for group, mask in masks.items()},
+        "readings": {name: _by_seed(readings, masks) for name, readings in by_name.items()},
+        "differences": {
+            f"{ours} - {theirs}": {
+                group: _difference(by_name[ours], by_name[theirs], mask) for group, mask in masks.items()
+            }
+            for comparison in study.comparisons
+            for ours, theirs in comparison.pairs
+        },
+        "tune": {
+            name: {"mae": [p.mae for p in points], "bound": [p.bound for p in points]}
+            for name, readings in by_name.items()
+            if (points := [r.tune for r in readings if r and r.tune])
+        },
+        "tolerance": tolerance,
     }
-    return {"split": split, "seeds": seeds, "models": models, "paired": paired}
 
 
-def _targets_and_shots(settings: Settings, ingest: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    task = settings.task
-    train = read_table(ingest, "train", ["target"])["target"].to_numpy()
-    targets = read_table(ingest, split, ["target"])["target"].to_numpy()
-    return targets, ShotTable.of(train, task.bin_width, task.resolution, task.many, task.few).shot(targets)
+def _by_seed(readings: list[Reading | None], masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, Any]:
+    """MAE of each group and the other figures, one value per seed; None where a seed has none."""
+    names = next((list(reading.figures) for reading in readings if reading), [])
+    return {
+        "mae": {
+            group: [float(r.errors[mask].mean()) if r and mask.any() else None for r in readings]
+            for group, mask in masks.items()
+        },
+        "figures": {name: [r.figures[name] if r else None for r in readings] for name in names},
+    }
+
+
+def _difference(ours: list[Reading | None], theirs: list[Reading | None], mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Over the seeds in which both are known."""
+    both = [(a.errors, b.errors) for a, b in zip(ours, theirs, strict=True) if a and b]
+    if not both:
+        return {"n": int(mask.sum()), "seeds": 0, "difference": None, "ci": None, "df": None, "per_seed": None}
+    return crossed_difference([a for a, _ in both], [b for _, b in both], mask)

@@ -1,66 +1,90 @@
-"""Continues SFT for a fixed time: the baseline that spends the extra training time without reinforcement learning."""
+"""Continues SFT from the warm start: the baseline that spends the extra time without reinforcement learning."""
 
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from components.settings import Settings
 from components.sft.trainer import OrderedSFTTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
-from components.shared.model.device import on_accelerator
 from components.shared.model.loading import load, save
 from components.shared.model.lora import merged, trainable
-from components.shared.training.curves import write_results
+from components.shared.model.validation_pass import save_validation, warm_start_answers
+from components.shared.rows.rows import read_table
+from components.shared.training.checkpoints import SealedCheckpoints, resume_point
+from components.shared.training.curves import CurveCallback, write_results
+from components.shared.training.ranks import node_cache
+from components.shared.training.validation import (
+    GreedyText,
+    TaskNumbers,
+    ValidatesDistributions,
+    Validation,
+    kept_figures,
+    validation_arguments,
+)
 
-MAX_STEPS = 100_000  # more than the time allows; the schedule takes 8 bytes per image
+
+class ContinuedSftTrainer(ValidatesDistributions, SealedCheckpoints, OrderedSFTTrainer):
+    """SFT whose checkpoints are judged as those of GRPO are."""
 
 
-def training_clock() -> float:
-    """Seconds from an arbitrary start: processor time of this process on a CPU, wall time on an accelerator.
+def run(settings: Settings, track: Any, *, ingest: Path, sft: Path, out: Path, state: Path) -> None:
+    """Trains from the warm start and writes the best model to `out`, as the grpo step does.
 
-    Processor time does not depend on what else the machine is doing.
+    Steps, learning rate and its schedule, validation and seed are those of the section grpo; batches and augmentation
+    those of sft.
+
+    Args:
+        settings: of the experiment.
+        track: see `components.commands.ablation.stopwatch.Stopwatch`.
+        ingest: row shards.
+        sft: the warm start.
+        out: the output folder.
+        state: folder of the checkpoints; a killed run resumes from them.
     """
-    return time.monotonic() if on_accelerator() else time.process_time()
-
-
-class StopAfterSeconds(TrainerCallback):
-    """Stops training once it has run for `seconds` by `training_clock`."""
-
-    def __init__(self, seconds: float) -> None:
-        """Stores the limit; the time is measured from the start of training."""
-        self._seconds = seconds
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Starts the clock."""
-        self._start = training_clock()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops training if the time is over."""
-        control.should_training_stop |= training_clock() - self._start >= self._seconds
-
-
-def continue_sft(settings: Settings, seconds: float, *, ingest: Path, warm: Path, out: Path) -> None:
-    """Continues SFT from `warm` for `seconds` at GRPO's learning rate, held constant, and writes the model to `out`."""
-    model, processor = load(warm, settings.model)
+    grpo, task = settings.grpo, settings.task
+    settings = settings.model_copy(update={"sft": settings.sft.model_copy(update={"seed": 1000 + grpo.seed})})
+    model, processor = load(sft, settings.model)
+    reference = warm_start_answers(sft, ingest)
     set_seed(settings.sft.seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(settings.sft, settings.model, Path(scratch))
-        arguments.max_steps = MAX_STEPS
-        arguments.learning_rate = settings.grpo.lr
-        arguments.lr_scheduler_type = "constant_with_warmup"
-        arguments.warmup_steps = settings.grpo.warmup_steps
-        arguments.eval_strategy = arguments.save_strategy = "no"
-        arguments.load_best_model_at_end = False
-        rows = sft_presentations(settings, ingest, Path(scratch), MAX_STEPS * settings.sft.batch_size, processor)
-        trainer = OrderedSFTTrainer(
-            model=trainable(model, settings.model), args=arguments, train_dataset=rows, processing_class=processor
+    batch_size = 2 * settings.sft.batch_size
+    with node_cache() as cache:
+        count = grpo.steps * settings.sft.batch_size * settings.sft.accumulation
+        numbers = TaskNumbers.of(processor, task, read_table(ingest, "train", ["target"])["target"].to_numpy())
+        trainer = ContinuedSftTrainer(
+            model=trainable(model, settings.model),
+            args=_arguments(settings, state),
+            train_dataset=sft_presentations(settings, ingest, cache, count, processor),
+            processing_class=processor,
+            validation=Validation(
+                ingest, numbers, grpo.eval_rows, batch_size, text=GreedyText(task, grpo.max_new_tokens)
+            ),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StopAfterSeconds(seconds))
-        trainer.train()
+        trainer.add_callback(CurveCallback(track, ("loss", "val_score")))
+        trainer.train(resume_from_checkpoint=resume_point(state))
     with new_folder(out) as folder:
-        save(merged(trainer.model), processor, folder)
-        write_results(folder, trainer.state.log_history, {"steps": trainer.state.global_step})
+        trained = merged(trainer.model)
+        save(trained, processor, folder)
+        save_validation(folder, trained, processor, task, ingest, batch_size, reference)
+        figures = {"steps": trainer.state.global_step, **kept_figures(trainer.state)}
+        write_results(folder, trainer.state.log_history, figures)
+
+
+def _arguments(settings: Settings, state: Path) -> Any:
+    """The arguments of sft with the schedule and the validation of grpo."""
+    grpo = settings.grpo
+    arguments = training_arguments(settings.sft, settings.model, state)
+    changes = {
+        "max_steps": grpo.steps,
+        "learning_rate": grpo.lr,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": grpo.warmup_steps,
+        "save_steps": grpo.checkpoint_every,
+        "logging_steps": 1,
+        **validation_arguments(grpo.checkpoint_every),
+    }
+    for name, value in changes.items():
+        setattr(arguments, name, value)
+    return arguments

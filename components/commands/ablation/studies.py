@@ -1,59 +1,128 @@
-"""The studies: which training variants are compared, and which pairs of them are reported."""
+"""The studies: which arms are trained, how they are read, and which differences are reported."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from components.settings import Settings
 
+WARM = "warm"
 WARM_START = "warm start"
+# How numbers are read from a model, in the order of the tables.
+READINGS: Mapping[str, str] = {
+    "text": "greedy text",
+    "median": "median",
+    "auto": "median with auto",
+    "mean": "mean",
+    "stretched": "stretched mean",
+    "equal": "median at equal many-shot MAE",
+}
 
 
 @dataclass(frozen=True)
-class Variant:
+class Arm:
     """One way to spend the extra training time.
 
     Attributes:
         title: its name in the tables.
-        grpo: changes to the settings' section grpo; None: continued SFT for the mean time of the GRPO variants.
+        grpo: changes to the settings' section grpo; None: continued SFT.
+        as_long_as: the arm whose training time this one gets, in as many steps as fit; None: the steps of the settings.
     """
 
     title: str
-    grpo: Mapping[str, Any] | None = field(default_factory=dict)
+    grpo: Mapping[str, Any] | None
+    as_long_as: str | None = None
+
+
+Pair = tuple[str, str]  # of ARM.READING
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of paired differences, first minus second."""
+
+    title: str
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison of variants.
+    """A comparison of arms that start from the same warm start.
 
     Attributes:
-        title, text: heading of the results file, and what all variants have in common.
-        variants: by name; `warm`, the warm start itself, is part of every study.
-        ours: the variant whose losses are listed below the tables.
-        pairs: (variant, variant or `warm`) whose paired differences are reported.
+        title, text: heading of the results file, and what all arms have in common.
+        arms: by name; the warm start itself, `warm`, is part of every study.
+        readings: names of `READINGS`.
+        comparisons: in the order of the results file.
     """
 
     title: str
     text: str
-    variants: Mapping[str, Variant]
-    ours: str
-    pairs: tuple[tuple[str, str], ...]
+    arms: Mapping[str, Arm]
+    readings: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
 
-    def name(self, variant: str) -> str:
-        """The title of a variant or of the warm start."""
-        return WARM_START if variant == "warm" else self.variants[variant].title
+    def name(self, arm: str) -> str:
+        """The title of an arm or of the warm start."""
+        return WARM_START if arm == WARM else self.arms[arm].title
+
+    def answers(self, name: str) -> str:
+        """The title of ARM.READING."""
+        arm, _, reading = name.partition(".")
+        return f"{self.name(arm)}, {READINGS[reading]}"
+
+    def difference(self, pair: Pair) -> str:
+        """The title of a difference; the title of its table says how both are read if they are read alike."""
+        (ours, _, way), (theirs, _, other) = (name.partition(".") for name in pair)
+        alike = way == other
+        return " − ".join((self.name(ours), self.name(theirs)) if alike else (self.answers(name) for name in pair))
 
 
 def claim(settings: Settings) -> Study:
-    """CCC-GRPO against the warm start, and against two other uses of the same extra time."""
+    """What reinforcement learning is worth, beside other uses of the same time and beside no training at all."""
     del settings
-    variants = {
-        "sft": Variant("SFT continued", None),
-        "mae": Variant("GRPO, MAE reward", {"reward": "mae"}),
-        "ccc": Variant("CCC-GRPO", {"reward": "ccc"}),
+    published = {"estimator": "sampled", "balance": 0}
+    exact = {"estimator": "means", "vllm": None}
+    arms = {
+        "sft": Arm("SFT continued", None, "ccc"),
+        "mae": Arm("GRPO, MAE reward", {**published, "reward": "mae"}),
+        "ccc": Arm("CCC-GRPO", {**published, "reward": "ccc"}),
+        "means": Arm("expected CCC", {**exact, "reward": "ccc", "balance": 0}, "ccc"),
+        "crps": Arm("CRPS", {**exact, "reward": "crps", "balance": 0}, "ccc"),
+        "tilted": Arm("CRPS, balance 0.75", {**exact, "reward": "crps", "balance": 0.75}, "ccc"),
     }
-    pairs = (("ccc", "warm"), ("ccc", "mae"), ("ccc", "sft"), ("mae", "warm"), ("sft", "warm"))
-    return Study("Ablation", "Same warm start, same extra training time", variants, "ccc", pairs)
+    comparisons = (
+        Comparison(
+            "Is training worth anything? All by median with auto",
+            tuple((f"{arm}.auto", "warm.auto") for arm in arms),
+        ),
+        Comparison(
+            "Against CCC-GRPO as published, which is read by its greedy text",
+            (
+                ("warm.stretched", "ccc.text"),
+                ("warm.auto", "ccc.text"),
+                *((f"{arm}.auto", "ccc.text") for arm in arms),
+            ),
+        ),
+        Comparison(
+            "All by greedy text",
+            (
+                *((f"{arm}.text", "warm.text") for arm in arms),
+                ("ccc.text", "mae.text"),
+                ("ccc.text", "sft.text"),
+            ),
+        ),
+        Comparison(
+            "Against the warm start's stretched mean, which training for concordance must beat",
+            (("ccc.text", "warm.stretched"), ("ccc.mean", "warm.stretched"), ("means.mean", "warm.stretched")),
+        ),
+        Comparison(
+            "All by median at equal many-shot MAE, found on the images that are judged",
+            tuple((f"{arm}.equal", "warm.equal") for arm in arms),
+        ),
+    )
+    text = "A warm start for each seed, then the same training time from it for every arm"
+    return Study("Ablation", text, arms, tuple(READINGS), comparisons)
 
 
 def advantage(settings: Settings) -> Study:
@@ -64,24 +133,33 @@ def advantage(settings: Settings) -> Study:
         "none": "not divided",
     }
     chosen = settings.grpo.advantage
-    variants = {name: Variant(titles[name], {"reward": "ccc", "advantage": name}) for name in titles}
-    others = [name for name in titles if name != chosen]
-    pairs = (*((name, "warm") for name in titles), *((chosen, name) for name in others))
-    return Study("Advantages", "CCC-GRPO; the settings differ only in grpo.advantage", variants, chosen, pairs)
+    arms = {name: Arm(title, {**_PUBLISHED_CCC, "advantage": name}) for name, title in titles.items()}
+    pairs = (
+        *((f"{name}.text", "warm.text") for name in titles),
+        *((f"{chosen}.text", f"{name}.text") for name in titles if name != chosen),
+    )
+    text = "CCC-GRPO by its greedy text, a warm start for each seed; the arms differ only in grpo.advantage"
+    return Study("Advantages", text, arms, ("text",), (Comparison("All by greedy text", pairs),))
 
 
 def recent(settings: Settings) -> Study:
     """Anchors of earlier steps in the comparison set, at a batch size that fits one GPU: 8 inputs per step."""
     grpo = settings.grpo
-    small = {"reward": "ccc", "prompts": 8, "steps": grpo.steps * grpo.prompts // 8, "accumulation": 1}
-    window = {"inputs": 256, "steps": 32}
-    variants = {
-        "alone": Variant("8 inputs per step", {**small, "recent": None}),
-        "recent": Variant("8 inputs per step, with the last 256 anchors", {**small, "recent": window}),
+    small = {**_PUBLISHED_CCC, "prompts": 8, "steps": grpo.steps * grpo.prompts // 8, "accumulation": 1}
+    arms = {
+        "alone": Arm("8 inputs per step", {**small, "recent": None}),
+        "recent": Arm(
+            "8 inputs per step, with the last 256 anchors", {**small, "recent": {"inputs": 256, "steps": 32}}
+        ),
     }
-    text = f"CCC-GRPO with 8 inputs per step, {small['steps']} steps (as many inputs in total as the experiment itself)"
-    pairs = (("recent", "warm"), ("alone", "warm"), ("recent", "alone"))
-    return Study("Recent anchors", text, variants, "recent", pairs)
+    text = (
+        "CCC-GRPO by its greedy text, a warm start for each seed; 8 inputs per step, "
+        f"{small['steps']} steps (as many inputs in total as the experiment itself)"
+    )
+    pairs = (("recent.text", "warm.text"), ("alone.text", "warm.text"), ("recent.text", "alone.text"))
+    return Study("Recent anchors", text, arms, ("text",), (Comparison("All by greedy text", pairs),))
 
+
+_PUBLISHED_CCC: Mapping[str, Any] = {"estimator": "sampled", "reward": "ccc", "balance": 0}
 
 STUDIES: Mapping[str, Callable[[Settings], Study]] = {"claim": claim, "advantage": advantage, "recent": recent}

@@ -1,15 +1,19 @@
-"""Results files of a study: Markdown tables, and JSON with every value."""
+"""Results files of a study: Markdown tables, and JSON with every seed's figures."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from components.commands.ablation.studies import WARM_START, Study
+from components.commands.ablation.studies import READINGS, WARM, Comparison, Study
 from components.commands.machine import facts_line, machine_facts
 from components.settings import Settings
 from components.shared.io.atomic import write_json, write_text
 from components.shared.scoring.shots import GROUPS
+
+Values = Sequence[float | None]
 
 
 def write_tables(out: Path, settings: Settings, study: Study, result: dict[str, Any]) -> None:
@@ -20,80 +24,159 @@ def write_tables(out: Path, settings: Settings, study: Study, result: dict[str, 
 
 
 def markdown(settings: Settings, study: Study, result: dict[str, Any]) -> str:
-    """Formats the metrics, the paired differences, and the list of groups in which `study.ours` is worse."""
-    unit, seeds = settings.task.unit, result["seeds"]
-    models = result["models"]
-    sizes = {group: models["warm"]["groups"][group]["n"] for group in GROUPS}
+    """The tables: time, errors by reading, differences with what is worse, and the choice on validation images."""
+    task, sizes, seeds = settings.task, result["sizes"], result["seeds"]
+    digits = max(2, 2 - math.floor(math.log10(task.resolution) + 1e-9))
     lines = [
         f"# {study.title}: {settings.experiment}",
         "",
-        f"{study.text}; seeds {', '.join(map(str, seeds))}; {result['split']} split of "
-        f"{sizes['all']} images ({', '.join(f'{g} {sizes[g]}' for g in GROUPS[1:])}). MAE in {unit}, mean over seeds "
-        "(each seed in brackets). GM: geometric mean of the absolute errors, each floored at half the label's step "
-        f"({models['warm']['gm_floor']:g}). An unparseable answer counts as the worst possible error.",
+        f"{study.text}. {_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}); {result['split']} split, "
+        f"{sizes['all']} images ({', '.join(f'{group} {sizes[group]}' for group in GROUPS[1:])}). MAE in {task.unit}: "
+        "mean over seeds, in brackets the lowest and the highest. An unparseable answer counts as the worst possible "
+        "error.",
         "",
-        "| | MAE all | many | medium | few | GM all | sd ratio | unparseable | steps | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        _row(WARM_START, [models["warm"]], None, None),
+        *_times(study, result),
+        *(line for reading in study.readings for line in _readings(study, result, reading, digits)),
+        "Differences of the absolute errors, paired by seed and image; below 0, the first is better. In brackets: the "
+        "95 % interval for new seeds and new images, from crossed random effects.",
+        "",
+        *(line for comparison in study.comparisons for line in _comparison(study, result, comparison, digits)),
+        *_choice(study, result, digits),
+        facts_line(result["machine"]),
     ]
-    for name, variant in study.variants.items():
-        names = [f"{name}-{seed}" for seed in seeds]
-        steps = [result["steps"][run] for run in names]
-        seconds = [result["seconds"][run] for run in names]
-        lines.append(_row(variant.title, [models[run] for run in names], steps, seconds))
-    lines += [
-        "",
-        "Paired differences of the absolute errors on the same images and seeds; below 0, the first model is better. "
-        "In brackets: 95 % bootstrap interval over seeds and images.",
-        "",
-        "| | " + " | ".join(GROUPS) + " |",
-        "|---|" + "---|" * len(GROUPS),
-    ]
-    for pair in study.pairs:
-        groups = result["paired"][" - ".join(pair)]
-        lines.append(f"| {_pair(study, pair)} | " + " | ".join(_difference(groups[g]) for g in GROUPS) + " |")
-    lines += ["", _losses(study, result), ""]
-    lines.append(facts_line(result["machine"]))
     return "\n".join(lines) + "\n"
 
 
-def _row(title: str, models: list[dict[str, Any]], steps: list[int] | None, seconds: list[float] | None) -> str:
-    def cell(values: list[float | None], digits: int = 2) -> str:
-        known = [v for v in values if v is not None]
-        if not known:
-            return "empty"
-        each = f" ({' '.join(f'{v:.{digits}f}' for v in known)})" if len(known) > 1 else ""
-        return f"{np.mean(known):.{digits}f}{each}"
-
-    cells = [cell([m["groups"][group]["mae"] for m in models]) for group in GROUPS]
-    cells.append(cell([m["groups"]["all"]["gm"] for m in models]))
-    cells += [cell([m["sd_ratio"] for m in models]), cell([m["unparseable"] for m in models], 4)]
-    cells.append(f"{np.mean(steps):.0f}" if steps else "")
-    cells.append(f"{np.mean(seconds):.0f}" if seconds else "")
-    return f"| {title} | " + " | ".join(cells) + " |"
-
-
-def _pair(study: Study, pair: tuple[str, str]) -> str:
-    return " − ".join(study.name(variant) for variant in pair)
+def _times(study: Study, result: dict[str, Any]) -> list[str]:
+    """Steps and seconds of every training."""
+    rows = []
+    for arm in (WARM, *study.arms):
+        known = result["seconds"][arm]
+        rows.append(f"| {study.name(arm)} | {_cell(result['steps'][arm], 0)} | {_cell(known, 0)} |")
+    return [
+        "Training time: processor time of the steps on a CPU, wall time on an accelerator, without loading and without "
+        "validation passes.",
+        "",
+        *_header(["steps", "seconds"]),
+        *rows,
+        "",
+    ]
 
 
-def _difference(paired: dict[str, Any]) -> str:
-    if paired["difference"] is None:
-        return "empty"
-    low, high = paired["ci"]
-    return f"{paired['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _losses(study: Study, result: dict[str, Any]) -> str:
-    ours = study.variants[study.ours].title
-    worse = []
-    for pair in study.pairs:
-        groups = result["paired"][" - ".join(pair)]
-        worse += [
-            f"{_pair(study, pair)} on {group} ({groups[group]['difference']:+.2f})"
-            for group in GROUPS
-            if pair[0] == study.ours and (groups[group]["difference"] or 0) > 0
+def _readings(study: Study, result: dict[str, Any], reading: str, digits: int) -> list[str]:
+    """One reading of all models."""
+    rows = {study.name(arm): result["readings"][f"{arm}.{reading}"] for arm in (WARM, *study.arms)}
+    names = next((list(row["figures"]) for row in rows.values() if row["figures"]), [])
+    lines = []
+    for title, row in rows.items():
+        cells = [_cell(row["mae"][group], digits, _empty(result, group)) for group in GROUPS]
+        cells += [_cell(row["figures"].get(name, [None]), 2) for name in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    note = []
+    if reading == "equal":
+        note = [
+            "The balance at which the many-shot MAE equals that of the same seed's warm start by greedy text, "
+            "interpolated between two balances. It is found on the very images that are judged: for comparing "
+            "methods at equal cost only, not a figure to expect.",
+            "",
         ]
-    if worse:
-        return f"Where {ours} is worse: {'; '.join(worse)}."
-    return f"{ours[0].upper()}{ours[1:]} is not worse in any comparison above."
+    title = READINGS[reading]
+    return [
+        f"## {title[0].upper()}{title[1:]}",
+        "",
+        *note,
+        *_header([f"MAE {GROUPS[0]}", *GROUPS[1:], *names]),
+        *lines,
+        "",
+    ]
+
+
+def _comparison(study: Study, result: dict[str, Any], comparison: Comparison, digits: int) -> list[str]:
+    rows = []
+    for pair in comparison.pairs:
+        groups = result["differences"][" - ".join(pair)]
+        cells = [_difference(groups[group], len(result["seeds"]), digits) for group in GROUPS]
+        rows.append(f"| {study.difference(pair)} | {' | '.join(cells)} |")
+    verdict = _verdict(study, result, comparison, digits)
+    return [f"## {comparison.title}", "", *_header(GROUPS), *rows, "", verdict, ""]
+
+
+def _verdict(study: Study, result: dict[str, Any], comparison: Comparison, digits: int) -> str:
+    """What is worse, and where no gain on all images is shown."""
+    worse, unclear = [], []
+    for pair in comparison.pairs:
+        groups = {g: d for g, d in result["differences"][" - ".join(pair)].items() if d["ci"]}
+        shown = {group: f"{group} ({found['difference']:+.{digits}f})" for group, found in groups.items()}
+        if above := [shown[group] for group, found in groups.items() if found["ci"][0] > 0]:
+            worse.append(f"{study.difference(pair)} on {', '.join(above)}")
+        if "all" in groups and groups["all"]["ci"][0] <= 0 <= groups["all"]["ci"][1]:
+            unclear.append(f"{study.difference(pair)} ({groups['all']['difference']:+.{digits}f})")
+    sentences = [f"Worse, the whole interval above 0: {'; '.join(worse)}." if worse else "No interval is above 0."]
+    if unclear:
+        sentences.append(f"No difference shown on all images, the interval contains 0: {'; '.join(unclear)}.")
+    return " ".join(sentences)
+
+
+def _choice(study: Study, result: dict[str, Any], digits: int) -> list[str]:
+    """The readings judged on the images that choices are made on."""
+    if not result["tune"]:
+        return []
+    tolerance, seeds = result["tolerance"], len(result["seeds"])
+    kept = {
+        name: sum(bound is None or bound <= tolerance for bound in found["bound"])
+        for name, found in result["tune"].items()
+    }
+    means = {name: float(np.mean(found["mae"])) for name, found in result["tune"].items()}
+    rows = [
+        f"| {study.answers(name)} | {_cell(result['tune'][name]['mae'], digits)} | {kept[name]} of {seeds} |"
+        for name in sorted(means, key=lambda name: means[name])
+    ]
+    allowed = [name for name in means if 2 * kept[name] > seeds]
+    best = min(allowed, key=lambda name: means[name], default=None)
+    chosen = f"**{study.answers(best)}** ({means[best]:.{digits}f})" if best else "none"
+    return [
+        "## Choice on tune",
+        "",
+        "Without the test images: MAE with every label weighing the same on `tune`, the half of validation that "
+        "choices are made on. A reading keeps the tolerance if the one-sided 95 % bound of its many-shot loss "
+        f"against the warm start's greedy text is at most {tolerance:g}.",
+        "",
+        *_header(["MAE", "tolerance kept, seeds"]),
+        *rows,
+        "",
+        f"Lowest among those that keep the tolerance in most seeds: {chosen}.",
+        "",
+    ]
+
+
+def _header(names: Sequence[str]) -> list[str]:
+    return [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+
+
+def _cell(values: Values, digits: int, missing: str = "not reached") -> str:
+    """The mean over seeds with the range; how many seeds, if not all are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return missing
+    mean = f"{np.mean(known):.{digits}f}"
+    low, high = (f"{value:.{digits}f}" for value in (min(known), max(known)))
+    spread = f" ({low} to {high})" if low != high else ""
+    return mean + spread + (f", {_count(len(known), 'seed')}" if len(known) < len(values) else "")
+
+
+def _difference(found: dict[str, Any], seeds: int, digits: int) -> str:
+    if not found["n"]:
+        return "empty"
+    if found["difference"] is None:
+        return "not reached"
+    ends = f" [{', '.join(f'{end:+.{digits}f}' for end in found['ci'])}]" if found["ci"] else ""
+    fewer = f", {_count(found['seeds'], 'seed')}" if found["seeds"] < seeds else ""
+    return f"{found['difference']:+.{digits}f}{ends}{fewer}"
+
+
+def _empty(result: dict[str, Any], group: str) -> str:
+    return "not reached" if result["sizes"][group] else "empty"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

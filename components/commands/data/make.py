@@ -25,7 +25,7 @@ class GaugeTable:
     operating_point: int = 35
     decay: float = 14.0
     floor: int = 5
-    val: int = 5
+    val: int = 20
     test: int = 20
 
 

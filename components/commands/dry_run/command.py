@@ -6,6 +6,7 @@ backward on fake tensors, and with random weights on an accelerator if there is 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,10 +14,19 @@ from rich.table import Table
 
 from components.commands.dry_run.batch import Batch, build_batch
 from components.commands.dry_run.build import load_processor, model_type
-from components.commands.dry_run.memory import Loss, Memory, estimate_memory, grpo_loss, measure_memory, sft_loss
+from components.commands.dry_run.memory import (
+    Loss,
+    Memory,
+    estimate_memory,
+    exact_loss,
+    grpo_loss,
+    measure_memory,
+    sft_loss,
+)
 from components.errors import ConcordError
 from components.launcher import to_launch, world_size
 from components.settings import Settings
+from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.device import device, on_accelerator
 from components.shared.model.shared_prefix import unshared_reason
 
@@ -33,6 +43,7 @@ class DeviceBatch:
         obstacle: why the prefix cannot be shared; None if it can, or if there is one answer per input.
         loss: computes the loss of the pass.
         description: the sizes as text for the user.
+        tree: the numbers whose probabilities the pass computes; None if it computes those of the answers' tokens.
     """
 
     inputs: int
@@ -41,6 +52,7 @@ class DeviceBatch:
     obstacle: str | None
     loss: Loss
     description: str
+    tree: AnswerTree | None = None
 
 
 def dry_run(step: str, settings: Settings, ingest: Path) -> None:
@@ -52,8 +64,8 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
     Raises:
         ConcordError: config or processor cannot be loaded, or the batch cannot be divided evenly over the ranks.
     """
-    size = _sft_batch(settings) if step == "sft" else _grpo_batch(settings)
     processor = load_processor(settings)
+    size = _sft_batch(settings) if step == "sft" else _grpo_batch(settings, processor)
     batch = build_batch(settings, processor, ingest, size.inputs, size.answers, size.length)
     memory = estimate_memory(settings, step, processor, batch, size.loss)
     lines = [
@@ -63,6 +75,7 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
         ("images", batch.image_source),
         ("tokens per input", _tokens(batch)),
         *([("shared prefix", _sharing(batch, size.obstacle))] if size.answers > 1 else []),
+        *([("numbers", _numbers(size.tree, size.obstacle))] if size.tree else []),
         *_memory(memory),
     ]
     if on_accelerator():
@@ -77,7 +90,7 @@ def _sft_batch(settings: Settings) -> DeviceBatch:
     return DeviceBatch(inputs, 1, None, None, sft_loss, description)
 
 
-def _grpo_batch(settings: Settings) -> DeviceBatch:
+def _grpo_batch(settings: Settings, processor: Any) -> DeviceBatch:
     grpo = settings.grpo
     ranks = settings.launcher.num_processes if to_launch(settings.launcher) else world_size()
     inputs, rest = divmod(grpo.prompts, grpo.accumulation * ranks)
@@ -90,8 +103,12 @@ def _grpo_batch(settings: Settings) -> DeviceBatch:
     reason = unshared_reason(model_type(settings), settings.model.attention)
     if settings.launcher.config is not None:
         reason = reason or "launcher.config may select FSDP or DeepSpeed, which cannot share it"
+    description = f"{inputs} of {grpo.prompts} ({parts})"
+    if grpo.estimator != "sampled":
+        tree = answer_tree(processor, settings.task)
+        return DeviceBatch(inputs, 1, None, reason, exact_loss(tree, reason is None), description, tree)
     loss = grpo_loss(reason is None, grpo.temperature)
-    description = f"{inputs} of {grpo.prompts} ({parts}), {grpo.generations} answers each"
+    description += f", {grpo.generations} answers each"
     return DeviceBatch(inputs, grpo.generations, grpo.max_new_tokens, reason, loss, description)
 
 
@@ -107,6 +124,13 @@ def _sharing(batch: Batch, reason: str | None) -> str:
     answers = len(batch.owners) // len(batch.image_tokens)
     suffix = batch.completions.numel()
     return f"yes: {prefix + suffix:,} tokens in the decoder instead of {answers * prefix + suffix:,}"
+
+
+def _numbers(tree: AnswerTree, reason: str | None) -> str:
+    count = f"{len(tree.values):,}"
+    if reason is not None:
+        return f"{count}, each in a row of its own: {reason}"
+    return f"{count}, all in one pass: {tree.nodes:,} tokens behind each prompt"
 
 
 def _memory(memory: Memory) -> list[tuple[str, str]]:

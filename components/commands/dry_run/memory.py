@@ -14,6 +14,8 @@ from components.commands.dry_run.batch import Batch
 from components.commands.dry_run.build import build_training_model
 from components.commands.dry_run.fake_tensors import FakeTensorMemory, allocate_gradients, allocate_weights
 from components.settings import Settings
+from components.shared.model.answer_distribution import from_prompts, one_by_one
+from components.shared.model.answer_tree import AnswerTree
 from components.shared.model.device import peak_bytes
 from components.shared.model.shared_prefix import IMAGE_FIELDS, PER_TOKEN, Slots, score_without_cache, select
 
@@ -64,6 +66,17 @@ def grpo_loss(shared: bool, temperature: float) -> Loss:
         ids, mask = batch.fields["input_ids"], batch.fields["attention_mask"]
         slots = Slots(batch.owners, len(ids))
         return score_without_cache(model, ids, mask, fields, slots, batch.completions, temperature)[0].sum()
+
+    return loss
+
+
+def exact_loss(tree: AnswerTree, shared: bool) -> Loss:
+    """Returns the loss of a step without sampling, up to the few operations on `(U, N)` that follow the model."""
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        fields = {name: value for name, value in batch.fields.items() if name in IMAGE_FIELDS}
+        prompts = batch.fields["input_ids"], batch.fields["attention_mask"], fields
+        return (from_prompts if shared else one_by_one)(model, *prompts, tree).sum()
 
     return loss
 

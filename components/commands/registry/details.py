@@ -73,7 +73,8 @@ def sources(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yields the hashes of data and weights, the commit, and the parent runs."""
     for title, key in (
         ("raw data", DATA),
-        ("weights", "concord.in.grpo"),
+        ("weights", f"concord.in.{tags.get('concord.served', 'grpo').partition('.')[0]}"),
+        ("answers", "concord.served"),
         ("commit", "concord.git.commit"),
         ("Kubeflow run", PIPELINE_RUN),
         ("MLflow run", "concord.run.experiment"),

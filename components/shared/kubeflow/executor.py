@@ -9,7 +9,7 @@ from pathlib import Path
 from components.errors import ConcordError
 from components.shared.io.atomic import write_json
 from components.shared.io.secrets import masked
-from components.shared.tracking.flatten import flatten
+from components.shared.tracking.flatten import flatten, split_curves
 from components.steps import STEPS, Step, metrics_file
 
 METRICS = "metrics"
@@ -77,8 +77,8 @@ def write_executor_output(
         outputs: port name -> path. The metrics.json in `out` becomes the metadata of the artifact `metrics`.
         metadata: port name -> metadata of its artifact, strings and numbers.
     """
-    figures = flatten(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")))
-    numbers = {k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
+    figures, _ = split_curves(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")))
+    numbers = {k: v for k, v in flatten(figures).items() if isinstance(v, int | float) and math.isfinite(v)}
     metadata = {**metadata, METRICS: numbers}
     artifacts = {
         name: {"artifacts": [{"name": full, "uri": uri, "metadata": metadata.get(name, {})}]}

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 from components.shared.model.answer_tree import AnswerTree
 from components.shared.model.shared_prefix import (
     Prefix,
     attention_mask_for,
+    fork,
     forward_after,
     forward_whole,
     pad_fields,
@@ -28,6 +30,7 @@ from components.shared.model.shared_prefix import (
 )
 
 LOGIT_BYTES = 2**27  # of one block of logits in float32
+VISIBLE_CELLS = 2**25  # of one pass: its nodes times all tokens that they may attend to; some 10 bytes each
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,12 @@ class LogProbs:
     Attributes:
         numbers: `(U, N)`; -inf for numbers below a branch that was left out.
         dropped: `(U,)` probability of the branches that were left out.
+        nodes: `(U,)` number of inner nodes that were not.
     """
 
     numbers: Tensor
     dropped: Tensor
+    nodes: Tensor
 
     @property
     def mass(self) -> Tensor:
@@ -106,23 +111,27 @@ def one_by_one(
 def level_by_level(model: Any, prefix: Prefix, tree: AnswerTree, floor: float = 1e-6) -> LogProbs:
     """Log-probabilities without gradients: a level of the tree at a time, without each image's unlikely branches.
 
-    Time and memory grow with the branches that the images keep, not with the tree.
+    Time grows with the branches that the images keep, not with the tree. Memory: blocks of logits and masks of about
+    half a gigabyte together, whatever the tree, and keys and values of the kept nodes above the deepest level.
 
     Args:
         floor: a branch whose probability is below is left out; 0 keeps all of them.
     """
     walk = _Walk(prefix, tree)
     while walk.next_level(floor):
-        with _hidden_states(model) as head:
-            out = model(
-                input_ids=walk.tokens[walk.level],
-                attention_mask=attention_mask_for(model, walk.visible()),
-                position_ids=prefix.next_position[..., None] + walk.depth - 1 + torch.zeros_like(walk.level),
-                past_key_values=walk.cache,
-                use_cache=True,
-            )
-            walk.take(head, out.logits)
-    return LogProbs(_along_paths(walk.edges[:, :-1], tree), walk.dropped)
+        for nodes in walk.level.split(walk.nodes_at_once(), dim=1):
+            cache, cached = walk.cache_with(nodes)
+            with _hidden_states(model) as head:
+                out = model(
+                    input_ids=walk.tokens[nodes],
+                    attention_mask=attention_mask_for(model, walk.visible(nodes, cached)),
+                    position_ids=prefix.next_position[..., None] + walk.depth - 1 + torch.zeros_like(nodes),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                walk.take(head, out.logits, nodes)
+    kept = walk.reach[:, 1:].isfinite().sum(dim=1)
+    return LogProbs(_along_paths(walk.edges[:, :-1], tree), walk.dropped, kept)
 
 
 class _Walk:
@@ -131,7 +140,7 @@ class _Walk:
     Attributes:
         depth: of the current level.
         level: `(U, K)` nodes of the current level.
-        cached: `(U, M)` nodes whose keys and values are in `cache`, the current level included.
+        cached: `(U, M)` nodes whose keys and values are in `cache`.
         edges: `(U, E + 1)` log-probabilities so far; -inf where unknown.
         dropped: `(U,)` probability of the branches that were left out.
     """
@@ -165,27 +174,40 @@ class _Walk:
         width = int(keep.sum(dim=1).max()) if len(nodes) else 0
         order = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         self.level = torch.where(keep.gather(1, order), nodes[order], 0) if width else self.level[:, :0]
-        self.cached = torch.cat([self.cached, self.level], dim=1)
         return width > 0
 
-    def visible(self) -> Tensor:
-        """`(U, K, P + M)`: each node sees the prompt, its ancestors and itself."""
-        own = self.ancestors[self.level].gather(
-            2, self.depths[self.cached][:, None].expand(-1, self.level.shape[1], -1)
-        )
-        seen = (own == self.cached[:, None]) & (self.cached[:, None] > 0)
-        prompt = self.prefix.mask[:, None].bool().expand(-1, self.level.shape[1], -1)
+    def nodes_at_once(self) -> int:
+        """Nodes of the level whose mask fits into VISIBLE_CELLS."""
+        tokens = self.prefix.mask.shape[1] + self.cached.shape[1] + self.level.shape[1]
+        return max(VISIBLE_CELLS // (tokens * len(self.level)), 1)
+
+    def cache_with(self, nodes: Tensor) -> tuple[DynamicCache, Tensor]:
+        """The cache that will hold these nodes of the level, and all nodes in it then, `(U, M)`.
+
+        Nodes of the deepest level are forgotten again, since nothing attends to them.
+        """
+        cached = torch.cat([self.cached, nodes], dim=1)
+        if self.depth == int(self.depths.max()):
+            return fork(self.cache), cached
+        self.cached = cached
+        return self.cache, cached
+
+    def visible(self, nodes: Tensor, cached: Tensor) -> Tensor:
+        """`(U, K, P + M)`: each of the K nodes sees the prompt, its ancestors and itself among the M cached nodes."""
+        own = self.ancestors[nodes].gather(2, self.depths[cached][:, None].expand(-1, nodes.shape[1], -1))
+        seen = (own == cached[:, None]) & (cached[:, None] > 0)
+        prompt = self.prefix.mask[:, None].bool().expand(-1, nodes.shape[1], -1)
         return torch.cat([prompt, seen], dim=2)
 
-    def take(self, head: Any, hidden: Tensor) -> None:
-        """Adds the log-probabilities of the edges that leave the level's nodes; `hidden` is `(U, K, H)`."""
-        leaving = self.children[self.level]  # (U, K, C)
+    def take(self, head: Any, hidden: Tensor, nodes: Tensor) -> None:
+        """Adds the log-probabilities of the edges that leave these nodes of the level; `hidden` is `(U, K, H)`."""
+        leaving = self.children[nodes]  # (U, K, C)
         step = _nodes_at_once(head, hidden)
         for start in range(0, hidden.shape[1], step):
             logits = type(head).forward(head, hidden[:, start : start + step]).float()
             edges = leaving[:, start : start + step]
             scores = logits.gather(2, self.edge_tokens[edges]) - logits.logsumexp(dim=2, keepdim=True)
-            empty = (self.level[:, start : start + step] == 0)[..., None]
+            empty = (nodes[:, start : start + step] == 0)[..., None]
             target = torch.where(empty, self.edges.shape[1] - 1, edges).flatten(1)
             self.edges.scatter_(1, target, scores.flatten(1))
 

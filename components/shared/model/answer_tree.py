@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trl.data_utils import apply_chat_template
 
 from components.errors import ConcordError
 from components.settings import Task
-from components.shared.model.prompts import completion, prompt_with_image
+from components.shared.model.prompts import completion_text
 from components.shared.scoring.answers import format_answer
 from components.shared.scoring.errors import Array
 
@@ -104,8 +103,7 @@ def canonical_tokens(processor: Any, task: Task, values: Array) -> list[list[int
     They are those that SFT's collator makes of the completion: the chat template is applied, and the completion is
     tokenized apart from the prompt, with all that follows the answer.
     """
-    messages = {"prompt": prompt_with_image(task.question), "completion": completion(float(values[0]), task)}
-    written = str(apply_chat_template(messages, processor)["completion"])
+    written = completion_text(processor, float(values[0]), task)
     before, _, after = written.partition(format_answer(float(values[0]), task.resolution))
     answers = [format_answer(float(value), task.resolution) for value in values]
     texts = [f"{before}{text}{after}" for text in answers]

@@ -1,6 +1,7 @@
 """Chooses between an accelerator and the CPU; no other module does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,20 @@ def device() -> torch.device:
 def on_accelerator() -> bool:
     """Whether `device()` is an accelerator."""
     return device().type != "cpu"
+
+
+def device_name() -> str:
+    """The maker's name of the accelerator, where torch knows it, or its type."""
+    properties = getattr(torch, device().type).get_device_properties(device()) if on_accelerator() else None
+    return str(getattr(properties, "name", device().type.upper()))
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Within, random numbers are drawn as before; afterwards, the same ones come again."""
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng(devices=[]) if on_cpu else torch.random.fork_rng([device], device_type=device.type):
+        yield
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

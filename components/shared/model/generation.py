@@ -1,6 +1,7 @@
 """Generates greedy answers to a stream of rows, in batches."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,49 @@ from components.shared.rows.images import decode_image
 from components.shared.scoring.answers import parse_answers
 
 
-@torch.no_grad()
-def generate_greedy(
-    model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str], max_new_tokens: int
-) -> list[str]:
-    """Generates the greedy completion of each image and question, as text without special tokens."""
+def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str]) -> dict[str, Any]:
+    """The model's inputs for one image and question per row, on its device and in its dtype; padded on the left."""
     texts = [
         processor.apply_chat_template(prompt_with_image(question), add_generation_prompt=True, tokenize=False)
         for question in questions
     ]
     batch = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
     batch = batch.to(model.device)
-    for key, value in batch.items():
-        if torch.is_floating_point(value):
-            batch[key] = value.to(model.dtype)
+    return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in batch.items()}
+
+
+def image_batches(
+    rows: Iterable[pa.RecordBatch], size: int
+) -> Iterator[tuple[list[str], list[Image.Image], list[str]]]:
+    """Yields ids, decoded images and questions of at most `size` rows at a time.
+
+    Args:
+        rows: record batches with the columns id, image and question.
+    """
+    for chunk in rows:
+        for start in range(0, chunk.num_rows, size):
+            part = chunk.slice(start, size)
+            images = [decode_image(value["bytes"]) for value in part.column("image").to_pylist()]
+            yield part.column("id").to_pylist(), images, part.column("question").to_pylist()
+
+
+@contextmanager
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model is in eval mode and keeps no gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def generate_greedy(
+    model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str], max_new_tokens: int
+) -> list[str]:
+    """Generates the greedy completion of each image and question, as text without special tokens."""
+    batch = prepared(model, processor, images, questions)
     generate: Any = model.generate
     sequences = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return processor.batch_decode(sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -46,20 +76,9 @@ def generate_answers(
     Args:
         rows: record batches with the columns id, image and question.
     """
-    training = model.training
-    model.eval()
-    try:
-        for chunk in rows:
-            for start in range(0, chunk.num_rows, batch_size):
-                part = chunk.slice(start, batch_size)
-                images = [decode_image(value["bytes"]) for value in part.column("image").to_pylist()]
-                questions = part.column("question").to_pylist()
-                yield (
-                    part.column("id").to_pylist(),
-                    generate_greedy(model, processor, images, questions, max_new_tokens),
-                )
-    finally:
-        model.train(training)
+    with inference(model):
+        for ids, images, questions in image_batches(rows, batch_size):
+            yield ids, generate_greedy(model, processor, images, questions, max_new_tokens)
 
 
 def collect_answers(

@@ -28,6 +28,15 @@ def completion(target: float, task: Task) -> Messages:
     return [{"role": "assistant", "content": format_answer(target, task.resolution)}]
 
 
+def completion_text(processor: Any, target: float, task: Task) -> str:
+    """The completion as the chat template writes it, with all that follows the answer: the text that SFT trains on."""
+    messages = prompt_with_image(task.question)
+    asked = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    answered = processor.apply_chat_template([*messages, *completion(target, task)], tokenize=False)
+    same = next((k for k, (a, b) in enumerate(zip(asked, answered, strict=False)) if a != b), len(asked))
+    return str(answered[same:])
+
+
 def max_answer_tokens(processor: Any, task: Task) -> int:
     """Returns the number of tokens of the longest correct answer, including its end token.
 

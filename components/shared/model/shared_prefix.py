@@ -95,10 +95,15 @@ class Prefix:
     next_position: Tensor
 
     def fork(self) -> DynamicCache:
-        """Returns a cache that starts with this prefix and grows without changing it; no tensor is copied."""
-        cache = copy(self.cache)
-        cache.layers = [copy(layer) for layer in self.cache.layers]
-        return cache
+        """Returns a cache that starts with this prefix and grows without changing it."""
+        return fork(self.cache)
+
+
+def fork(cache: DynamicCache) -> DynamicCache:
+    """Returns a cache that starts with `cache` and grows without changing it; no tensor is copied."""
+    grown = copy(cache)
+    grown.layers = [copy(layer) for layer in cache.layers]
+    return grown
 
 
 def select(fields: dict[str, Any], rows: Sequence[int] | Tensor) -> dict[str, Any]:
@@ -113,14 +118,19 @@ def select(fields: dict[str, Any], rows: Sequence[int] | Tensor) -> dict[str, An
     chosen: dict[str, Any] = {}
     for name, value in fields.items():
         if name == "pixel_values" and fields.get("image_grid_thw") is not None:
-            counts = torch.as_tensor(np.asarray(fields["image_grid_thw"])).prod(-1).tolist()
-            parts = torch.split(torch.as_tensor(np.asarray(value)), counts)
+            counts = _as_tensor(fields["image_grid_thw"]).prod(-1).tolist()
+            parts = torch.split(_as_tensor(value), counts)
             chosen[name] = torch.cat([parts[row] for row in wanted.tolist()])
         elif isinstance(value, list):
             chosen[name] = [value[row] for row in wanted.tolist()]
         elif value is not None:
             chosen[name] = value[wanted.to(value.device)] if isinstance(value, Tensor) else value[wanted.numpy()]
     return chosen
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor as it is, on any device and of any dtype; lists and lists of arrays as a new one."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
 def encode(model: Any, input_ids: Tensor, mask: Tensor, fields: dict[str, Tensor]) -> Prefix:

@@ -68,6 +68,33 @@ def moments(predictions: Array, targets: Array) -> Callable[[Array], dict[str, A
     return statistic
 
 
+def median_over(values: Array, mask: NDArray[np.bool_]) -> Statistic:
+    """Returns a function of weights `(R, N)`: the weighted median of `values` over the masked images, `(R,)`."""
+    chosen = values[mask]
+    order = np.argsort(chosen, kind="stable")
+
+    def statistic(weights: Array) -> Array:
+        drawn = weights[:, mask][:, order].cumsum(axis=1)
+        total = drawn[:, -1:]
+        middle = (drawn >= total / 2).argmax(axis=1)
+        return np.where(total[:, 0] > 0, chosen[order][middle], np.nan)
+
+    return statistic
+
+
+def with_intervals(
+    figures: Callable[[Array], dict[str, Array]], n: int, times: int, seed: int
+) -> tuple[dict[str, float], dict[str, list[float] | None]]:
+    """Values of some statistics of `n` images, and their 95 % bootstrap intervals over the images.
+
+    Args:
+        figures: function of weights `(R, n)` that returns each statistic's values `(R,)`.
+    """
+    point = {name: float(v[0]) for name, v in figures(np.ones((1, n))).items()}
+    blocks = [figures(weights) for weights in resamples(n, times, seed)]
+    return point, {name: interval(np.concatenate([b[name] for b in blocks])) for name in point}
+
+
 def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict[str, object]:
     """Computes every metric of one model, each with its 95 % bootstrap interval over images.
 
@@ -98,9 +125,7 @@ def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict
         return {name: np.exp(v) if name.startswith("gm.") else v for name, v in values.items()}
 
     n = len(predictions.targets)
-    point = {name: float(v[0]) for name, v in figures(np.ones((1, n))).items()}
-    blocks = [figures(weights) for weights in resamples(n, times, seed)]
-    spread = {name: interval(np.concatenate([b[name] for b in blocks])) for name in point}
+    point, spread = with_intervals(figures, n, times, seed)
     groups = {}
     for group in GROUPS:
         size = int(predictions.members(group).sum())

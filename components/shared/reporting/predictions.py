@@ -1,6 +1,6 @@
 """Predictions files: one model's answers to a split as Parquet, written by evaluate and ablation, read by register."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,13 @@ from components.errors import ConcordError
 from components.settings import Task
 from components.shared.scoring.errors import Array, Predictions
 
-# value is null if the text has no valid answer.
+TEXT = "text"
+# Ways to read a number: from the greedy text; from the distribution as it was trained, by its median or mean; from the
+# mean, stretched; from the distribution as the settings say (`answer`), usually with a part of the prior divided out.
+WAYS = (TEXT, "median", "mean", "stretched", "balanced")
+READ = (*WAYS[1:], "low", "high", "mass")  # columns that come from the distribution; null where they are unknown
+
+# value is the number in the text; null if the text has no valid answer.
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
@@ -19,6 +25,7 @@ SCHEMA = pa.schema(
         pa.field("shot", pa.string()),
         pa.field("text", pa.string()),
         pa.field("value", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in READ),
     ]
 )
 
@@ -29,11 +36,24 @@ def predictions_file(evaluate: Path, model: str) -> Path:
 
 
 def write_predictions(
-    path: Path, ids: Sequence[str], targets: Array, shots: Sequence[str], texts: Sequence[str], values: Array
+    path: Path,
+    ids: Sequence[str],
+    targets: Array,
+    shots: Sequence[str],
+    texts: Sequence[str],
+    values: Array,
+    read: Mapping[str, Array],
 ) -> None:
-    """Writes one model's answers; all columns are `(N,)` in the order of the split, NaN for an invalid answer."""
-    value = pa.array(values, pa.float64(), mask=~np.isfinite(values))
-    columns = [pa.array(ids), pa.array(targets), pa.array(shots, pa.string()), pa.array(texts), value]
+    """Writes one model's answers; all columns are `(N,)` in the order of the split.
+
+    Args:
+        values: numbers in the texts, NaN for an invalid answer.
+        read: columns of `READ` that are known.
+    """
+    unknown = np.full(len(ids), np.nan)
+    numbers = [values, *(read.get(name, unknown) for name in READ)]
+    columns = [pa.array(ids), pa.array(targets), pa.array(shots, pa.string()), pa.array(texts)]
+    columns += [pa.array(each, pa.float64(), mask=~np.isfinite(each)) for each in numbers]
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
 
 
@@ -54,11 +74,11 @@ def read_predictions(path: Path) -> pa.Table:
     return table
 
 
-def to_predictions(table: pa.Table, task: Task) -> Predictions:
-    """Converts the table to arrays for the metrics."""
+def to_predictions(table: pa.Table, task: Task, way: str = TEXT) -> Predictions:
+    """Converts one way of reading numbers, of `WAYS`, to arrays for the metrics."""
     return Predictions(
         targets=table["target"].to_numpy(),
-        values=table["value"].to_numpy(zero_copy_only=False),
+        values=table["value" if way == TEXT else way].to_numpy(zero_copy_only=False),
         shots=np.array(table["shot"].to_pylist(), dtype="<U6"),
         low=task.low,
         high=task.high,

@@ -1,4 +1,4 @@
-"""Reading numbers from a distribution over all numbers of a task: prior, balance, answers, intervals, CRPS.
+"""A distribution over all numbers of a task: prior, balance, answers, intervals, CRPS.
 
 Arrays: `p` and `q` `(U, N)` are probabilities of U images over N numbers, `values` `(N,)` the numbers in ascending
 order with equal steps, `targets` `(U,)` the labels, all in the task's unit.
@@ -47,13 +47,15 @@ def balanced(log_p: ArrayLike, log_prior: ArrayLike, balance: float) -> Array:
     adjustment (Menon et al. 2021, arXiv 2007.07314), applied to the numbers of a task.
 
     Args:
-        log_p: `(U, N)`; -inf where a number is impossible. The rows need not be normalised.
+        log_p: `(U, N)`; -inf where a number is impossible. The rows need not be normalised. A row without any possible
+            number counts as the prior itself.
         log_prior: `(N,)`.
 
     Returns:
         `(U, N)`, each row with sum 1.
     """
-    tilted = np.asarray(log_p, np.float64) - balance * np.asarray(log_prior, np.float64)
+    given, prior = np.asarray(log_p, np.float64), np.asarray(log_prior, np.float64)
+    tilted = np.where(np.isfinite(given).any(axis=1, keepdims=True), given, prior) - balance * prior
     weights = np.exp(tilted - tilted.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
@@ -91,11 +93,16 @@ def conformity(q: ArrayLike) -> Array:
     return np.asarray(2 * np.abs(probabilities.cumsum(axis=1) - probabilities / 2 - 0.5), np.float64)
 
 
+def nearest(values: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:
+    """Index of the number nearest to each target, `(U,)`."""
+    numbers = np.asarray(values, np.float64)
+    steps = np.rint((np.asarray(targets, np.float64) - numbers[0]) / _step(numbers)).astype(np.int64)
+    return np.clip(steps, 0, len(numbers) - 1)
+
+
 def at_targets(table: ArrayLike, values: ArrayLike, targets: ArrayLike) -> Array:
     """The entry of each row of `table` `(U, N)` at the number nearest to its target: `(U,)`."""
-    numbers = np.asarray(values, np.float64)
-    step = _step(numbers)
-    columns = np.clip(np.rint((np.asarray(targets, np.float64) - numbers[0]) / step).astype(int), 0, len(numbers) - 1)
+    columns = nearest(values, targets)
     return np.asarray(table, np.float64)[np.arange(len(columns)), columns]
 
 
@@ -168,84 +175,3 @@ def interval_score(low: ArrayLike, high: ArrayLike, targets: ArrayLike, coverage
     """Width plus a penalty for each miss, `(U,)` in the task's unit; lower is better (Gneiting and Raftery 2007)."""
     a, b, y = (np.asarray(each, np.float64) for each in (low, high, targets))
     return np.asarray((b - a) + 2 / (1 - coverage) * (np.maximum(a - y, 0) + np.maximum(y - b, 0)), np.float64)
-
-
-def label_weights(targets: ArrayLike) -> Array:
-    """Weights `(U,)` with sum 1 that give every label the same total weight."""
-    _, place, counts = np.unique(np.asarray(targets, np.float64), return_inverse=True, return_counts=True)
-    weights = 1.0 / counts[place]
-    return np.asarray(weights / weights.sum(), np.float64)
-
-
-def upper_bound(differences: ArrayLike) -> float:
-    """One-sided 95 % bound of the mean of paired differences `(M,)`: mean plus 1.645 standard errors."""
-    d = np.asarray(differences, np.float64)
-    return float(d.mean() + 1.645 * d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
-
-
-GRID: NDArray[np.float64] = np.round(np.arange(0, 1.2001, 0.05), 2)
-
-
-@dataclass(frozen=True)
-class Balance:
-    """The chosen part of the prior to divide out, and what the choice was made from.
-
-    Attributes:
-        value: the balance.
-        reason: for people.
-        curve: for each value of the grid: balance, MAE with labels weighing the same (`mae`), MAE of the many-shot rows
-            (`many`) and of the few-shot rows (`few`), and the bound of the many-shot loss (`bound`); None for an empty
-            group.
-    """
-
-    value: float
-    reason: str
-    curve: list[dict[str, float | None]]
-
-
-def choose_balance(
-    log_p: ArrayLike,
-    values: ArrayLike,
-    log_prior: ArrayLike,
-    targets: ArrayLike,
-    shots: NDArray[np.str_],
-    reference: ArrayLike,
-    tolerance: float,
-    statistic: Statistic = "median",
-    effective: float = 0.0,
-) -> Balance:
-    """The balance with the lowest MAE, every label weighing the same, that does not harm common numbers.
-
-    A value qualifies if the one-sided 95 % bound of its many-shot loss against `reference` is at most `tolerance`. If
-    none qualifies, the balance is 0.
-
-    Args:
-        log_p, values, log_prior, targets: of rows that were set aside for choices (`tune`).
-        shots: `(U,)` shot group of each row.
-        reference: `(U,)` absolute errors of the warm start's greedy text on the same rows.
-        tolerance: largest allowed many-shot loss, in the task's unit.
-        effective: the balance that the model was trained with, and so lacks already.
-    """
-    y, errors = np.asarray(targets, np.float64), np.asarray(reference, np.float64)
-    weights, curve = label_weights(y), []
-    for value in GRID.tolist():
-        q = balanced(log_p, log_prior, value - effective)
-        loss = np.abs(answer(q, values, statistic) - y)
-        point: dict[str, float | None] = {"balance": value, "mae": float(weights @ loss)}
-        for group in ("many", "few"):
-            members = shots == group
-            point[group] = float(loss[members].mean()) if members.any() else None
-        many = shots == "many"
-        point["bound"] = upper_bound((loss - errors)[many]) if many.any() else None
-        curve.append(point)
-    allowed = [point for point in curve if point["bound"] is None or point["bound"] <= tolerance]
-    if not allowed:
-        return Balance(0.0, f"0: no balance keeps the many-shot loss within {tolerance:g}", curve)
-    best = min(allowed, key=lambda point: point["mae"] or 0.0)
-    chosen = float(best["balance"] or 0.0)
-    return Balance(
-        chosen,
-        f"{chosen:g}: lowest MAE with equal weight for every label ({best['mae']:.3g}) among {len(allowed)} of "
-        f"{len(curve)} values that keep the many-shot loss within {tolerance:g}",
-        curve,
-    )

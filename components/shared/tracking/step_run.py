@@ -20,7 +20,7 @@ from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
 from components.shared.tracking.connection import connect, mlflow_errors
-from components.shared.tracking.flatten import flatten
+from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
 from components.shared.tracking.tags import (
@@ -108,21 +108,30 @@ class StepRun:
         """Writes the step's final metrics, with dotted keys, and the DVC hashes of its outputs.
 
         Args:
-            metrics: numbers, nested or not; None values are skipped.
+            metrics: numbers, nested or not; None values are skipped. Text becomes a tag. A list of mappings is a curve:
+                its points are logged at the steps 0, 1, ...
             outputs: port name -> path.
 
         Raises:
             ConcordError: the store cannot be reached. The step's outputs are complete; run the step again.
-            TypeError: a metric is not a number.
+            TypeError: a metric is neither a number nor text.
         """
-        values = {name: value for name, value in flatten(metrics).items() if value is not None}
-        for name, value in values.items():
+        figures, curves = split_curves(metrics)
+        values = {name: value for name, value in flatten(figures).items() if value is not None}
+        texts = {name: value for name, value in values.items() if isinstance(value, str)}
+        numbers = {name: value for name, value in values.items() if name not in texts}
+        for name, value in numbers.items():
             if not isinstance(value, int | float):
                 raise TypeError(f"metric {name} is {value!r}, not a number")
-        self.log(values, step=0)
+        for name, points in curves.items():
+            for step, point in enumerate(points):
+                self.log({f"{name}.{key}": value for key, value in point.items() if value is not None}, step)
+        self.log(numbers, step=0)
         self.outputs = {port: dvc_content(path) for port, path in outputs.items()}
         with mlflow_errors(f"write the metrics of run {self.run_id}"):
             self._flush()
+            for name, text in texts.items():
+                self.client.set_tag(self.run_id, name, masked(text)[:TEXT_LIMIT])
             for port, content in self.outputs.items():
                 self.client.set_tag(self.run_id, f"{OUTPUT}{port}", content.md5)
         self.write_lineage()

@@ -1,1 +1,2 @@
-"""What the trainers of sft and grpo share: presentations, augmentation, checkpoints, curves, ranks."""
+"""What the trainers of sft and grpo share: presentations, augmentation, checkpoints, validation,
+curves, ranks."""

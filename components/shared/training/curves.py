@@ -90,13 +90,15 @@ class CurveCallback(TrainerCallback):
                 console.print(summary)
 
 
-def write_results(folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, float | None]) -> None:
+def write_results(
+    folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, float | str | None]
+) -> None:
     """Writes curve.csv (one row per step, one column per metric) and metrics.json (the last figures and `metrics`).
 
     Args:
         folder: for both files.
         history: the trainer's log entries.
-        metrics: figures of the whole training.
+        metrics: figures of the whole training, and its name.
     """
     lines: dict[int, dict[str, float]] = {}
     for entry in history:

@@ -7,9 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather, gather_object, parse_flag_from_env
 
 from components.shared.model.device import on_accelerator
 
@@ -55,6 +56,32 @@ def model_on_main_rank(trainer: Any, build: Callable[[], Any]) -> Any | None:
     return model if main else None
 
 
+def divided_among_ranks(count: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """Reads `count` rows divided among the ranks; returns them on every rank, in order: `(count, ...)`.
+
+    Each rank reads the same number of rows, since every rank must join the collectives; if the count is not a multiple
+    of the number of ranks, their shares overlap.
+
+    Args:
+        count: at least 1.
+        read: takes the first row and the number of rows of a share; returns an array with one entry per row.
+    """
+    state = ranks()
+    share = -(-count // state.num_processes)
+    starts = [min(rank * share, count - share) for rank in range(state.num_processes)]
+    own = torch.as_tensor(read(starts[state.process_index], share), device=state.device)
+    parts = gather(own).cpu().numpy().reshape(state.num_processes, share, *own.shape[1:])
+    whole = np.empty((count, *own.shape[1:]), parts.dtype)
+    for start, part in zip(starts, parts, strict=True):
+        whole[start : start + share] = part
+    return whole
+
+
 def weights_are_sharded(trainer: Any) -> bool:
     """Returns whether FSDP or DeepSpeed may have sharded the weights over the ranks."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def shards_weights() -> bool:
+    """Returns whether accelerate's launcher chose FSDP or DeepSpeed; known before there is a trainer."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")

@@ -15,6 +15,10 @@ class TrainerHooks:
         args: TrainingArguments
         state: TrainerState
         control: TrainerControl
+        accelerator: Any
+        callback_handler: Any
+        model: Any
+        processing_class: Any
 
         def __init__(self, **kwargs: Any) -> None: ...
 
@@ -29,3 +33,5 @@ class TrainerHooks:
         def _load_callback_state(self) -> None: ...
 
         def _run_epoch(self, **kwargs: Any) -> None: ...
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None: ...  # noqa: D102

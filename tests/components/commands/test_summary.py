@@ -10,7 +10,7 @@ from rich.console import Console
 from components.commands.summary import main, show, verdict
 from components.errors import ConcordError
 from components.settings import Settings
-from tests.support.evaluation_results import TITLES, evaluation_results
+from tests.support.evaluation_results import evaluation_results
 
 ROOT = Path(__file__).parents[3]
 NAN = float("nan")
@@ -22,9 +22,11 @@ def arguments(settings: Settings, tmp_path: Path) -> list[str]:
         settings, tmp_path, [50.0] * 120 + [70.0] * 30, [50.0, 52.0, 70.0, 71.0],
         base=[NAN] * 4, sft=[50, 80, 75, 60], grpo=[50, 52, 70, 70],
     )  # fmt: skip
-    (tmp_path / "metrics.json").write_text(json.dumps({model.name: model.metrics for model in results.models}))
-    (tmp_path / "titles.json").write_text(json.dumps(TITLES))
-    champion = {"version": "12", "metrics": results.models[1].metrics}
+    (tmp_path / "metrics.json").write_text(json.dumps({model.name: model.metrics() for model in results.models}))
+    titles = {answers.name: answers.title for model in results.models for answers in model.answers.values()}
+    (tmp_path / "titles.json").write_text(json.dumps(titles))
+    (tmp_path / "served.json").write_text(json.dumps({"model": "grpo", "way": "balanced", "reason": "it is better"}))
+    champion = {"version": "12", "metrics": results.models[1].answers["text"].metrics}
     registration = {"name": "gauge-reader", "version": "13", "promoted": False, "reason": "few-shot MAE is no better."}
     (tmp_path / "registration.json").write_text(json.dumps({**registration, "champion_before": champion}))
     folder = str(tmp_path)
@@ -37,8 +39,9 @@ def test_summary_fits_120_columns_and_has_table_verdict_and_report(
     main(arguments)
     output = capsys.readouterr().out
     assert max(len(line) for line in output.splitlines() if "/" not in line) <= 120
-    for name in ("untrained", "SFT", "CCC-GRPO", "champion v12"):
-        assert any(line.startswith(name) for line in output.splitlines())
+    for name in ("untrained", "SFT", "CCC-GRPO", "champion v12", "text", "balance 0", "✓ CCC-GRPO"):
+        assert any(line.startswith(name) for line in output.splitlines()), name
+    assert output.count("✓ CCC-GRPO") == 1, "one table"
     assert "…" not in output
     assert "gauge-reader version 13 is registered as challenger, not promoted: few-shot MAE is no better." in output
     assert "report.html" in output
@@ -62,7 +65,8 @@ def test_missing_evaluation_is_reported_with_the_remedy(arguments: list[str]) ->
 def test_table_is_split_in_two_on_a_narrow_screen(arguments: list[str]) -> None:
     figures = json.loads((Path(arguments[3]) / "metrics.json").read_text())
     screen = io.StringIO()
-    show(Console(file=screen, width=80), [("GRPO (PEARSON)", figures["grpo"]), ("champion v999", None)], "%")
+    rows = [("GRPO (PEARSON), text", figures["grpo"]["text"]), ("champion v999", None)]
+    show(Console(file=screen, width=80), rows, "%")
     output = screen.getvalue()
     assert max(len(line) for line in output.splitlines()) <= 80
     assert output.count("GRPO (PEARSON)") == 2

@@ -209,6 +209,18 @@ def test_the_magnitude_of_the_numbers_does_not_matter(size: float) -> None:
     assert concordance(targets * size, targets * size) == pytest.approx(1)
 
 
+@given(batch=batches(invalid=False), data=st.data())
+def test_given_anchors_replace_the_means(batch: tuple, data: st.DataObject) -> None:
+    predictions, targets = batch
+    tenths = st.integers(-1000, 1000).map(lambda n: n / 10)
+    anchors = data.draw(arrays(np.float64, len(targets), elements=tenths))
+    for slotwise, measure in ((slot_concordance, ccc), (slot_pearson, pearson)):
+        found = slotwise(predictions, targets, anchors)
+        for (i, g), answer in np.ndenumerate(predictions):
+            vector = [Fraction(answer if j == i else anchor) for j, anchor in enumerate(anchors)]
+            assert found[i, g] == pytest.approx(measure(vector, [Fraction(t) for t in targets]), abs=1e-9)
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("predictions", "targets", "message"),

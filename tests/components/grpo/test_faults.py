@@ -85,17 +85,21 @@ def received_steps(connection: Connection) -> list[int]:
 
 
 @pytest.mark.timeout(300)
-def test_ten_kills_at_random_moments_change_nothing(world: Path, processes: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("estimator", "kills"), [("sampled", 10), ("means", 5)])
+def test_kills_at_random_moments_change_nothing(
+    estimator: str, kills: int, world: Path, processes: Any, tmp_path: Path
+) -> None:
     """After kill -9: weights, curve and metrics equal those of a run without kills bit for bit, with recent anchors."""
     params = tmp_path / "params.yaml"
     recent = {"inputs": 16, "steps": 6}
-    write_params(params, grpo={"steps": STEPS, "checkpoint_every": EVERY, "recent": recent, "lr": 0.001})
+    grpo = {"steps": STEPS, "checkpoint_every": EVERY, "recent": recent, "lr": 0.001, "eval_rows": 10}
+    write_params(params, grpo={**grpo, "estimator": estimator})
     whole, killed = tmp_path / "whole" / "grpo", tmp_path / "killed" / "grpo"
     process, connection = processes(world, params, whole)
     assert received_steps(connection) == list(range(1, STEPS + 1))
     rng = np.random.default_rng(0)
     first_steps = []
-    for attempt in range(10):
+    for attempt in range(kills):
         process, connection = processes(world, params, killed)
         # Killed before the first step or up to a few steps later, also while a checkpoint is written.
         for received in range(int(rng.integers(0, 6))):
@@ -124,6 +128,17 @@ def test_nan_logits_are_reported(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "grpo").exists()
 
 
+@pytest.mark.parametrize("estimator", ["means", "policy"])
+def test_a_gradient_of_the_exact_estimators_that_is_not_finite_is_reported(
+    estimator: str, world: Path, tmp_path: Path
+) -> None:
+    grpo = {"estimator": estimator, "steps": 6, "checkpoint_every": 1, "lr": 1e38}
+    settings = write_params(tmp_path / "params.yaml", grpo=grpo)
+    with pytest.raises(ConcordError, match=r"training step \d: the norm of the gradient is (nan|inf).*Lower lr"):
+        run(settings, Curves(), ingest=world / "ingest", sft=world / "sft", out=tmp_path / "grpo", state=tmp_path / "s")  # type: ignore[arg-type]
+    assert not (tmp_path / "grpo").exists()
+
+
 def test_a_gradient_that_is_not_finite_stops_training_before_the_weights_change(world: Path, tmp_path: Path) -> None:
     settings = write_params(tmp_path / "params.yaml", sft={"lr": 1e38, "warmup_steps": 0, "eval_every": 6})
     with pytest.raises(ConcordError, match=r"training step \d: the norm of the gradient is (nan|inf).*Lower lr"):
@@ -142,9 +157,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_reported_and_training_can_resume(world: Path, small_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", ["sampled", "means"])
+def test_a_full_disk_is_reported_and_training_can_resume(
+    estimator: str, world: Path, small_disk: Path, tmp_path: Path
+) -> None:
     """The third checkpoint does not fit; after space is freed, the run resumes from the second to the same bytes."""
-    settings = write_params(tmp_path / "params.yaml", grpo={"steps": 4, "checkpoint_every": 1})
+    settings = write_params(tmp_path / "params.yaml", grpo={"steps": 4, "checkpoint_every": 1, "estimator": estimator})
     ports = {"ingest": world / "ingest", "sft": world / "sft"}
     run(settings, Curves(), **ports, out=tmp_path / "whole", state=tmp_path / "elsewhere")  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.grpo_training import save_tiny
-from tests.support.rank_training import GENERATIONS, PROMPTS, settings
+from tests.support.grpo_training import assert_near, save_tiny
+from tests.support.rank_training import ACCUMULATIONS, EXACT, GENERATIONS, PROMPTS, settings
 
 ROOT = Path(__file__).parents[3]
+Results = dict[int, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each rank computed, by the number of ranks."""
     warm = save_tiny(settings(), tmp_path_factory.mktemp("warm"))
     results = {}
@@ -36,7 +37,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     return results
 
 
-def test_advantages_do_not_depend_on_the_world_size(results: dict[int, list[dict[str, Any]]]) -> None:
+def test_advantages_do_not_depend_on_the_world_size(results: Results) -> None:
     single = results[1][0]
     assert len(single["targets"]) == PROMPTS * GENERATIONS
     assert single["advantages"].abs().max() > 0.1
@@ -47,13 +48,23 @@ def test_advantages_do_not_depend_on_the_world_size(results: dict[int, list[dict
     assert spanning, "no group spans two ranks: choose other numbers"
 
 
-def test_gradients_do_not_depend_on_the_world_size(results: dict[int, list[dict[str, Any]]]) -> None:
+def test_gradients_do_not_depend_on_the_world_size(results: Results) -> None:
     single = results[1][0]
-    largest = max(gradient.norm() for gradient in single["gradients"].values())
-    assert largest > 0
     for ranks in results.values():
         for rank in ranks:
             assert rank["shared"]
-            assert rank["gradients"].keys() == single["gradients"].keys()
-            for name, gradient in single["gradients"].items():
-                assert (rank["gradients"][name] - gradient).norm() <= 1e-5 * max(gradient.norm(), largest * 1e-2), name
+            assert_near(rank["gradients"], single["gradients"])
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_exact_gradients_depend_neither_on_the_world_size_nor_on_micro_batches(case: str, results: Results) -> None:
+    """Also in the second step, in which recent anchors join the comparison."""
+    single = results[1][0]["exact"][case, 1]
+    for ranks in results.values():
+        for rank in ranks:
+            for accumulation in ACCUMULATIONS:
+                found = rank["exact"][case, accumulation]
+                assert found["shared"]
+                assert found["rewards"] == pytest.approx(single["rewards"], abs=1e-6)
+                for gradients, expected in zip(found["gradients"], single["gradients"], strict=True):
+                    assert_near(gradients, expected)

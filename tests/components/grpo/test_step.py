@@ -1,6 +1,7 @@
 """The step grpo: every reward, adapters, accumulation, a model without valid answers, and resuming."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from safetensors.torch import load_file
 from components.errors import ConcordError
 from components.grpo.step import run
 from components.sft.step import run as sft_run
-from components.shared.model.loading import base_model, save
+from components.shared.model.answer_tree import answer_tree
+from components.shared.model.generation import collect_answers
+from components.shared.model.loading import base_model, load, save
+from components.shared.model.number_reader import collect_log_probabilities
+from components.shared.model.validation_pass import save_validation
+from components.shared.rows.rows import read_table, slice_rows
+from components.shared.rows.validation import tune_rows, tune_table
+from components.shared.training.validation import TaskNumbers, text_figures, validation_figures
 from tests.support.gauge_world import LORA, Curves, curve, ingested, write_params
 from tests.support.raw_folder import content
 
@@ -33,7 +41,10 @@ def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def untrained(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
-    save(*base_model(write_params(folder / "params.yaml"), ingest), folder / "sft")
+    settings = write_params(folder / "params.yaml")
+    model, processor = base_model(settings, ingest)
+    save(model, processor, folder / "sft")
+    save_validation(folder / "sft", model, processor, settings.task, ingest, 32)
     return folder / "sft"
 
 
@@ -55,7 +66,7 @@ def changed(out: Path, warm: Path) -> list[str]:
     return [name for name, value in after.items() if not torch.equal(value, before[name])]
 
 
-@pytest.mark.parametrize("reward", ["ccc", "mae", "mse", "pearson"])
+@pytest.mark.parametrize("reward", ["ccc", "mae", "mse", "pearson", "crps"])
 def test_every_reward_trains_and_is_logged(reward: str, ingest: Path, warm: Path, tmp_path: Path) -> None:
     out, track = train(ingest, warm, tmp_path, grpo={"reward": reward, "steps": 3})
     lines = curve(out)
@@ -81,6 +92,66 @@ def test_every_reward_trains_and_is_logged(reward: str, ingest: Path, warm: Path
     assert not [name for name in figures if "time" in name or "second" in name]
 
 
+@pytest.mark.parametrize(
+    ("estimator", "reward"), [("means", "ccc"), ("means", "crps"), ("policy", "ccc"), ("policy", "mae")]
+)
+def test_the_exact_estimators_train_and_are_logged(
+    estimator: str, reward: str, ingest: Path, warm: Path, tmp_path: Path
+) -> None:
+    balance = 0.5 if estimator == "means" else 0
+    grpo = {"estimator": estimator, "reward": reward, "balance": balance, "steps": 3}
+    out, track = train(ingest, warm, tmp_path, grpo=grpo)
+    lines = curve(out)
+    assert list(lines) == track.steps("loss") == [1, 2, 3]
+    logged = {f"reward/{reward}", "batch_mae/all", "sd_ratio", "mass", "kl", "loss", "grad_norm", "learning_rate"}
+    if estimator == "policy":
+        logged.add(f"spread/{reward}")
+    for line in lines.values():
+        assert logged <= line.keys()
+        assert 0 < line["mass"] <= 1 + 1e-6
+        assert -1 <= line[f"reward/{reward}"] <= 1
+    assert lines[1]["kl"] == pytest.approx(0, abs=1e-6)
+    assert lines[3]["kl"] > 0
+    assert len(changed(out, warm)) > 20
+
+
+VALIDATED = {"val_score", "val_balance", "val_mae/all", "val_mae/few", "val_crps", "val_coverage", "val_mass"}
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "means"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_checkpoint_that_is_best_on_validation_images_is_kept(
+    estimator: str, lora: dict[str, Any] | None, ingest: Path, warm: Path, tmp_path: Path
+) -> None:
+    """Evaluated every two steps and at the end; a learning rate that is too high makes a later checkpoint worse."""
+    grpo = {"estimator": estimator, "steps": 5, "lr": 0.05, "eval_rows": 20, "beta": 0.0}
+    out, track = train(ingest, warm, tmp_path, grpo=grpo, model={"lora": lora})
+    lines = curve(out)
+    scores = {step: line["val_score"] for step, line in lines.items() if "val_score" in line}
+    assert list(scores) == track.steps("val_score") == [2, 4, 5]
+    by_text = {"val_text_mae/all", "val_text_mae/few"} if estimator == "sampled" else set()
+    assert all(lines[step].keys() >= VALIDATED | by_text for step in scores)
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    best = min(scores, key=lambda step: scores[step])
+    assert best < 5, "the last checkpoint is the best one: choose another learning rate"
+    assert figures["best_step"] == best
+    assert figures["steps"] == 5
+    assert {name: lines[best][name] for name in VALIDATED} == {name: figures[name] for name in VALIDATED}
+
+    settings = write_params(tmp_path / "kept.yaml")
+    model, processor = load(out, settings.model)
+    tree = answer_tree(processor, settings.task)
+    _, log_p = collect_log_probabilities(model, processor, slice_rows(tune_rows(ingest), 0, 20), tree, 8)
+    targets = tune_table(ingest)["target"].to_numpy()[:20]
+    numbers = TaskNumbers.of(processor, settings.task, read_table(ingest, "train")["target"].to_numpy())
+    kept = validation_figures(numbers, log_p, targets, 0.0)
+    if estimator == "sampled":
+        rows = slice_rows(tune_rows(ingest), 0, 20)
+        answers = collect_answers(model, processor, rows, 8, settings.grpo.max_new_tokens, settings.task)[2]
+        kept |= text_figures(numbers, settings.task, answers, targets)
+    assert kept == pytest.approx({name: figures[name] for name in kept}, rel=1e-4)
+
+
 def test_the_same_seed_gives_the_same_bytes(ingest: Path, warm: Path, tmp_path: Path) -> None:
     first, second, other = (
         train(ingest, warm, tmp_path / name, grpo={"seed": seed, "steps": 2})[0]
@@ -88,6 +159,17 @@ def test_the_same_seed_gives_the_same_bytes(ingest: Path, warm: Path, tmp_path: 
     )
     assert content(first) == content(second)
     assert content(first)["model.safetensors"] != content(other)["model.safetensors"]
+
+
+def test_a_warm_start_without_its_answers_is_refused_before_training(
+    ingest: Path, untrained: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(untrained, bare)
+    (bare / "validation.parquet").unlink()
+    with pytest.raises(ConcordError, match=r"validation\.parquet: missing"):
+        train(ingest, bare, tmp_path)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_model_without_valid_answers_trains_without_an_error(ingest: Path, untrained: Path, tmp_path: Path) -> None:
@@ -103,14 +185,24 @@ def test_a_model_without_valid_answers_trains_without_an_error(ingest: Path, unt
     changed(out, untrained)
 
 
-PLAIN = {"grpo": {"steps": 5}}
-ADAPTED = {"model": {"lora": LORA, "freeze_vision": True}, "grpo": {"steps": 5, "accumulation": 2, "lr": 0.01}}
+PLAIN: dict[str, Any] = {"grpo": {"steps": 5}}
+ADAPTED: dict[str, Any] = {
+    "model": {"lora": LORA, "freeze_vision": True},
+    "grpo": {"steps": 5, "accumulation": 2, "lr": 0.01},
+}
 
 
-RECENT = {"grpo": {"steps": 5, "prompts": 2, "recent": {"inputs": 8, "steps": 4}}}
+RECENT: dict[str, Any] = {"grpo": {"steps": 5, "prompts": 2, "recent": {"inputs": 8, "steps": 4}}}
+MEANS = {"grpo": {**RECENT["grpo"], "estimator": "means", "balance": 0.5}}
+EXACT_ADAPTED = {**ADAPTED, "grpo": {**ADAPTED["grpo"], "estimator": "means", "recent": {"inputs": 8, "steps": 4}}}
+POLICY = {"grpo": {**RECENT["grpo"], "estimator": "policy"}}
 
 
-@pytest.mark.parametrize("sections", [PLAIN, ADAPTED, RECENT], ids=["plain", "lora", "recent"])
+@pytest.mark.parametrize(
+    "sections",
+    [PLAIN, ADAPTED, RECENT, MEANS, EXACT_ADAPTED, POLICY],
+    ids=["plain", "lora", "recent", "means", "means with lora", "policy"],
+)
 def test_a_resumed_run_ends_in_the_same_bytes(
     sections: dict[str, Any], ingest: Path, warm: Path, tmp_path: Path
 ) -> None:
@@ -124,7 +216,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(
     assert content(resumed) == content(whole)
     names = changed(whole, warm)
     assert names
-    if sections is ADAPTED:
+    if "model" in sections:
         assert all("text_model.layers" in name or "connector" in name for name in names)
 
 

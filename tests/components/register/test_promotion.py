@@ -143,3 +143,18 @@ def test_better_on_every_image_is_promoted(theirs: np.ndarray, shots: np.ndarray
         assert promote
     if not few.any():
         assert not promote
+
+
+def test_probability_of_other_texts_is_limited_where_answers_come_from_the_distribution() -> None:
+    ours, theirs = predictions(4, 10), predictions(4, 14)
+    for mass, met, words in (
+        (np.full(20, 0.95), True, "5.00 % of its probability is on other texts than numbers (limit 10 %)"),
+        (
+            np.repeat([1.0, 0.75], 10),
+            False,
+            "12.50 % of its probability is on other texts than numbers, over the limit",
+        ),
+    ):
+        decision = decide(ours, theirs, "the champion", RULE, "%", mass)
+        assert decision.promote == met
+        assert words in decision.reason

@@ -32,7 +32,7 @@ MODEL = "gauge-reader"
 class Workspace:
     """A working directory with an MLflow store and two outputs of evaluate.
 
-    `good` is for SFT and GRPO; in `poor`, the predictions of SFT stand for those of GRPO.
+    `good` is of the warm start and the trained model; in `poor`, the warm start stands for both.
     """
 
     world: GrayWorld
@@ -43,7 +43,7 @@ class Workspace:
     def register(self, grpo: Path, evaluate: Path) -> dict[str, Any]:
         """Runs the step and returns its registration.json."""
         settings = self.world.settings
-        inputs = {"ingest": self.world.ingest, "grpo": grpo, "evaluate": evaluate}
+        inputs = {"ingest": self.world.ingest, "sft": self.world.sft, "grpo": grpo, "evaluate": evaluate}
         out = self.root / "out"
         with step_run(STEPS["register"], settings, inputs) as track:
             register.run(settings, track, **inputs, out=out)
@@ -60,17 +60,13 @@ def workspace(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_d
         patch.chdir(root)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
-        inputs = {"ingest": gray.ingest, "sft": gray.sft, "grpo": gray.grpo}
-        outputs = {"out": root / "good", "report": root / "report"}
-        with step_run(STEPS["evaluate"], gray.settings, inputs) as track:
-            evaluate_run(gray.settings, track, **inputs, **outputs)
-            track.finish({}, outputs)
-        poor = root / "poor"
-        shutil.copytree(root / "good", poor)
-        shutil.copy(poor / "predictions-sft.parquet", poor / "predictions-grpo.parquet")
-        figures = json.loads((poor / "metrics.json").read_text())
-        (poor / "metrics.json").write_text(json.dumps(figures | {"grpo": figures["sft"]}))
-        yield Workspace(gray, root, root / "good", poor)
+        for name, grpo in (("good", gray.grpo), ("poor", gray.sft)):
+            inputs = {"ingest": gray.ingest, "sft": gray.sft, "grpo": grpo}
+            outputs = {"out": root / name, "report": root / f"report-{name}"}
+            with step_run(STEPS["evaluate"], gray.settings, inputs) as track:
+                evaluate_run(gray.settings, track, **inputs, **outputs)
+                track.finish({}, outputs)
+        yield Workspace(gray, root, root / "good", root / "poor")
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +85,10 @@ def _interrupt(*_: object) -> None:
 @pytest.fixture(scope="module")
 def refused(workspace: Workspace, interrupted: None) -> str:
     """The error of the next registration, after the code in the registry was changed to predict 1 more."""
-    (code,) = workspace.root.glob("mlruns/**/code/components/shared/scoring/answers.py")
+    (code,) = workspace.root.glob("mlruns/**/code/components/shared/scoring/answer_rule.py")
     text = code.read_text()
-    code.write_text(text.replace("return value if", "return value + 1 if"))
+    code.write_text(text.replace("return Readings(value,", "return Readings(value + 1,"))
+    assert code.read_text() != text
     with pytest.raises(ConcordError) as caught:
         workspace.register(workspace.world.grpo, workspace.good)
     code.write_text(text)
@@ -107,19 +104,23 @@ def first(workspace: Workspace, refused: str) -> dict[str, Any]:
 
 
 def test_predictions_come_from_the_stored_code_and_must_equal_those_of_evaluate(refused: str) -> None:
-    assert "version 1: loaded from the registry, it predicts 24 of 24 test images differently from" in refused
-    assert "(first test-000: 21.0, was 20.0)" in refused
+    assert "version 1: loaded from the registry, it predicts 24 of 24 test images differently from evaluate" in refused
+    assert "(first test-000: value 21.0, was 20.0)" in refused
 
 
 def test_first_version_becomes_champion_if_it_beats_the_warm_start(workspace: Workspace, first: dict[str, Any]) -> None:
     assert (first["version"], first["promoted"], first["champion_before"]) == ("1", True, None)
-    assert "against the SFT warm start (there is no champion yet), few-shot MAE 0.00 against 20.00" in first["reason"]
+    assert (
+        "against the greedy text of the SFT warm start (there is no champion yet), few-shot MAE 0.00 against 20.00"
+        in first["reason"]
+    )
     registry = Registry(connect(), MODEL)
     assert [version.version for version in registry.versions()] == [1], "three runs created one version"
     assert registry.aliases() == {"champion": "1", "challenger": "1"}
     version = registry.version("1")
     assert version.description == first["reason"]
     tags = version.tags
+    assert (first["served"], tags["concord.served"]) == ("grpo.balanced", "grpo.balanced")
     assert tags["concord.in.grpo"] == dvc_hash(workspace.world.grpo)
     assert tags["concord.in.ingest"] == dvc_hash(workspace.world.ingest)
     assert tags["concord.verified"] == "true"
@@ -151,7 +152,9 @@ def test_registered_model_has_no_pickle_and_pinned_requirements(workspace: Works
         {"type": "binary", "name": "image", "required": True},
         {"type": "string", "name": "question", "required": False},
     ]
-    assert json.loads(metadata["signature"]["outputs"]) == [{"type": "double", "name": "value", "required": True}]
+    assert json.loads(metadata["signature"]["outputs"]) == [
+        {"type": "double", "name": name, "required": True} for name in ("value", "low", "high", "mass")
+    ]
 
 
 def test_registered_model_predicts_with_and_without_a_question(workspace: Workspace, first: dict[str, Any]) -> None:
@@ -162,11 +165,26 @@ def test_registered_model_predicts_with_and_without_a_question(workspace: Worksp
     assert model.predict(images)["value"].tolist() == targets
     assert model.predict(images.assign(question=[None, QUESTION] * (len(rows) // 2)))["value"].tolist() == targets
     assert model.predict(images.iloc[:1])["value"].tolist() == targets[:1]
-    narrow = mlflow.pyfunc.load_model(f"models:/{MODEL}/1", model_config={"high": 50})
-    values = narrow.predict(images)["value"]
-    assert values.isna().tolist() == [target > 50 for target in targets]
+    answers = model.predict(images.sample(frac=1, random_state=0))
+    assert answers["value"].sort_index().tolist() == targets, "an answer keeps the index of its image"
+    assert ((answers["low"] <= answers["value"]) & (answers["value"] <= answers["high"])).all()
+    assert answers["mass"].between(0.5, 1).all()
+    assert model.predict(images.iloc[:0]).empty
     with pytest.raises(mlflow.exceptions.MlflowException, match="image"):
         model.predict(pd.DataFrame({"question": ["?"]}))
+
+
+def test_registered_model_can_answer_with_its_greedy_text(workspace: Workspace, first: dict[str, Any]) -> None:
+    settings = workspace.world.settings
+    by_text = {
+        "answer": settings.answer.tree() | {"from": "text"},
+        "task": settings.task.tree() | {"high": 50.0},
+    }
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}/1", model_config=by_text)
+    rows = pa.Table.from_batches(read_rows(workspace.world.ingest, "test")).to_pylist()
+    answers = model.predict(pd.DataFrame({"image": [row["image"]["bytes"] for row in rows]}))
+    assert answers["value"].isna().tolist() == [row["target"] > 50 for row in rows]
+    assert answers[["low", "high", "mass"]].isna().all(axis=None)
 
 
 def test_decision_about_a_champion_is_kept(first: dict[str, Any]) -> None:
@@ -179,11 +197,12 @@ def test_model_that_is_no_better_than_the_champion_stays_challenger(
 ) -> None:
     registration = workspace.register(workspace.world.sft, workspace.poor)
     assert (registration["version"], registration["promoted"]) == ("2", False)
+    assert registration["served"] == "sft.balanced", "training that is worth nothing leaves the warm start"
     assert registration["champion_before"]["version"] == "1"
     assert registration["champion_before"]["metrics"]["groups"]["all"]["mae"] == 0.0
     assert "against the champion (version 1), few-shot MAE 20.00 against 0.00" in registration["reason"]
     assert "it is worse" in registration["reason"]
-    assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": True}
+    assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": False}
     registry = Registry(connect(), MODEL)
     assert registry.aliases() == {"champion": "1", "challenger": "2"}
     assert registry.version("2").description == registration["reason"]

@@ -4,15 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from components.settings import Settings
 from components.sft.step import run
+from components.shared.model.answer_tree import answer_tree
 from components.shared.model.generation import generate_answers
 from components.shared.model.loading import base_model, load
-from components.shared.rows.rows import read_rows
+from components.shared.model.number_reader import collect_log_probabilities
+from components.shared.model.validation_file import read_validation
+from components.shared.rows.rows import read_rows, read_table, slice_rows
+from components.shared.rows.validation import tune_mask
 from components.shared.scoring.answers import parse_answers
 from components.shared.scoring.errors import Predictions
 from tests.support.gauge_world import LORA, Curves, curve, ingested, write_params
@@ -38,8 +44,9 @@ def metrics(out: Path) -> dict[str, float]:
 
 
 def val_mae(settings: Settings, ingest: Path, model: Path, rows: int) -> float:
-    """MAE on the first `rows` validation images, computed independently of the trainer."""
-    batch = next(iter(read_rows(ingest, "val"))).slice(0, rows)
+    """MAE on the first `rows` images of the tune half, computed independently of the trainer."""
+    whole = next(iter(read_rows(ingest, "val")))
+    batch = whole.filter(pa.array(tune_mask(ingest))).slice(0, rows)
     texts = [text for _, part in generate_answers(*load(model, settings.model), [batch], 4, 8) for text in part]
     values, targets = parse_answers(texts, 0, 100), batch.column("target").to_numpy()
     return float(Predictions(targets, values, targets.astype(str), 0, 100, 1).errors.mean())
@@ -83,7 +90,24 @@ def test_tracker_gets_the_curves_and_times_and_files_have_no_times(trained: tupl
 def test_output_is_a_model_with_metrics_and_curve(trained: tuple[Path, Curves]) -> None:
     names = {path.name for path in trained[0].iterdir()}
     assert {"curve.csv", "metrics.json", "model.safetensors", "tokenizer.json", "processor_config.json"} <= names
-    assert {Path(name).suffix for name in names} == {".csv", ".json", ".safetensors", ".jinja"}
+    assert {Path(name).suffix for name in names} == {".csv", ".json", ".safetensors", ".jinja", ".parquet"}
+
+
+def test_output_has_the_distributions_of_all_validation_images(trained: tuple[Path, Curves], ingest: Path) -> None:
+    ids, known = read_validation(trained[0])
+    val = read_table(ingest, "val", ["id", "target"])
+    assert ids == val["id"].to_pylist()
+    assert known.targets.tolist() == val["target"].to_pylist()
+    assert known.tune.tolist() == tune_mask(ingest).tolist()
+    assert known.trained == 0
+    assert known.counts.sum() == read_table(ingest, "train", ["id"]).num_rows
+    settings = write_params(trained[0].parent / "params.yaml", sft={"max_steps": 30, "eval_every": 10, "lr": 0.004})
+    model, processor = load(trained[0], settings.model)
+    texts = [text for _, part in generate_answers(model, processor, read_rows(ingest, "val"), 4, 8) for text in part]
+    np.testing.assert_array_equal(known.warm_start, parse_answers(texts, 0, 100))
+    rows = slice_rows(read_rows(ingest, "val"), 0, 3)
+    _, log_p = collect_log_probabilities(model, processor, rows, answer_tree(processor, settings.task), 1)
+    np.testing.assert_allclose(known.log_p[:3], log_p, atol=1e-3)
 
 
 def test_same_seed_gives_the_same_bytes(ingest: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from components.__main__ import main
 from components.commands.dry_run.batch import Batch, build_batch
 from components.commands.dry_run.build import build_training_model, load_processor
 from components.commands.dry_run.command import dry_run
-from components.commands.dry_run.memory import estimate_memory, grpo_loss, measure_memory, sft_loss
+from components.commands.dry_run.memory import estimate_memory, exact_loss, grpo_loss, measure_memory, sft_loss
 from components.errors import ConcordError
 from components.settings import Lora, Settings, load_settings
+from components.shared.model.answer_tree import answer_tree
 from components.shared.rows.rows import Row, ShardWriter
 from tests.support.gauge_world import LORA, write_params
 from tests.support.grpo_training import save_llava, small_settings
@@ -53,6 +54,9 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "sft": ("sft", True, {}),
     "grpo": ("grpo", True, {}),
     "unshared": ("grpo", False, {}),
+    "exact": ("grpo", True, {"grpo": {"estimator": "means"}}),
+    "exact, one by one": ("grpo", False, {"grpo": {"estimator": "policy"}}),
+    "exact, checkpointing": ("grpo", True, {"grpo": FRUGAL | {"estimator": "means"}}),
     "eager": ("grpo", True, {"model": {"attention": "eager"}}),
     "checkpointing": ("grpo", True, {"grpo": FRUGAL}),
     "adapters": ("grpo", True, {"model": ADAPTED}),
@@ -70,8 +74,10 @@ def test_estimate_agrees_with_the_measurement(name: str, settings: Settings) -> 
     step, shared, sections = CASES[name]
     case = changed(settings, **sections)
     processor = load_processor(case)
-    batch = build_batch(case, processor, NOWHERE, 4, 1 if step == "sft" else 8, 6)
-    loss = sft_loss if step == "sft" else grpo_loss(shared, 1.0)
+    exact = case.grpo.estimator != "sampled"
+    batch = build_batch(case, processor, NOWHERE, 4, 1 if exact or step == "sft" else 8, 6)
+    trained = exact_loss(answer_tree(processor, case.task), shared) if exact else grpo_loss(shared, 1.0)
+    loss = sft_loss if step == "sft" else trained
     estimated = estimate_memory(case, step, processor, batch, loss)
     measured = measure_memory(case, step, processor, batch, loss, CPU)
     assert estimated.activations == pytest.approx(measured.activations, rel=0.08)

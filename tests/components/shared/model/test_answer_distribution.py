@@ -126,6 +126,7 @@ def test_level_by_level_equals_one_pass_and_reports_what_it_leaves_out(
     every = level_by_level(model, prefix, TREE, floor=0.0)
     torch.testing.assert_close(every.numbers, whole, atol=1e-5, rtol=0)
     assert torch.all(every.dropped == 0)
+    assert torch.all(every.nodes == TREE.nodes)
     floor = float(whole.detach().exp().max(dim=1).values.min())
     some = level_by_level(model, prefix, TREE, floor)
     kept = some.numbers.isfinite()
@@ -208,4 +209,5 @@ def test_unlikely_branches_of_a_large_range_are_left_out(cases: dict[str, Callab
     torch.testing.assert_close(found.numbers[:, rows], expected, atol=1e-5, rtol=0)
     assert torch.all(found.dropped > 0)
     assert torch.all(found.mass > 5 * found.dropped)
+    assert torch.all((found.nodes > 0) & (found.nodes < tree.nodes / 2))
     assert 0 < int(found.numbers.isfinite().sum()) < found.numbers.numel() / 2

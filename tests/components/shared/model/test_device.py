@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from components.commands.ablation.continued_sft import training_clock
-from components.commands.bench import measure
+from components.commands.ablation.stopwatch import training_clock
+from components.commands.bench.timed_steps import synchronize
 from components.commands.dry_run.command import dry_run
 from components.evaluate.step import run as evaluate
 from components.grpo.trainer import training_arguments as grpo_arguments
+from components.register.packaging import served_settings
 from components.register.served_model import ImageRegressor
 from components.settings import Settings
 from components.sft.trainer import training_arguments as sft_arguments
@@ -68,7 +69,7 @@ def test_evaluate_and_the_registered_model_run_on_the_cpu(gray: GrayWorld, tmp_p
     evaluate(gray.settings, track, **inputs, out=tmp_path / "out", report=tmp_path / "report")  # type: ignore[arg-type]
     assert (tmp_path / "out" / "predictions-grpo.parquet").exists()
     served = ImageRegressor()
-    config = {"dtype": "float32", "attention": "sdpa"}
+    config = served_settings(gray.settings, 0.0)
     served.load_context(SimpleNamespace(model_config=config, artifacts={"model": str(gray.grpo)}))
     assert served._model.device == CPU
 
@@ -101,4 +102,4 @@ def test_training_arguments_select_the_cpu(
 def test_commands_measure_processor_time_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.process_time", lambda: 7.0)
     assert training_clock() == 7.0
-    measure._synchronize()  # no accelerator to wait for
+    synchronize()  # no accelerator to wait for

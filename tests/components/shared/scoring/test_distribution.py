@@ -8,20 +8,16 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from components.shared.scoring.distribution import (
-    GRID,
     answer,
     at_targets,
     balanced,
     central_interval,
-    choose_balance,
     conformity,
     crps,
     interval_score,
     intervals,
-    label_weights,
     smoothed_prior,
     thresholds,
-    upper_bound,
 )
 
 VALUES = np.arange(0.0, 5.0)
@@ -61,6 +57,12 @@ def test_an_impossible_number_stays_impossible() -> None:
     q = balanced([[-np.inf, 0.0, -1.0]], np.log([0.98, 0.01, 0.01]), 1.2)
     assert q[0, 0] == 0
     assert q.sum() == pytest.approx(1)
+
+
+def test_a_row_without_any_possible_number_counts_as_the_prior() -> None:
+    prior = np.array([0.5, 0.25, 0.25])
+    np.testing.assert_allclose(balanced([[-np.inf] * 3], np.log(prior), 0.0), prior[None])
+    np.testing.assert_allclose(balanced([[-np.inf] * 3], np.log(prior), 1.0), np.full((1, 3), 1 / 3))
 
 
 @pytest.mark.parametrize("per_bin", [1.0, 5.0])
@@ -146,58 +148,3 @@ def test_the_central_interval_and_its_score_by_hand() -> None:
     np.testing.assert_array_equal(low, [1, 3, 0])
     np.testing.assert_array_equal(high, [3, 4, 1])
     np.testing.assert_allclose(interval_score([1, 3, 0], [3, 4, 1], [0, 4, 2], 0.9), [2 + 20, 1, 1 + 20])
-
-
-def test_every_label_weighs_the_same() -> None:
-    np.testing.assert_allclose(label_weights([5, 5, 5, 9]), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
-
-
-def test_the_bound_is_one_sided() -> None:
-    rng = np.random.default_rng(1)
-    below = [upper_bound(rng.normal(0.3, 1, 155)) < 0.3 for _ in range(4000)]
-    assert 0.03 < np.mean(below) < 0.07
-    assert upper_bound([1.0]) == np.inf
-
-
-def shrinking_rows(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """log p, prior, targets and shots of a posterior with a strong prior on the low numbers."""
-    rng = np.random.default_rng(2)
-    values = np.arange(20.0)
-    prior = np.exp(-values / 3)
-    prior /= prior.sum()
-    targets = rng.integers(0, 20, rows).astype(float)
-    seen = targets + rng.normal(0, 3, rows)
-    log_p = -0.5 * ((values - seen[:, None]) / 3) ** 2 + np.log(prior)
-    return log_p, prior, targets, np.where(targets < 6, "many", "few")
-
-
-def test_auto_takes_the_best_balance_that_keeps_the_common_numbers() -> None:
-    log_p, prior, targets, shots = shrinking_rows(800)
-    values = np.arange(20.0)
-    reference = np.abs(answer(balanced(log_p, np.log(prior), 0.0), values, "mode") - targets)
-    free = choose_balance(log_p, values, np.log(prior), targets, shots, reference, np.inf)
-    losses = [
-        float(label_weights(targets) @ np.abs(answer(balanced(log_p, np.log(prior), b), values, "median") - targets))
-        for b in GRID
-    ]
-    assert free.value == GRID[int(np.argmin(losses))]
-    assert 0.8 <= free.value <= 1.2, "the true posterior without its prior is the likelihood"
-    bounded = choose_balance(log_p, values, np.log(prior), targets, shots, reference, 0.2)
-    assert bounded.value < free.value
-    chosen = next(point for point in bounded.curve if point["balance"] == bounded.value)
-    assert chosen["bound"] is not None
-    assert chosen["bound"] <= 0.2
-    none = choose_balance(log_p, values, np.log(prior), targets, shots, reference, -10.0)
-    assert none.value == 0
-    assert "no balance keeps the many-shot loss within -10" in none.reason
-
-
-def test_balance_is_the_total_whatever_the_model_was_trained_with() -> None:
-    log_p, prior, targets, shots = shrinking_rows(400)
-    values = np.arange(20.0)
-    halved = log_p - 0.5 * np.log(prior)
-    reference = np.zeros(400)
-    whole = choose_balance(log_p, values, np.log(prior), targets, shots, reference, np.inf)
-    half = choose_balance(halved, values, np.log(prior), targets, shots, reference, np.inf, effective=0.5)
-    assert whole.value == half.value
-    np.testing.assert_allclose([p["mae"] for p in whole.curve], [p["mae"] for p in half.curve])  # type: ignore[arg-type]

@@ -38,15 +38,21 @@ def test_step_records_settings_curves_metrics_commit_and_hashes(data: Path, sett
     with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
         for step in range(2500):
             run.log({"loss": 1 / (step + 1), "reward/ccc": 0.5}, step)
-        run.finish({"val": {"mae": 3.5, "ci": [3.0, 4.0], "empty": None}}, {"out": out})
+        points = [{"value": 0.0, "mae": 4.0}, {"value": 0.5, "mae": None}]
+        figures = {"mae": 3.5, "ci": [3.0, 4.0], "empty": None, "reason": "the lowest", "curve": points}
+        run.finish({"val": figures}, {"out": out})
     client = connect()
     stored = client.get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.data.metrics | {"loss": 0.0} == {
         "loss": 0.0, "reward/ccc": 0.5, "val.mae": 3.5, "val.ci.0": 3.0, "val.ci.1": 4.0,
+        "val.curve.value": 0.5, "val.curve.mae": 4.0,
     }  # fmt: skip
     curve = client.get_metric_history(run.run_id, "loss")
     assert [(m.step, m.value) for m in curve] == [(step, 1 / (step + 1)) for step in range(2500)]
+    points_logged = client.get_metric_history(run.run_id, "val.curve.value")
+    assert [(m.step, m.value) for m in points_logged] == [(0, 0.0), (1, 0.5)]
+    assert stored.data.tags["val.reason"] == "the lowest"
     assert stored.data.params["sft.lr"] == json.dumps(settings.sft.lr)
     assert stored.data.params["task.question"] == settings.task.question
     assert stored.data.params["model.lora"] == "null"
@@ -99,7 +105,7 @@ def test_failed_step_is_marked_and_its_error_is_raised(data: Path, settings: Set
 
 def test_metric_that_is_not_a_number_raises(data: Path, settings: Settings) -> None:
     with pytest.raises(TypeError, match=r"a\.b"), step_run(STEPS["ingest"], settings, {"data": data}) as run:
-        run.finish({"a": {"b": "three"}}, {})
+        run.finish({"a": {"b": object()}}, {})
 
 
 KILLED = """

@@ -1,0 +1,144 @@
+"""Judges one model on the test images: by its text, and by its distribution over all numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from components.errors import ConcordError
+from components.evaluate.results import Answers, Distributions, ModelResults, way_title
+from components.settings import Settings
+from components.shared.io.progress import with_progress
+from components.shared.model.answer_tree import answer_tree
+from components.shared.model.device import device
+from components.shared.model.generation import collect_answers
+from components.shared.model.number_reader import collect_log_probabilities
+from components.shared.reporting import metrics
+from components.shared.reporting.distribution_metrics import evaluate_distribution
+from components.shared.reporting.predictions import (
+    WAYS,
+    predictions_file,
+    read_predictions,
+    to_predictions,
+    write_predictions,
+)
+from components.shared.rows.rows import read_rows, read_table
+from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
+from components.shared.scoring.choice import Point, TuneSet, balance_curve
+from components.shared.scoring.distribution import answer, balanced
+from components.shared.scoring.errors import Array
+from components.shared.scoring.shots import ShotTable
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The images that models are judged on.
+
+    Attributes:
+        ingest: row shards.
+        ids, targets, shots: of the test images, in their order.
+    """
+
+    ingest: Path
+    ids: list[str]
+    targets: Array
+    shots: np.ndarray
+
+    @classmethod
+    def read(cls, ingest: Path, shots: ShotTable) -> "TestSet":
+        """Reads ids and targets.
+
+        Raises:
+            ConcordError: the test split is empty.
+        """
+        table = read_table(ingest, "test", ["id", "target"])
+        if not table.num_rows:
+            raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
+        targets = table["target"].to_numpy()
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets))
+
+
+@dataclass(frozen=True)
+class TestReadings:
+    """What a model says to every test image: its greedy text, the number in it, and `(U, N)` log-probabilities."""
+
+    texts: list[str]
+    values: Array
+    numbers: Array
+    log_p: Array
+
+
+def read_test(settings: Settings, title: str, model: PreTrainedModel, processor: Any, test: TestSet) -> TestReadings:
+    """Reads every test image twice: greedy text, and the probability of every number."""
+    model.to(device())
+    size, count = settings.evaluate.batch_size, -(-len(test.ids) // settings.evaluate.batch_size)
+    # The same batches as `register` sends to the registered model, so that rounding and answers are identical.
+    rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: text", count)
+    length = settings.evaluate.max_new_tokens
+    ids, texts, values = collect_answers(model, processor, rows, size, length, settings.task)
+    tree = answer_tree(processor, settings.task)
+    rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: distribution", count)
+    same, log_p = collect_log_probabilities(model, processor, rows, tree, size)
+    if not ids == same == test.ids:
+        raise RuntimeError("the answers are not in the order of the test set")
+    return TestReadings(texts, values, tree.values, log_p)
+
+
+def judge(
+    settings: Settings,
+    name: str,
+    title: str,
+    readings: TestReadings,
+    test: TestSet,
+    rule: AnswerRule | None,
+    warm_start: ModelResults | None,
+    folder: Path,
+) -> ModelResults:
+    """Writes the model's predictions file and computes all its figures.
+
+    Args:
+        rule: fitted on validation images; None for an untrained model, which has no prior to divide out.
+        warm_start: its text is the reference of the curve on the test images; None if this is the warm start.
+        folder: for predictions-`name`.parquet.
+    """
+    limits, factor, found = settings.evaluate, None, None
+    columns: dict[str, Array] = {way: _plain(readings, way) for way in ("median", "mean")}
+    if rule:
+        factor = fit_stretch(rule.validation, settings.registry.tolerance_many)
+        columns["stretched"] = stretch(rule.validation, plain_means(rule.validation, readings.log_p), factor.value)
+        found = rule.read(readings.log_p)
+        columns |= {"balanced": found.value, "low": found.low, "high": found.high, "mass": found.mass}
+    path = predictions_file(folder, name)
+    write_predictions(path, test.ids, test.targets, test.shots.tolist(), readings.texts, readings.values, columns)
+    table = read_predictions(path)
+    answers = {}
+    for way in ("text", *(way for way in WAYS if way in columns)):
+        predictions = to_predictions(table, settings.task, way)
+        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed)
+        answers[way] = Answers(name, way, f"{title}, {way_title(way, rule, factor)}", predictions, figures)
+    if rule is None or found is None or factor is None:
+        return ModelResults(name, title, table, answers, None)
+    reference = answers["text"] if warm_start is None else warm_start.answers["text"]
+    distributions = Distributions(
+        readings.log_p,
+        rule,
+        factor,
+        _test_curve(rule, readings.log_p, test, reference.predictions.errors),
+        evaluate_distribution(rule, readings.log_p, found, answers["text"].predictions, limits.bootstrap, limits.seed),
+    )
+    return ModelResults(name, title, table, answers, distributions)
+
+
+def _plain(readings: TestReadings, way: str) -> Array:
+    """Median or mean of the model's distribution as it is."""
+    q = balanced(readings.log_p, np.zeros(len(readings.numbers)), 0.0)
+    return answer(q, readings.numbers, "median" if way == "median" else "mean")
+
+
+def _test_curve(rule: AnswerRule, log_p: Array, test: TestSet, reference: Array) -> list[Point]:
+    known = rule.validation
+    judged = TuneSet(log_p, test.targets, test.shots, reference)
+    balances = [point.value for point in rule.balance.curve]
+    return balance_curve(judged, known.values, known.log_prior, known.trained, rule.statistic, balances)
