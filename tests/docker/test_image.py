@@ -98,11 +98,12 @@ def changed_image(image: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     # The dependencies' files keep their modes, which are part of the build's cache key.
     for path in (tmp_path / "components", *(tmp_path / "components").rglob("*"), *tmp_path.glob("*.yaml")):
         path.chmod(0o750 if path.is_dir() else 0o640)
-    run(str(tmp_path / "docker" / "build"), "cpu", "--base", BASE, "--tag", "concord:test-changed")
+    tag = f"concord:test-changed-{os.getpid()}"  # two processes may test the image at once
+    run(str(tmp_path / "docker" / "build"), "cpu", "--base", BASE, "--tag", tag)
     try:
-        yield "concord:test-changed"
+        yield tag
     finally:
-        run("docker", "rmi", "concord:test-changed")
+        run("docker", "rmi", tag)
 
 
 def test_any_user_can_read_an_image_built_with_any_umask(changed_image: str) -> None:
