@@ -66,7 +66,8 @@ def _times(study: Study, result: dict[str, Any]) -> list[str]:
 def _readings(study: Study, result: dict[str, Any], reading: str, digits: int) -> list[str]:
     """One reading of all models."""
     rows = {study.name(arm): result["readings"][f"{arm}.{reading}"] for arm in (WARM, *study.arms)}
-    names = next((list(row["figures"]) for row in rows.values() if row["figures"]), [])
+    known: list[str] = next((list(row["figures"]) for row in rows.values() if row["figures"]), [])
+    names = sorted(known, key=lambda name: (name != "sd ratio", name))  # JSON does not keep an order
     lines = []
     for title, row in rows.items():
         cells = [_cell(row["mae"][group], digits, _empty(result, group)) for group in GROUPS]
@@ -129,10 +130,10 @@ def _choice(study: Study, result: dict[str, Any], digits: int) -> list[str]:
     means = {name: float(np.mean(found["mae"])) for name, found in result["tune"].items()}
     rows = [
         f"| {study.answers(name)} | {_cell(result['tune'][name]['mae'], digits)} | {kept[name]} of {seeds} |"
-        for name in sorted(means, key=lambda name: means[name])
+        for name in sorted(means, key=lambda name: (means[name], name))
     ]
     allowed = [name for name in means if 2 * kept[name] > seeds]
-    best = min(allowed, key=lambda name: means[name], default=None)
+    best = min(allowed, key=lambda name: (means[name], name), default=None)
     chosen = f"**{study.answers(best)}** ({means[best]:.{digits}f})" if best else "none"
     return [
         "## Choice on tune",
