@@ -26,9 +26,8 @@ from components.grpo.recent_anchors import RecentAnchors, recent_anchors
 from components.settings import Grpo, Settings
 from components.shared.model.answer_distribution import from_prompts, one_by_one
 from components.shared.model.device import random_state_kept
-from components.shared.model.generation import inference
-from components.shared.model.prompts import prompt_with_image
-from components.shared.model.shared_prefix import unshared_reason
+from components.shared.model.generation import inference, processed
+from components.shared.model.number_reader import why_one_by_one
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
@@ -70,14 +69,7 @@ class PromptCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Returns the processor's output and `targets`, `(U,)` float64."""
-        texts = [
-            self._processor.apply_chat_template(
-                prompt_with_image(row["question"]), add_generation_prompt=True, tokenize=False
-            )
-            for row in rows
-        ]
-        images = [[row["image"]] for row in rows]
-        prompts = self._processor(text=texts, images=images, padding=True, return_tensors="pt")
+        prompts = processed(self._processor, [row["image"] for row in rows], [row["question"] for row in rows])
         return {**prompts, "targets": torch.tensor([row["target"] for row in rows], dtype=torch.float64)}
 
 
@@ -219,10 +211,9 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         return found
 
     def _unshared_reason(self) -> str | None:
-        config = self.accelerator.unwrap_model(self.model).config
         if weights_are_sharded(self):
             return "FSDP and DeepSpeed gather the weights for whole forward passes, the LM head included"
-        return unshared_reason(config.model_type, config.get_text_config()._attn_implementation)
+        return why_one_by_one(self.accelerator.unwrap_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         """The presentations are shuffled already."""

@@ -22,10 +22,9 @@ class ImageRegressor(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Loads weights, processor and the distributions over the validation images; uses the accelerator, if any."""
         from components.settings import Answer, Model, Task
-        from components.shared.model.answer_tree import answer_tree
         from components.shared.model.device import device
         from components.shared.model.loading import load
-        from components.shared.model.number_reader import NumberReader, fitted_rule
+        from components.shared.model.number_reader import NumberReader
 
         config, folder = context.model_config, Path(context.artifacts["model"])
         self._config = config
@@ -42,13 +41,14 @@ class ImageRegressor(PythonModel):
         )
         self._task, answer = Task.model_validate(config["task"]), Answer.model_validate(config["answer"])
         self._model: Any
-        self._model, self._processor = load(folder, loading)
-        self._model.to(device())
         self._reader: NumberReader | None = None
         if answer.source == "distribution":
-            tree = answer_tree(self._processor, self._task)
             # The balance is a number here, so the tolerance decides nothing.
-            self._reader = NumberReader(self._model, self._processor, tree, fitted_rule(folder, answer, 0.0))
+            self._reader = NumberReader.load(folder, loading, self._task, answer, tolerance=0.0)
+            self._model, self._processor = self._reader.model, self._reader.processor
+        else:
+            self._model, self._processor = load(folder, loading)
+        self._model.to(device())
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

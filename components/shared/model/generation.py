@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
 from components.settings import Task
 from components.shared.model.prompts import prompt_with_image
@@ -16,14 +16,19 @@ from components.shared.rows.images import decode_image
 from components.shared.scoring.answers import parse_answers
 
 
-def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str]) -> dict[str, Any]:
-    """The model's inputs for one image and question per row, on its device and in its dtype; padded on the left."""
+def processed(processor: Any, images: list[Image.Image], questions: list[str]) -> BatchFeature:
+    """The processor's output for one image and question per row; token ids are padded on the left."""
     texts = [
         processor.apply_chat_template(prompt_with_image(question), add_generation_prompt=True, tokenize=False)
         for question in questions
     ]
-    batch = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
-    batch = batch.to(model.device)
+    batch: BatchFeature = processor(text=texts, images=[[image] for image in images], padding=True, return_tensors="pt")
+    return batch
+
+
+def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str]) -> dict[str, Any]:
+    """`processed`, on the model's device and in its dtype."""
+    batch = processed(processor, images, questions).to(model.device)
     return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in batch.items()}
 
 
