@@ -357,6 +357,7 @@ class Register(Strict):
     model: str = Field(min_length=1, description="registered model name")
     promote: bool = Field(description="false: register as challenger and stop there")
     max_unparseable: Share = Field(description="largest share of a champion's unparseable answers, or of 1 - mass")
+    max_different: Share = Field(description="largest share of test images that may be read otherwise than by evaluate")
     tolerance_all: float = Field(ge=0, description="how much worse than the champion's overall MAE may be, in units")
     tolerance_many: float = Field(ge=0, description="the same for many-shot MAE")
     bootstrap: Positive

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from components.shared.rows.rows import shards
 from components.shared.scoring.errors import Predictions
 from components.shared.tracking.connection import absolute_tracking_uri
 
+MASS_TOLERANCE = 1e-3
 SCRIPT = Path(__file__).with_name("predict_isolated.py")
 
 
@@ -49,6 +51,30 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int) ->
             lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
             raise ConcordError(f"{uri} could not be loaded or could not predict: {masked(lines[-1])[:500]}")
         return pq.read_table(out)
+
+
+def different_images(expected: Mapping[str, Sequence[float | None]], served: pa.Table, task: Task) -> dict[int, str]:
+    """Finds the images that a version predicts differently from evaluate.
+
+    Another processor or library adds in another order, so probabilities differ in their last digits, and a number whose
+    probabilities tie may become its neighbour. Numbers count as equal within half of the resolution, masses within
+    `MASS_TOLERANCE`.
+
+    Args:
+        expected: column -> evaluate's numbers `(N,)`, None where the answer is invalid.
+        served: the version's predictions of the same images.
+
+    Returns:
+        Row -> the first column that differs there, with both numbers.
+    """
+    different: dict[int, str] = {}
+    for name, before in expected.items():
+        was = np.array(before, dtype=np.float64)
+        now = np.array(served[name].to_pylist(), dtype=np.float64)
+        tolerance = MASS_TOLERANCE if name == "mass" else task.resolution / 2
+        for row in np.flatnonzero(~np.isclose(was, now, rtol=0, atol=tolerance, equal_nan=True)).tolist():
+            different.setdefault(row, f"{name} {now[row]:g}, was {was[row]:g}")
+    return different
 
 
 def comparable_predictions(served: pa.Table, reference: Predictions, task: Task) -> Predictions:

@@ -184,8 +184,8 @@ def test_outputs_are_complete_and_reported_to_kubeflow(killed: tuple[Run, int]) 
             assert run.record["outputs"][name][port]["dvc_hash"] == record["dvc_hash"] == digest
             for given in set(step.inputs) & set(STEPS):
                 assert record[f"dvc_hash.in.{given}"] == run.record["outputs"][given]["out"]["dvc_hash"]
-    assert run.artifact("evaluate", "metrics")["grpo.groups.all.n"] == 101
-    assert "grpo.groups.few.mae" in run.artifact("evaluate", "metrics")
+    assert run.artifact("evaluate", "metrics")["grpo.text.groups.all.n"] == 101
+    assert "grpo.text.groups.few.mae" in run.artifact("evaluate", "metrics")
     assert (run.folder / "evaluate" / "page").read_text(encoding="utf-8").count("<html") == 1
 
 

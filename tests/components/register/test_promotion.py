@@ -13,6 +13,7 @@ RULE = Register(
     model="m",
     promote=True,
     max_unparseable=0.1,
+    max_different=0.01,
     tolerance_all=0.5,
     tolerance_many=1.0,
     bootstrap=500,
