@@ -126,6 +126,7 @@ class Gateway(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, upstream: str) -> None:
         """Starts to serve in a thread."""

@@ -33,6 +33,8 @@ class Hub(ThreadingHTTPServer):
         failing: paths whose requests are refused.
     """
 
+    request_queue_size = 128  # the library opens many connections at once; a full queue drops them
+
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.files = content(folder)
@@ -164,12 +166,16 @@ def test_an_unknown_commit_is_an_error_without_secrets(
 
 def test_data_ensure_fetches_a_missing_release(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)  # the library reads it on import, hence the separate process
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "120")  # on a busy machine, 10 s are not enough
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "120")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     Path("data.dvc").write_text("outs: [{path: data, md5: 0}]\n")  # for the data of another experiment
     changed = {"source": "release", "split": "given-test", "path": "faces", "release": release().model_dump()}
     write_params(Path("params.yaml"), ingest=changed)
-    subprocess.run([sys.executable, "-m", "components", "data", "ensure"], check=True)
+    command = [sys.executable, "-m", "components", "data", "ensure"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     assert set(content(Path("faces"))) == {name for name in hub.files if name.startswith("agedb/")}
     hub.gets = []
     ensure()
