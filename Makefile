@@ -19,12 +19,15 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # again if the lock changed, the folder moved, or an earlier set-up was interrupted.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
-.PHONY: help setup run data test lint format ablation bench ui compile pipeline submit lock image up down secrets clean
+.PHONY: .venv-demo help setup init run data test lint format ablation bench ui serve demo compile pipeline submit lock image up down secrets clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create .venv from requirements.lock (other targets do this when needed)
+
+init: $(READY) ## write params.yaml for a data set; DATA=folder, table or s3://...; ARGS='--help' explains
+	@$(PY) -m components init $(if $(DATA),'$(DATA)') $(ARGS)
 
 run: $(READY) ## run the experiment of params.yaml; only steps affected by a change run again
 	@$(PY) -m components data ensure
@@ -55,6 +58,24 @@ bench: $(READY) ## time training steps and decoding; ARGS=data: ingest and valid
 ui: $(READY) ## open MLflow's page with the local runs (http://127.0.0.1:5000); ARGS='--port 5001' changes the port
 	@MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(PY) -m mlflow ui --workers 1 \
 	  --backend-store-uri sqlite:///mlflow.db $(ARGS)
+
+serve: $(READY) ## answer requests with the champion (http://127.0.0.1:5002); ARGS='--model NAME/3 --port 8080'
+	@$(PY) -m components serve $(ARGS)
+
+# Gradio needs Pillow below 13, so the page has an environment of its own. It is created again if its pins changed.
+DEMO := .venv-demo
+DEMO_PINS := components/commands/demo/requirements-demo.txt
+DEMO_READY := $(DEMO)/ready-$(shell cksum < $(DEMO_PINS) | cut -d ' ' -f 1)
+demo: $(READY) $(DEMO_READY) ## show what `make serve` reads on a page (http://127.0.0.1:5003); ARGS='--images FOLDER'
+	@$(PY) -m components demo --python $(DEMO)/bin/python $(ARGS)
+
+.venv-demo: $(READY) $(DEMO_READY)
+
+$(DEMO_READY):
+	@echo "creating $(DEMO)"
+	@$(PY) -m venv --clear $(DEMO)
+	@$(DEMO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $(DEMO_PINS)
+	@touch $@
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
 	@$(PY) -m pipelines compile $(ARGS)

@@ -32,7 +32,11 @@ COMMANDS: Mapping[str, str] = {
     "ablation": "components.commands.ablation.command",
     "bench": "components.commands.bench.command",
     "data": "components.commands.data.command",
+    "demo": "components.commands.demo.command",
+    "init": "components.commands.init.command",
+    "predict": "components.commands.predict.command",
     "registry": "components.commands.registry.command",
+    "serve": "components.commands.serve.command",
     "summary": "components.commands.summary",
 }
 
@@ -108,8 +112,7 @@ def main(words: list[str]) -> int:
         if words[:1] == ["register"] and words[1:2] and not words[1].startswith("-"):
             raise ConcordError(f"register {words[1]}: this is now python -m components registry {' '.join(words[1:])}")
         if words and words[0] in COMMANDS:
-            importlib.import_module(COMMANDS[words[0]]).main(words[1:])
-            return 0
+            return importlib.import_module(COMMANDS[words[0]]).main(words[1:]) or 0
         call = step_call(words)
         return run(call) if call else 0
     except KeyboardInterrupt:

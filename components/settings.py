@@ -15,6 +15,7 @@ from components.strict import Positive, Share, Strict, read_yaml, validated
 HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 # Sections that say how steps run and cannot change a result: no step runs again for a change in them.
 WITHOUT_EFFECT = ("launcher",)
+READER = "reader.json"  # in an exported model folder: `Reader` as JSON
 
 RewardName = Literal["ccc", "mae", "mse", "pearson", "crps"]
 
@@ -73,12 +74,16 @@ class Ingest(Strict):
 
     source: Literal["gauges", "folder", "agedb", "imdb-wiki", "bone-age", "imdb-movie", "release"]
     path: str = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
-    csv: str = Field(description="the table in that folder")
+    csv: str | None = Field(
+        description="the table in that folder: .csv, .tsv, .jsonl or .parquet; data/*.parquet names several; null: the "
+        "rows are the image files, and pattern reads their paths"
+    )
     image_column: str
     target_column: str
     id_column: str | None = Field(description="null: the image column")
-    image_folder: str | None = Field(
-        description="of the four published data sets, below the table's folder; null: that folder"
+    image_folder: str | None = Field(description="below the table's folder; null: that folder")
+    pattern: str | None = Field(
+        description="regular expression that is searched in each image's path; its named groups are further columns"
     )
     release: Release | None = Field(description="only for source: release, whose annotations replace the table")
     split: Literal["balanced", "given", "given-test", "subject"] = Field(description="gauges bring their own: given")
@@ -96,6 +101,15 @@ class Ingest(Strict):
             raise ValueError("DVC reads s3:// only; write s3://bucket/prefix")
         return path
 
+    @field_validator("pattern")
+    @classmethod
+    def _expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
     @model_validator(mode="after")
     def _split_named(self) -> "Ingest":
         if self.source == "gauges" and self.split != "given":
@@ -104,6 +118,12 @@ class Ingest(Strict):
             raise ValueError("source: gauges has no subjects: subject_column must be null")
         if self.source == "release" and self.subject_column:
             raise ValueError("source: release has no columns, and so no subjects: subject_column must be null")
+        if self.csv is None and self.source not in ("folder", "release"):
+            raise ValueError(f"source: {self.source} has a table: csv must name it")
+        if self.pattern is not None and self.source != "folder":
+            raise ValueError(f"source: {self.source} reads no columns from paths: pattern must be null")
+        if self.csv is None and self.pattern is None and self.source == "folder":
+            raise ValueError("csv: null needs pattern, a regular expression with the group (?P<target>...)")
         if self.split == "subject" and not self.subject_column:
             raise ValueError("split: subject needs subject_column, the person or device that an image shows")
         if self.source == "gauges" and self.max_quarantined:
@@ -149,7 +169,6 @@ class Severities(Strict):
 class Drift(Strict):
     """How far the data may differ from the champion's training data, in population stability indices."""
 
-    model: str | None = Field(min_length=1, description="registered model whose champion is meant; null: no comparison")
     max_labels: float = Field(gt=0, description="limit for the labels of a split")
     max_images: float = Field(gt=0, description="limit for the sizes, and for the modes, of the images")
 
@@ -166,14 +185,14 @@ class Validate(Strict):
     near_bits: Annotated[int, Field(ge=0, le=16)] = Field(
         description="images are near duplicates if their perceptual hashes differ in at most this many of 256 bits"
     )
-    drift: Drift
+    drift: Drift | None = Field(description="null: no comparison with the champion's data")
     severity: Severities
 
     @property
     def drift_is_error(self) -> bool:
         """Whether drift from the champion's training data stops the run."""
         severities = (self.severity.label_drift, self.severity.image_size_drift, self.severity.image_mode_drift)
-        return self.drift.model is not None and "error" in severities
+        return self.drift is not None and "error" in severities
 
 
 class TinyModel(Strict):
@@ -296,7 +315,6 @@ class Grpo(Strict):
     warmup_steps: int = Field(ge=0)
     beta: float = Field(ge=0, description="weight of the KL to the warm start; 0 keeps no reference model")
     temperature: float = Field(gt=0)
-    max_new_tokens: Positive
     reward_weight: float = Field(gt=0)
     format_weight: float = Field(ge=0, description="sampled: of the reward for a valid answer")
     mass_weight: float = Field(ge=0, description="means: of -log of the probability of all numbers together")
@@ -342,11 +360,20 @@ class Answer(Strict):
     coverage: float = Field(ge=0.5, lt=1, description="of the intervals, in each shot group")
 
 
+class Reader(Strict):
+    """What a stored model needs to know beside its weights to read numbers off images."""
+
+    task: Task
+    answer: Answer = Field(description="its balance is a number where it reads from the distribution")
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    batch_size: Positive = Field(description="images that are read at once")
+
+
 class Evaluate(Strict):
     """Evaluation on the test set."""
 
     batch_size: Positive
-    max_new_tokens: Positive
     bootstrap: Positive
     seed: int
 
@@ -354,7 +381,7 @@ class Evaluate(Strict):
 class Register(Strict):
     """The model registry and the promotion rule."""
 
-    model: str = Field(min_length=1, description="registered model name")
+    model: str | None = Field(min_length=1, description="registered model name; null: the experiment's")
     promote: bool = Field(description="false: register as challenger and stop there")
     max_unparseable: Share = Field(description="largest share of a champion's unparseable answers, or of 1 - mass")
     max_different: Share = Field(description="largest share of test images that may be read otherwise than by evaluate")
@@ -378,6 +405,25 @@ class Settings(Strict):
     answer: Answer
     evaluate: Evaluate
     registry: Register = Field(alias="register")  # so has ABCMeta
+
+    @property
+    def registered_model(self) -> str:
+        """Name of the registered model."""
+        return self.registry.model or self.experiment
+
+    def reader(self, balance: float | None = None) -> Reader:
+        """How the models of this experiment are read.
+
+        Args:
+            balance: what `answer.balance: auto` came to; None: as in the settings.
+        """
+        return Reader(
+            task=self.task,
+            answer=self.answer if balance is None else self.answer.model_copy(update={"balance": balance}),
+            dtype=self.model.dtype,
+            attention=self.model.attention,
+            batch_size=self.evaluate.batch_size,
+        )
 
 
 def load_settings(path: Path, sections: Mapping[str, str] | None = None) -> Settings:

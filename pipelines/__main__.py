@@ -5,6 +5,7 @@
     python -m pipelines submit --data-uri s3://bucket/data --wait   # run it on a cluster
     python -m pipelines lock --run RUN                              # write dvc.lock from a finished run
     python -m pipelines graph                                       # draw the pipeline
+    python -m pipelines serve --version 3 --out serve.yaml          # write a KServe InferenceService for a version
 
 Each command imports kfp only when it runs, so `--help` is fast.
 """
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from components.console import console
 from components.errors import ConcordError
-from pipelines import compile, graph, lock, run, submit
+from pipelines import compile, graph, lock, run, serve, submit
 
 # Each module has add_arguments(parser) and command(args) -> exit code.
 COMMANDS = {
@@ -25,6 +26,7 @@ COMMANDS = {
     "submit": (submit, "run the pipeline on a cluster, once or on a schedule"),
     "lock": (lock, "write dvc.lock from a finished run"),
     "graph": (graph, "draw the pipeline"),
+    "serve": (serve, "write a KServe InferenceService for a registered version"),
 }
 
 

@@ -4,10 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from tests.support.missing import without
 
 # A test process a core: threads of their own would only stand in each other's way. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -78,10 +80,3 @@ def composed(composition: dict[str, str]) -> "Services":
     from tests.support.containers import services_of
 
     return services_of(composition)
-
-
-def without(reason: str) -> NoReturn:
-    """Skips a test because something is missing; fails it in CI, where .ci/run provides it."""
-    if "CI" in os.environ:
-        pytest.fail(f"{reason} (.ci/run should have)")
-    pytest.skip(reason)

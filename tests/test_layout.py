@@ -12,7 +12,9 @@ STEPS = ("ingest", "validate", "sft", "grpo", "evaluate", "register")
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("components.__main__", "pipelines"),
     ("components.runner", "components.commands.ablation", "components.commands.bench", "components.commands.data",
-     "components.commands.dry_run", "components.commands.registry", "components.commands.summary"),
+     "components.commands.demo", "components.commands.dry_run", "components.commands.init",
+     "components.commands.predict", "components.commands.registry", "components.commands.serve",
+     "components.commands.summary"),
     ("components.commands.machine",),
     tuple(f"components.{step}" for step in STEPS),
     ("components.shared.kubeflow", "components.shared.training"),

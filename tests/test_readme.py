@@ -59,7 +59,7 @@ README_TABLES = [(source, table) for source, table in tables((RESULTS / "README.
 
 def test_the_readmes_show_settings() -> None:
     assert len(BLOCKS) == 1
-    assert len(SOURCES) == 6
+    assert len(SOURCES) == 7
 
 
 @pytest.mark.parametrize("shown", [*map(yaml.safe_load, BLOCKS), *SOURCES], ids=str)

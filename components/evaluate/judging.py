@@ -15,6 +15,7 @@ from components.shared.model.answer_tree import answer_tree
 from components.shared.model.device import device
 from components.shared.model.generation import collect_answers
 from components.shared.model.number_reader import collect_log_probabilities
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.reporting import metrics
 from components.shared.reporting.distribution_metrics import evaluate_distribution
 from components.shared.reporting.predictions import (
@@ -76,7 +77,7 @@ def read_test(settings: Settings, title: str, model: PreTrainedModel, processor:
     size, count = settings.evaluate.batch_size, -(-len(test.ids) // settings.evaluate.batch_size)
     # The same batches as `register` sends to the registered model, so that rounding and answers are identical.
     rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: text", count)
-    length = settings.evaluate.max_new_tokens
+    length = max_answer_tokens(processor, settings.task)
     ids, texts, values = collect_answers(model, processor, rows, size, length, settings.task)
     tree = answer_tree(processor, settings.task)
     rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: distribution", count)

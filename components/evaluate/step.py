@@ -21,7 +21,8 @@ from components.evaluate.results import (
 from components.settings import Settings
 from components.shared.io.atomic import new_folder, write_json
 from components.shared.model.loading import base_model, load
-from components.shared.model.number_reader import fitted_rule, why_one_by_one
+from components.shared.model.number_reader import why_one_by_one
+from components.shared.model.validation_file import fitted_rule
 from components.shared.reporting.tail import write_tail
 from components.shared.rows.histogram import label_histogram
 from components.shared.rows.rows import SPLITS, read_table

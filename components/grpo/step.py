@@ -23,7 +23,7 @@ from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
 from components.shared.training.presentations import presentations, training_rows
 from components.shared.training.ranks import model_on_main_rank, node_cache, ranks, shards_weights
-from components.shared.training.validation import GreedyText, TaskNumbers, Validation, kept_figures
+from components.shared.training.validation import TaskNumbers, Validation, kept_figures
 from components.steps import STEPS
 
 
@@ -100,7 +100,7 @@ def _validation(settings: Settings, ingest: Path, numbers: TaskNumbers, world_si
             console.print("checkpoints are not evaluated, since the ranks share the weights: the last one is kept")
         return None
     grpo = settings.grpo
-    text = GreedyText(settings.task, grpo.max_new_tokens) if grpo.estimator == "sampled" else None
+    text = settings.task if grpo.estimator == "sampled" else None
     return Validation(ingest, numbers, grpo.eval_rows, reading_batch(grpo, world_size), grpo.balance, text)
 
 

@@ -27,6 +27,7 @@ from components.grpo.recent_anchors import RecentAnchors, recent_anchors
 from components.grpo.rollout_batch import RolloutBatch
 from components.grpo.vllm import UNSHARED_REASON, forbid_placeholders, vllm_arguments
 from components.settings import Grpo, Settings
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import (
     IMAGE_FIELDS,
     PER_TOKEN,
@@ -69,7 +70,6 @@ def training_arguments(
         num_generations=grpo.generations,
         beta=grpo.beta,
         temperature=grpo.temperature,
-        max_completion_length=grpo.max_new_tokens,
         loss_type="grpo",
         shuffle_dataset=False,  # the presentations are shuffled already
         **common_arguments(grpo, settings, folder, validated),
@@ -95,9 +95,10 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
     _rollout: RolloutBatch | None = None  # set while TRL samples and scores completions or computes the loss on them
 
     def __init__(self, *, settings: Settings, **kwargs: Any) -> None:
-        """Takes GRPOTrainer's arguments except `reward_funcs`."""
+        """Takes GRPOTrainer's arguments except `reward_funcs`; the length of completions follows from the task."""
         if kwargs["args"].use_vllm:
             forbid_placeholders(kwargs["args"], kwargs["model"], kwargs["processing_class"])
+        kwargs["args"].max_completion_length = max_answer_tokens(kwargs["processing_class"], settings.task)
         self._rewards = BatchRewards(settings, lambda: recent_anchors(self))
         super().__init__(reward_funcs=self._rewards.functions, **kwargs)
         self._settings = settings

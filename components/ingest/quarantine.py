@@ -47,9 +47,9 @@ class RowError:
 class TableErrors:
     """All errors of one table, to be reported together: the first ten in full, the rest as counts by kind."""
 
-    def __init__(self, table: Path) -> None:
-        """Starts without errors."""
-        self.table = table
+    def __init__(self, table: Path, name: str | None = None) -> None:
+        """Starts without errors. `name` is what the table is called beside a line; None: the file's name."""
+        self.table, self.name = table, name or table.name
         self.errors: list[RowError] = []
 
     @property
@@ -80,7 +80,7 @@ class TableErrors:
             return
         lines = [f"{self.table}: {self.count} {'error' if self.count == 1 else 'errors'}{summary}"]
         for error in self.errors[:ERRORS_SHOWN]:
-            location = f"{self.table.name}:{error.line}" + (f": {error.column}" if error.column else "")
+            location = f"{self.name}:{error.line}" + (f": {error.column}" if error.column else "")
             value = f" {quoted(error.value)}" if error.value is not None else ""
             lines.append(f"  {location}: {error.kind}{value}; {error.remedy}")
         if rest := Counter(error.kind for error in self.errors[ERRORS_SHOWN:]):
@@ -129,7 +129,7 @@ class Quarantine:
                 table.raise_if_any(f" ({bad} of {read} rows, {bad / read:.2%}{allowed})" if self.enabled else "")
         self.read += read
         self.rows += bad
-        self._errors += [(table.table.name, error) for table in tables for error in table.errors]
+        self._errors += [(table.name, error) for table in tables for error in table.errors]
 
     def to_csv(self) -> str:
         """The content of quarantine.csv: one line per error, sorted by source and line."""

@@ -7,9 +7,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from components.settings import Settings
+from components.settings import Answer, Reader
 from components.shared.tracking.connection import mlflow_errors, quiet, tracking_uri
 from components.shared.tracking.step_run import StepRun
 
@@ -26,30 +26,13 @@ REQUIREMENTS = (
 )  # fmt: skip
 
 
-def served_settings(settings: Settings, balance: float | None) -> dict[str, Any]:
-    """Returns the settings stored with the model; a user can override them when loading it (`model_config`).
-
-    Args:
-        balance: the part of the prior that is divided out, chosen or given; None where answers come from the text.
-    """
-    answer = settings.answer.tree() | ({} if balance is None else {"balance": balance})
-    return {
-        "task": settings.task.tree(),
-        "answer": answer,
-        "dtype": settings.model.dtype,
-        "attention": settings.model.attention,
-        "batch_size": settings.evaluate.batch_size,
-        "max_new_tokens": settings.evaluate.max_new_tokens,
-    }
-
-
-def log_model(track: StepRun, weights: Path, served: dict[str, Any]) -> str:
+def log_model(track: StepRun, weights: Path, reader: Reader) -> str:
     """Stores the model with the step's run.
 
     Args:
         track: the step's MLflow run.
         weights: a model folder.
-        served: result of `served_settings`.
+        reader: how it reads.
 
     Returns:
         MLflow's model id, `m-...`.
@@ -74,21 +57,32 @@ def log_model(track: StepRun, weights: Path, served: dict[str, Any]) -> str:
             python_model=str(SERVED_MODEL),
             artifacts={"model": str(weights)},
             code_paths=[str(served_code(Path(folder)))],
-            model_config=served,
-            signature=signature(),
+            model_config=reader.tree(),
+            signature=signature(reader.answer),
             pip_requirements=pinned_requirements(),
         )
     return str(info.model_id)
 
 
-def signature() -> "ModelSignature":
-    """Returns the signature: image bytes and an optional question as input; a number, its interval, mass as output."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+def signature(answer: Answer) -> "ModelSignature":
+    """Returns the signature: image bytes and an optional question as input; a number, its interval, mass as output.
 
+    Where answers come from the distribution, `balance` and `coverage` are parameters.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    known = {"balance": answer.balance, "coverage": answer.coverage} if answer.source == "distribution" else {}
+    params = [ParamSpec(name, DataType.double, value) for name, value in known.items()]
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question", required=False)]),
-        outputs=Schema([ColSpec(DataType.double, name) for name in ("value", "low", "high", "mass")]),
+        outputs=Schema(
+            [
+                *(ColSpec(DataType.double, name) for name in ("value", "low", "high", "mass")),
+                ColSpec(DataType.string, "error", required=False),
+            ]
+        ),
+        params=ParamSchema(params) if params else None,
     )
 
 

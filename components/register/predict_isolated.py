@@ -30,7 +30,7 @@ def main(uri: str, rows: str, batch_size: str, out: str) -> None:
                 parts.append(model.predict(inputs))
                 ids += batch.column("id").to_pylist()
     columns = {"id": pa.array(ids, pa.string())}
-    for name in parts[0].columns:  # an older version gives the value alone
+    for name in parts[0].columns.drop("error", errors="ignore"):  # an older version gives the value alone
         numbers = np.concatenate([part[name].to_numpy(np.float64) for part in parts])
         columns[name] = pa.array(numbers, mask=~np.isfinite(numbers))
     pq.write_table(pa.table(columns), out)

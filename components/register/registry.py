@@ -7,8 +7,9 @@ version, who promoted or rolled it back, when and why.
 import contextlib
 import getpass
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import ConcordError
@@ -25,8 +26,9 @@ REASON = "concord.reason"
 HISTORY = "concord.champions"  # on the model: version numbers, the newest last
 PROMOTED = "concord.promoted."  # + by, at, why, previous
 ROLLED_BACK = "concord.rolled_back."  # + by, at, why, to
+LOGGED_MODEL = "models:/"  # + id of the logged model: source of a version
 MAX_HISTORY = 200
-MAX_DESCRIPTION = 4000  # MLflow's own limit is 5000
+MAX_DESCRIPTION = 5000  # MLflow's limit
 
 
 class Registry:
@@ -87,11 +89,21 @@ class Registry:
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.name, number, key, value)
 
-    def describe(self, number: str, reason: str) -> None:
-        """Stores the reason as a tag and as the description that the UI shows."""
+    def describe(self, number: str, reason: str, sections: Sequence[str] = ()) -> None:
+        """Stores the reason as a tag, and as the description that the UI shows, followed by the sections that fit."""
         self.tag(number, {REASON: reason})
+        description = reason[:MAX_DESCRIPTION]
+        for section in sections:
+            if len(description) + len(section) + 2 <= MAX_DESCRIPTION:
+                description += f"\n\n{section}"
         with mlflow_errors(f"describe version {number} of {self.name}"):
-            self.client.update_model_version(self.name, number, description=reason[:MAX_DESCRIPTION])
+            self.client.update_model_version(self.name, number, description=description)
+
+    def attach(self, version: "ModelVersion", file: Path) -> None:
+        """Stores a file with the version's model, replacing an earlier one of this name."""
+        model_id = version.source.removeprefix(LOGGED_MODEL)  # MLflow's search does not give the version's model_id
+        with mlflow_errors(f"store {file.name} with version {version.version} of {self.name}"):
+            self.client.log_model_artifact(model_id, str(file))
 
     def challenge(self, number: str) -> None:
         """Makes a version the challenger."""

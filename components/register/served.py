@@ -4,13 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from components.register.packaging import served_settings
-from components.settings import Settings
-from components.shared.model.number_reader import fitted_rule
+from components.settings import Reader, Settings
+from components.shared.model.validation_file import fitted_rule
 from components.shared.reporting.predictions import TEXT, predictions_file, read_predictions, to_predictions
 from components.shared.scoring.errors import Array, Predictions
 
@@ -25,7 +23,7 @@ class Served:
         weights: the model folder.
         table: its predictions of the test images.
         predictions: the served answers of that table.
-        settings: what is stored with the model.
+        reader: how it reads, as stored with the model.
     """
 
     model: str
@@ -33,7 +31,7 @@ class Served:
     weights: Path
     table: pa.Table
     predictions: Predictions
-    settings: dict[str, Any]
+    reader: Reader
 
     @classmethod
     def read(cls, settings: Settings, evaluate: Path, weights: Mapping[str, Path]) -> "Served":
@@ -48,8 +46,8 @@ class Served:
         balance = None
         if way != TEXT:
             balance = fitted_rule(weights[model], settings.answer, settings.registry.tolerance_many).balance.value
-        stored = served_settings(settings, balance)
-        return cls(model, way, weights[model], table, to_predictions(table, settings.task, way), stored)
+        reader = settings.reader(balance)
+        return cls(model, way, weights[model], table, to_predictions(table, settings.task, way), reader)
 
     def expected(self) -> dict[str, list[float | None]]:
         """Columns that the registered model must give for the test images."""

@@ -4,7 +4,7 @@ MLflow stores this file and runs it where the model is loaded (models-from-code)
 this repository that it imports are stored with it, so the model can be loaded without a checkout.
 """
 
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,89 +16,78 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+COLUMNS = ("value", "low", "high", "mass")
+
+
 class ImageRegressor(PythonModel):
-    """Predicts one number for each image."""
+    """Reads one number off each image."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads weights, processor and the distributions over the validation images; uses the accelerator, if any."""
-        from components.settings import Answer, Model, Task
-        from components.shared.model.device import device
-        from components.shared.model.loading import load
+        from components.settings import Reader
         from components.shared.model.number_reader import NumberReader
 
-        config, folder = context.model_config, Path(context.artifacts["model"])
-        self._config = config
-        loading = Model(
-            name=str(folder),
-            revision=None,
-            dtype=config["dtype"],
-            attention=config["attention"],
-            compile=False,
-            max_pixels=None,  # the stored processor already has this limit
-            freeze_vision=False,
-            lora=None,
-            tiny=None,
-        )
-        self._task, answer = Task.model_validate(config["task"]), Answer.model_validate(config["answer"])
-        self._model: Any
-        self._reader: NumberReader | None = None
-        if answer.source == "distribution":
-            # The balance is a number here, so the tolerance decides nothing.
-            self._reader = NumberReader.load(folder, loading, self._task, answer, tolerance=0.0)
-            self._model, self._processor = self._reader.model, self._reader.processor
-        else:
-            self._model, self._processor = load(folder, loading)
-        self._model.to(device())
+        self._settings = Reader.model_validate(context.model_config)
+        self._reader = NumberReader.load(Path(context.artifacts["model"]), self._settings)
+        self._lock = threading.Lock()  # reading changes the model's modules, and a server may have several threads
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Predicts one number for each image.
+        """Reads one number off each image.
 
         Args:
             model_input: one row per image. `image`: the bytes of an encoded file (PNG, JPEG, ...); `question`: text; if
                 it is missing or null, the task's question is used.
+            params: `balance` and `coverage`, in place of the model's own.
 
         Returns:
             One row per image, under the input's index. `value`: the number. `low`, `high`: ends of its interval.
-            `mass`: the probability that the model gives to all numbers together. Where the settings ask for the model's
-            text, `value` is NaN if the text has no number within the task's range, and the other columns are NaN.
+            `mass`: the probability that the model gives to all numbers together. `error`: why the image could not be
+            read, else null. Numbers that are unknown are NaN: all of an unreadable image; where the settings ask for
+            the model's text, all but `value`, and `value` too if the text has no number within the task's range.
+
+        Raises:
+            MlflowException: none of the images can be read, or a parameter is out of range; the server's status is 400.
         """
-        parts = list(self._from_text(model_input) if self._reader is None else self._from_distribution(model_input))
-        columns = ["value", "low", "high", "mass"]
-        if not parts:
-            return pd.DataFrame({name: pd.Series(dtype=float) for name in columns}, index=model_input.index)
-        return pd.concat(parts, ignore_index=True)[columns].set_axis(model_input.index)
+        from components.errors import ConcordError
 
-    def _from_distribution(self, model_input: pd.DataFrame) -> Iterator[pd.DataFrame]:
-        assert self._reader is not None
-        for _, read in self._reader.read([self._rows(model_input)], self._config["batch_size"]):
-            yield pd.DataFrame({"value": read.value, "low": read.low, "high": read.high, "mass": read.mass})
-
-    def _from_text(self, model_input: pd.DataFrame) -> Iterator[pd.DataFrame]:
-        from components.shared.model.generation import generate_answers
-        from components.shared.scoring.answers import parse_answers
-
-        size, length = self._config["batch_size"], self._config["max_new_tokens"]
-        for _, texts in generate_answers(self._model, self._processor, [self._rows(model_input)], size, length):
-            values = parse_answers(texts, self._task.low, self._task.high)
-            yield pd.DataFrame({"value": values, "low": float("nan"), "high": float("nan"), "mass": float("nan")})
+        try:
+            reader = self._reader.answering(**(params or {})) if self._reader.rule else self._reader
+        except ConcordError as error:
+            raise _bad_request(str(error)) from None
+        found = pd.DataFrame(float("nan"), index=range(len(model_input)), columns=[*COLUMNS])
+        unreadable: dict[str, str] = {}
+        with self._lock:
+            for ids, read in reader.read([self._rows(model_input)], self._settings.batch_size, unreadable):
+                found.loc[[int(id) for id in ids]] = list(zip(read.value, read.low, read.high, read.mass, strict=True))
+        if unreadable and len(unreadable) == len(model_input):
+            raise _bad_request(f"no image can be read; the first: {unreadable['0']}")
+        found["error"] = pd.Series({int(id): reason for id, reason in unreadable.items()}, found.index, dtype=object)
+        return found.set_axis(model_input.index)
 
     def _rows(self, model_input: pd.DataFrame) -> "pa.RecordBatch":
+        """The input as rows, with their positions as ids."""
         import pyarrow as pa
 
-        texts = (
-            model_input["question"] if "question" in model_input else pd.Series(None, model_input.index, dtype=object)
-        )
-        questions = [self._task.question if pd.isna(text) else str(text) for text in texts]
-        images = [{"bytes": bytes(data)} for data in model_input["image"]]
+        count = len(model_input)
+        texts = model_input["question"] if "question" in model_input else [None] * count
+        questions = [self._settings.task.question if pd.isna(text) else str(text) for text in texts]
+        images = [{"bytes": None if data is None else bytes(data)} for data in model_input["image"]]
         return pa.record_batch(
             {
-                "id": pa.array([str(index) for index in range(len(images))]),
+                "id": pa.array([str(position) for position in range(count)], pa.string()),
                 "image": pa.array(images, pa.struct([("bytes", pa.binary())])),
                 "question": pa.array(questions, pa.string()),
             }
         )
+
+
+def _bad_request(message: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 set_model(ImageRegressor())

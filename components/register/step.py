@@ -10,6 +10,9 @@ from rich.markup import escape
 from components.console import console
 from components.errors import ConcordError
 from components.register.ancestry import ancestry_params, ancestry_tags, trace_ancestry
+from components.register.card_facts import card_facts
+from components.register.card_sections import FACTS
+from components.register.model_card import publish_card
 from components.register.packaging import log_model
 from components.register.promotion import decide
 from components.register.registry import FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
@@ -21,6 +24,7 @@ from components.shared.io.secrets import masked_json
 from components.shared.reporting import metrics
 from components.shared.reporting.predictions import predictions_file, read_predictions, to_predictions
 from components.shared.scoring.shots import GROUPS
+from components.shared.tracking.champion import SETTINGS, other_task
 from components.shared.tracking.connection import mlflow_errors
 from components.shared.tracking.lineage import fingerprint
 from components.shared.tracking.past_runs import find_producer_in_pipeline
@@ -47,20 +51,23 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         ConcordError: the registered model predicts more test images differently from evaluate than allowed, or the
             registry cannot be reached.
     """
-    registry = Registry(track.client, settings.registry.model)
+    registry = Registry(track.client, settings.registered_model)
     registry.create()
     served = Served.read(settings, evaluate, {"sft": sft, "grpo": grpo})
     runs = _runs(track)
     number = _register(registry, served, track)
     _link(registry, number, served, settings, track, evaluate, runs)
+    facts = card_facts(served, settings.model, ingest, {"sft": sft, "grpo": grpo}, evaluate)
+    registry.tag(number, {FACTS: json.dumps(facts)})
     _verify(registry, number, served, settings, ingest)
     registry.challenge(number)
     if registry.champion() == number:  # this run follows a killed one, or has the same model and settings
         outcome = _earlier_decision(registry, number)
+        publish_card(registry, number)
     else:
         outcome = _decide(registry, number, served, settings, ingest, evaluate)
         registry.tag(number, {DECISION: json.dumps(outcome)})
-        registry.describe(number, outcome["reason"])
+        publish_card(registry, number, outcome["reason"])
         if outcome["promoted"]:
             registry.promote(number, outcome["reason"])
     figures = metrics.evaluate(served.predictions, settings.registry.bootstrap, settings.registry.seed)
@@ -84,11 +91,11 @@ def _runs(track: StepRun) -> dict[str, str | None]:
 
 def _register(registry: Registry, served: Served, track: StepRun) -> str:
     """Returns the version with these weights and served settings, creating it if it does not exist."""
-    identity = {"weights": track.inputs[served.model], "served": served.settings, "model": registry.name}
+    identity = {"weights": track.inputs[served.model], "served": served.reader.tree(), "model": registry.name}
     digest = fingerprint(identity)
     version = registry.with_fingerprint(digest)
     if version is None:
-        model_id = log_model(track, served.weights, served.settings)
+        model_id = log_model(track, served.weights, served.reader)
         with mlflow_errors(f"register a version of {registry.name}"):
             version = track.client.create_model_version(
                 registry.name, f"models:/{model_id}", track.run_id, {FINGERPRINT: digest}, model_id=model_id
@@ -116,7 +123,7 @@ def _link(
         SERVED: f"{served.model}.{served.way}",
         "concord.unparseable": str(figures["unparseable"]),
         "concord.metrics": json.dumps(figures),
-        "concord.settings": json.dumps(masked_json({**settings.tree(), **ancestry_params(ancestors)})),
+        SETTINGS: json.dumps(masked_json({**settings.tree(), **ancestry_params(ancestors)})),
         "concord.git.commit": track.commit,
     }
     registry.tag(number, tags)
@@ -148,7 +155,7 @@ def _decide(
     registry: Registry, number: str, served: Served, settings: Settings, ingest: Path, evaluate: Path
 ) -> dict[str, Any]:
     """Returns whether the version becomes champion, why, and the champion that it was compared with."""
-    rule, ours, champion = settings.registry, served.predictions, registry.champion()
+    rule, champion = settings.registry, registry.champion()
     before: dict[str, Any] | None = None
     if champion is None:
         baseline_name = "the greedy text of the SFT warm start (there is no champion yet)"
@@ -156,14 +163,20 @@ def _decide(
     else:
         baseline_name = f"the champion (version {champion})"
         before = {"version": champion, "metrics": None}
+        if difference := other_task(registry.version(champion), settings.task):
+            reason = (
+                f"{baseline_name} reads something else ({difference}), so the two are not compared. Give this "
+                "experiment a registered model of its own (register.model), or promote the version by hand."
+            )
+            return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
         try:
             predicted = served_predictions(registry.name, champion, ingest, settings.evaluate.batch_size)
         except ConcordError as error:
             reason = f"{baseline_name} could not predict the current test images, so no gain can be shown: {error}"
             return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
-        baseline = comparable_predictions(predicted, ours, settings.task)
+        baseline = comparable_predictions(predicted, served.predictions, settings.task)
         before["metrics"] = metrics.evaluate(baseline, rule.bootstrap, rule.seed)
-    decision = decide(ours, baseline, baseline_name, rule, settings.task.unit, served.mass)
+    decision = decide(served.predictions, baseline, baseline_name, rule, settings.task.unit, served.mass)
     promote, reason = decision.promote, decision.reason
     tags = registry.version(number).tags
     if promote and f"{ROLLED_BACK}at" in tags:

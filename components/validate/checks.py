@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from components.settings import Severities, Severity, Task, Validate
+from components.settings import Drift, Severities, Severity, Task, Validate
 from components.shared.scoring.shots import SHOTS
 from components.validate.image_probe import PLAIN_MODES
 
@@ -193,9 +193,9 @@ def balance_checks(task: Task, limits: Validate) -> list[Check]:
     ]
 
 
-def drift_checks(limits: Validate) -> list[Check]:
+def drift_checks(limits: Drift, model: str) -> list[Check]:
     """Checks of the drift from the champion's training data. A figure is 0 if chance explains the difference."""
-    model, labels, images = limits.drift.model, limits.drift.max_labels, limits.drift.max_images
+    labels, images = limits.max_labels, limits.max_images
     reference = f"as in the data of the champion of {model}"
     remedy = (
         "If the change is real, continue: the new model learns it, and the champion may perform worse on it. If not, "

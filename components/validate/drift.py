@@ -27,7 +27,7 @@ from components.settings import Settings, Task
 from components.shared.io.secrets import masked
 from components.shared.rows.rows import SPLITS
 from components.shared.scoring.shots import ShotTable, label_bins
-from components.shared.tracking.champion import champion
+from components.shared.tracking.champion import champion, other_task
 from components.shared.tracking.connection import mlflow_errors
 from components.shared.tracking.past_runs import find_consumer
 from components.shared.tracking.step_run import StepRun
@@ -124,15 +124,15 @@ def measure_drift(settings: Settings, track: StepRun, profile: Mapping[str, Any]
     """Compares the current data with the champion's. Errors of the registry are reported in the summary, not raised.
 
     Args:
-        settings: validate.drift names the registered model.
+        settings: name of the registered model, and its task.
         track: this step's run; its store has the registry and the run that validated the champion's data.
         profile: of the current data.
     """
-    name = settings.validation.drift.model
-    if name is None:
-        return DriftReport("not compared with a champion's data: validate.drift.model is null")
+    if settings.validation.drift is None:
+        return DriftReport("not compared with a champion's data: validate.drift is null")
+    name = settings.registered_model
     try:
-        data, before = _champion_profile(track, name)
+        data, before = _champion_profile(track, name, settings.task)
     except Exception as error:  # the registry, its artifact store and their clients may raise anything
         reason = " ".join(masked(str(error)).split())[:300]
         return DriftReport(f"not compared with the data of the champion of {name}: {reason}")
@@ -144,12 +144,14 @@ def measure_drift(settings: Settings, track: StepRun, profile: Mapping[str, Any]
     return compare_profiles(before, profile, settings.task, f"compared with {data}")
 
 
-def _champion_profile(track: StepRun, name: str) -> tuple[str, dict[str, Any] | None]:
+def _champion_profile(track: StepRun, name: str, task: Task) -> tuple[str, dict[str, Any] | None]:
     """Returns a name for the champion's data and their profile; without a profile, the reason and None."""
     version = champion(track.client, name)
     if version is None:
         return f"not compared with a champion's data: {name} has no champion", None
     data = f"the data of the champion (version {version.version} of {name})"
+    if difference := other_task(version, task):
+        return f"not compared with {data}, which reads something else: {difference}", None
     digest = version.tags.get(f"{INPUT}ingest")
     if digest is None:
         return f"not compared with {data}: its tags do not name them", None

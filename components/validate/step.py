@@ -126,9 +126,13 @@ def _check_drift(
     if report.rows.empty:
         return DriftReport("not compared with a champion's data: the rows cannot be read"), []
     drift = measure_drift(settings, track, report.profile)
-    limits = settings.validation
-    checks = [check for check in drift_checks(limits) if check.name in drift.figures] if drift.compared else []
-    return drift, suite.run("drift", drift.table, with_severities(checks, limits.severity)) if checks else []
+    limits = settings.validation.drift
+    if limits is None or not drift.compared:
+        return drift, []
+    checks = [check for check in drift_checks(limits, settings.registered_model) if check.name in drift.figures]
+    return drift, suite.run(
+        "drift", drift.table, with_severities(checks, settings.validation.severity)
+    ) if checks else []
 
 
 def _write_reports(

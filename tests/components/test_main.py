@@ -65,7 +65,7 @@ def test_a_missing_params_file_exits_with_1(capsys: pytest.CaptureFixture[str]) 
 
 def test_an_unknown_key_exits_with_1_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "p.yaml").write_text(text.replace("  reward: ccc", "  rewrd: ccc"), encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(text.replace("  reward: ", "  rewrd: "), encoding="utf-8")
     assert main(["grpo", "--params", "p.yaml"]) == 1
     message = stderr_of(capsys)
     assert "p.yaml: grpo.rewrd: unknown key, did you mean reward?" in message

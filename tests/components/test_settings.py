@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings, load_settings
 from components.steps import STEPS
+from tests.support.raw_folder import PUBLISHED
 from tests.support.settings_files import HUB, LORA, PARAMS, RAW, RELEASE, VLLM, full_params, section
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("validate.near_bits", 17, "validate.near_bits: input should be less than or equal to 16, found 17"),
         ("validate.max_unseen", 2, "validate.max_unseen: input should be less than or equal to 1, found 2"),
         ("validate.drift.max_labels", 0, "validate.drift.max_labels: input should be greater than 0, found 0"),
-        ("validate.drift.model", "", "validate.drift.model: string should have at least 1 character, found ''"),
+        ("register.model", "", "register.model: string should have at least 1 character, found ''"),
         ("validate.severity.image_size", "info", "validate.severity.image_size: input should be 'error' or 'warning'"),
         ("model.tiny", None, "model: name: tiny needs the section model.tiny"),
         ("model.name", "no/such-model", "no/such-model is not a local folder, so it needs a revision"),
@@ -104,7 +105,6 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("grpo.vllm", VLLM | {"mode": "both"}, "grpo.vllm.mode: input should be 'colocate' or 'server', found 'both'"),
         ("grpo.vllm", VLLM | {"port": 70000}, "grpo.vllm.port: input should be less than or equal to 65535"),
         ("grpo.estimator", "exact", "grpo.estimator: input should be 'sampled', 'means' or 'policy', found 'exact'"),
-        ("grpo.balance", 0.5, "grpo: estimator: sampled cannot put back the prior: balance must be 0"),
         ("answer.from", "both", "answer.from: input should be 'distribution' or 'text', found 'both'"),
         (
             "answer.balance",
@@ -128,13 +128,14 @@ def test_invalid_values_are_reported(path: str, value: Any, message: str, messag
         ({"estimator": "policy", "reward": "crps"}, "grpo: estimator: policy has no reward crps"),
         ({"estimator": "means", "vllm": VLLM}, "grpo: estimator: means samples no answers: vllm must be null"),
         ({"estimator": "policy", "balance": 0.5}, "grpo: estimator: policy cannot put back the prior"),
+        ({"estimator": "sampled", "balance": 0.5}, "grpo: estimator: sampled cannot put back the prior: balance must"),
     ],
 )
 def test_estimator_that_does_not_fit_is_reported(
     changes: dict[str, Any], message: str, message_of: Callable[[Any], str]
 ) -> None:
     raw = copy.deepcopy(RAW)
-    raw["grpo"] |= changes
+    raw["grpo"] |= PUBLISHED | changes
     assert message in message_of(raw)
 
 
@@ -255,6 +256,6 @@ def test_a_section_cluster_is_an_error_that_names_the_new_file(message_of: Calla
 )
 def test_method_has_a_name(changes: dict[str, Any], method: str, tmp_path: Path) -> None:
     raw = copy.deepcopy(RAW)
-    raw["grpo"] |= changes
+    raw["grpo"] |= PUBLISHED | changes
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     assert load_settings(tmp_path / "params.yaml").grpo.method == method

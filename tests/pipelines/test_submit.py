@@ -81,19 +81,20 @@ def test_existing_experiment_is_used(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "drift", "must_run"),
+    ("compared", "drift", "must_run"),
     [
-        ("gauge-reader", "warning", {"register"}),
-        ("gauge-reader", "error", {"register", "validate"}),
-        (None, "error", {"register"}),
+        (True, "warning", {"register"}),
+        (True, "error", {"register", "validate"}),
+        (False, "error", {"register"}),
     ],
 )
 def test_steps_are_cached_except_those_that_compare_with_the_champion(
-    model: str | None, drift: str, must_run: set[str], server: FakeServer, tmp_path: Path
+    compared: bool, drift: str, must_run: set[str], server: FakeServer, tmp_path: Path
 ) -> None:
     """The champion changes, so a cached comparison can be out of date."""
     raw = copy.deepcopy(RAW)
-    raw["validate"]["drift"]["model"] = model
+    if not compared:
+        raw["validate"]["drift"] = None
     raw["validate"]["severity"]["image_size_drift"] = drift
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump(raw), encoding="utf-8")

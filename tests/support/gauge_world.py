@@ -12,6 +12,7 @@ import yaml
 
 from components.ingest.sources.gauges import draw_scenes, write_scenes
 from components.settings import Settings, load_settings
+from tests.support.raw_folder import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
         }
     },
     "sft": {"max_steps": 6, "batch_size": 8, "warmup_steps": 2, "eval_every": 3, "eval_rows": 10, "patience": 3},
-    "grpo": {"steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2, "eval_rows": 10},
+    "grpo": {
+        **PUBLISHED, "steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2,
+        "eval_rows": 10,
+    },
 }  # fmt: skip
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}
 

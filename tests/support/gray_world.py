@@ -31,7 +31,7 @@ SECTIONS = {
             "text_width": 32, "text_layers": 1, "heads": 2,
         }
     },
-    "evaluate": {"batch_size": 5, "max_new_tokens": 6, "bootstrap": 100},
+    "evaluate": {"batch_size": 5, "bootstrap": 100},
     "register": {"bootstrap": 200, "max_unparseable": 0.2, "tolerance_all": 0.5, "tolerance_many": 100},
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ from components.shared.model.prompts import prompt
 from components.shared.model.tiny import build_model, build_processor
 from components.shared.training.validation import TaskNumbers
 from tests.support.gauge_world import QUESTIONS, ROOT
+from tests.support.raw_folder import PUBLISHED
 
 TEXT = {
     "hidden_size": 32,
@@ -35,13 +36,14 @@ TEXT = {
 
 
 def small_settings(**grpo: Any) -> Settings:
-    """The settings of params.yaml with a tiny model and few inputs, and with changes of the section grpo."""
+    """The settings of params.yaml for CCC-GRPO as published with a tiny model and few inputs, and with changes of the
+    section grpo."""
     settings = load_settings(ROOT / "params.yaml")
     assert settings.model.tiny is not None
     tiny = settings.model.tiny.model_copy(
         update={"vision_width": 32, "vision_layers": 2, "text_width": 32, "text_layers": 2, "heads": 2}
     )
-    step = {"prompts": 6, "generations": 4, "steps": 2, "checkpoint_every": 2, **grpo}
+    step = PUBLISHED | {"prompts": 6, "generations": 4, "steps": 2, "checkpoint_every": 2, **grpo}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update={"tiny": tiny}),

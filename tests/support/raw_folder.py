@@ -41,6 +41,7 @@ VALIDATE = {
     "min_side": 8,
     "near_bits": 10,
 }
+PUBLISHED = {"estimator": "sampled", "reward": "ccc", "balance": 0}
 
 
 def encoded(seed: int, format: str = "PNG", size: int = 12) -> bytes:
@@ -86,10 +87,12 @@ class RawFolder:
 
 
 def write_params(path: Path, **sections: dict[str, Any]) -> Settings:
-    """Writes the repository's params.yaml with settings for a `RawFolder` and further changes, and loads it."""
+    """Writes the repository's params.yaml with settings for a `RawFolder` and for CCC-GRPO as published, with further
+    changes, and loads it."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in (("task", TASK), ("ingest", INGEST), ("validate", VALIDATE), *sections.items()):
-        raw[section] |= values
+    for changes in ({"task": TASK, "ingest": INGEST, "validate": VALIDATE, "grpo": PUBLISHED}, sections):
+        for section, values in changes.items():
+            raw[section] |= values
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return load_settings(path)
 

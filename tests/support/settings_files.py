@@ -16,6 +16,7 @@ from components.errors import ConcordError
 from components.settings import Settings, load_settings
 from components.strict import Strict
 from pipelines.cluster_settings import DEFAULT_FILE, Cluster, load_cluster
+from tests.support.raw_folder import PUBLISHED
 
 ROOT = Path(__file__).parents[2]
 RAW: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -32,8 +33,7 @@ def full_params() -> dict[str, Any]:
     raw = copy.deepcopy(RAW)
     raw["ingest"] |= {"source": "release", "release": RELEASE | {"hub": dict(HUB)}}
     raw["model"]["lora"] = dict(LORA)
-    raw["grpo"]["recent"] = {"inputs": 256, "steps": 32}
-    raw["grpo"]["vllm"] = dict(VLLM)
+    raw["grpo"] |= PUBLISHED | {"recent": {"inputs": 256, "steps": 32}, "vllm": dict(VLLM)}
     return raw
 
 

@@ -75,11 +75,12 @@ def _read_test(settings: Settings, ingest: Path, folder: Path, model: "PreTraine
 def _read_tune(settings: Settings, ingest: Path, folder: Path, model: "PreTrainedModel", processor: Any) -> Answers:
     from components.shared.model.device import device
     from components.shared.model.generation import collect_answers
+    from components.shared.model.prompts import max_answer_tokens
     from components.shared.model.validation_file import read_validation
     from components.shared.rows.validation import tune_rows
 
     model.to(device())
-    size, length = settings.evaluate.batch_size, settings.evaluate.max_new_tokens
+    size, length = settings.evaluate.batch_size, max_answer_tokens(processor, settings.task)
     ids, _, text = collect_answers(model, processor, tune_rows(ingest, size), size, length, settings.task)
     _, known = read_validation(folder)
     return Answers(np.array(ids), known.targets[known.tune], text, known.log_p[known.tune])

@@ -12,7 +12,7 @@ from components.commands.ablation.judging import Reading, judge
 from components.commands.ablation.studies import WARM, Study
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.model.number_reader import fitted_rule
+from components.shared.model.validation_file import fitted_rule
 from components.shared.reporting.crossed import crossed_difference
 from components.shared.scoring.shots import GROUPS
 

@@ -16,7 +16,6 @@ from components.shared.training.checkpoints import SealedCheckpoints, resume_poi
 from components.shared.training.curves import CurveCallback, write_results
 from components.shared.training.ranks import node_cache
 from components.shared.training.validation import (
-    GreedyText,
     TaskNumbers,
     ValidatesDistributions,
     Validation,
@@ -57,9 +56,7 @@ def run(settings: Settings, track: Any, *, ingest: Path, sft: Path, out: Path, s
             args=_arguments(settings, state),
             train_dataset=sft_presentations(settings, ingest, cache, count, processor),
             processing_class=processor,
-            validation=Validation(
-                ingest, numbers, grpo.eval_rows, batch_size, text=GreedyText(task, grpo.max_new_tokens)
-            ),
+            validation=Validation(ingest, numbers, grpo.eval_rows, batch_size, text=task),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(CurveCallback(track, ("loss", "val_score")))

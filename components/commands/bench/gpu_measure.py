@@ -65,7 +65,7 @@ class GpuBench:
         """Draws the images; builds no model yet."""
         self.plan, self._scratch = plan, scratch
         self._processor: StandInProcessor = build_stand_in(base.task.question)
-        settings = plan_settings(plan, base, max_answer_tokens(self._processor, base.task))
+        settings = plan_settings(plan, base)
         ingest = write_images(scratch / "ingest", settings, plan.size.side, per_reading=1)
         self.material = Material(settings, ingest, lambda: (self._model(), self._processor))
         self._tree: AnswerTree = answer_tree(self._processor, settings.task)
@@ -237,8 +237,8 @@ class GpuBench:
 _WAYS = ("one pass", "level by level", "one by one")
 
 
-def plan_settings(plan: Plan, base: Settings, length: int) -> Settings:
-    """LoRA and a frozen vision tower in bf16, as in the recipes; no augmentation; answers of `length` tokens."""
+def plan_settings(plan: Plan, base: Settings) -> Settings:
+    """LoRA and a frozen vision tower in bf16, as in the recipes; no augmentation."""
     return base.model_copy(
         update={
             "model": base.model.model_copy(
@@ -254,7 +254,6 @@ def plan_settings(plan: Plan, base: Settings, length: int) -> Settings:
                 update={
                     "prompts": plan.prompts,
                     "accumulation": 1,
-                    "max_new_tokens": length,
                     "gradient_checkpointing": True,
                     "recent": None,
                     "vllm": None,

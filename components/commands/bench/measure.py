@@ -27,7 +27,7 @@ class Case:
     Attributes:
         title: heading of its table.
         image_size: side of the images in pixels; each patch becomes one token. None: as in the settings.
-        prompts, generations, max_new_tokens: of one step; None: as in the settings.
+        prompts, generations: of one step; None: as in the settings.
         split_tags: whether a tag is three tokens instead of one; completions are then 4 tokens longer.
         decoded: images that are decoded; None: decoding is not measured.
         at_once: images decoded in one batch; None: as in the settings.
@@ -40,7 +40,6 @@ class Case:
     image_size: int | None = None
     prompts: int | None = None
     generations: int | None = None
-    max_new_tokens: int | None = None
     split_tags: bool = False
     decoded: int | None = None
     at_once: int | None = None
@@ -50,10 +49,8 @@ class Case:
 
     def settings(self, base: Settings) -> Settings:
         """The experiment's settings with the changes of this case."""
-        step = {"prompts": self.prompts, "generations": self.generations, "max_new_tokens": self.max_new_tokens}
+        step = {"prompts": self.prompts, "generations": self.generations}
         changes = {name: value for name, value in step.items() if value}
-        if self.split_tags:
-            changes["max_new_tokens"] = changes.get("max_new_tokens", base.grpo.max_new_tokens) + 4
         evaluate = {"batch_size": self.at_once} if self.at_once else {}
         tiny = _tiny(base).model_copy(update={"image_size": self.image_size} if self.image_size else {})
         return base.model_copy(
@@ -67,7 +64,7 @@ class Case:
 
 _DEFAULT = Case("the default experiment", decoded=384, limit=1.0)
 _HEAVY = Case(
-    "256 image tokens", image_size=256, prompts=4, generations=8, max_new_tokens=8, decoded=96, at_once=32, limit=0.75,
+    "256 image tokens", image_size=256, prompts=4, generations=8, decoded=96, at_once=32, limit=0.75,
     faster=2.0,
 )  # fmt: skip
 CASES = {

@@ -15,7 +15,7 @@ from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.ingest.sources.gauges import draw_scenes, render
 from components.settings import RewardName, Settings
 from components.shared.model.lora import lora_config, trainable, vision_tower
-from components.shared.model.prompts import prompt
+from components.shared.model.prompts import max_answer_tokens, prompt
 from components.shared.rows.rows import Row, ShardWriter
 from components.shared.scoring.answers import parse_answers
 from components.shared.training.presentations import presentations, training_rows
@@ -126,6 +126,7 @@ def _sampled_trainer(side: Side, settings: Settings, folder: Path, model: Any, c
     }
     if not side.stock:
         return BatchRewardTrainer(settings=settings, **common)
+    arguments.max_completion_length = max_answer_tokens(common["processing_class"], settings.task)
     arguments.reward_weights = [grpo.reward_weight, grpo.format_weight]
     arguments.multi_objective_aggregation = "normalize_then_sum"
     return GRPOTrainer(reward_funcs=_rewards(settings), **common)

@@ -3,6 +3,8 @@
 This check runs before `dvc repro`, which would record changed data as a new version in data.dvc.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,8 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
 
     It reads the section ingest of params.yaml beside data.dvc. If ingest.path is in a bucket, its objects are fetched
     into the cache, so that errors appear before DVC reads the bucket's version. If ingest.release.hub is set and
-    ingest.path does not exist, the release is fetched from the hub. A folder other than that of data.dvc is left alone.
+    ingest.path does not exist, the release is fetched from the hub. A folder other than that of data.dvc is left alone;
+    it only has to exist.
 
     Args:
         pointer: the .dvc file of the raw input.
@@ -42,9 +45,14 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
         from components.commands.data.fetch import fetch
 
         fetch(ingest.release, root / ingest.path)
+    own = root / ingest.path
+    if own.resolve() != pointer.with_suffix("").resolve():
+        if not own.exists():
+            raise ConcordError(f"{own}: missing, and params.yaml reads it (ingest.path). Correct the path.")
+        return
     path, md5 = _read_pointer(pointer)
     data = root / path
-    if (root / ingest.path).resolve() != data.resolve():
+    if own.resolve() != data.resolve():
         return
     generated = _pull_or_generate(pointer, data, ingest.source)
     actual = dvc_hash(data)
@@ -61,23 +69,20 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
 
 
 def _pull_or_generate(pointer: Path, data: Path, source: str) -> bool:
-    """Pulls missing data from the DVC remote, or else generates it; returns whether it was generated."""
-    # A killed pull leaves some of the files, which would look like changed data.
-    unfinished = pointer.parent / ".dvc" / "tmp" / "pull-unfinished"
-    if data.exists() and not unfinished.exists():
+    """Pulls missing data from the DVC remote, or else generates it; returns whether it was generated.
+
+    Data that exists is never touched, whatever it contains.
+    """
+    if data.exists() or _pull(pointer, data):
         return False
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.touch()
-    pulled = _pull(pointer)
-    if not pulled and source != "gauges":
+    if source != "gauges":
         raise ConcordError(
             f"{data}: missing, and no DVC remote has it. Put the files of {pointer} there, or add a remote that has "
-            "them: dvc remote add --default NAME URL"
+            "them: dvc remote add --default NAME URL. For data of your own: python -m components init DATA"
         )
-    if not pulled:
-        make(GaugeTable(), data)
-    unfinished.unlink()
-    return not pulled
+    console.print(f"generating {data}")
+    make(GaugeTable(), data)
+    return True
 
 
 def _read_pointer(pointer: Path) -> tuple[str, str]:
@@ -96,23 +101,34 @@ def _read_pointer(pointer: Path) -> tuple[str, str]:
         ) from None
 
 
-def _pull(pointer: Path) -> bool:
-    """Pulls the data from the DVC remote; returns False if there is no remote or it does not have the data."""
-    dvc = [sys.executable, "-m", "dvc"]
-    remotes = subprocess.run(
-        [*dvc, "remote", "list"],
+def _pull(pointer: Path, data: Path) -> bool:
+    """Pulls the data from the DVC remote; returns False if there is no remote or it does not have the data.
+
+    Fetches into DVC's cache, copies to a sibling of the folder, and renames that. So a killed pull leaves no folder
+    that looks like changed data, and the next pull cannot overwrite files that somebody has put there since.
+    """
+    if not _dvc(pointer, "remote", "list").stdout.strip():
+        return False
+    console.print(f"pulling {pointer} from the DVC remote")
+    partial = data.with_name(f".{data.name}.pulled")
+    if partial.exists():
+        shutil.rmtree(partial)
+    name, out = data.relative_to(pointer.parent).as_posix(), os.path.relpath(partial, pointer.parent)
+    for words in (["fetch", pointer.name], ["get", ".", name, "--out", out]):
+        if _dvc(pointer, *words, shown=True).returncode:
+            console.print(f"[yellow]warning[/] {pointer}: the pull failed")
+            return False
+    os.rename(partial, data)  # fails if a folder with files has appeared there
+    return True
+
+
+def _dvc(pointer: Path, *words: str, shown: bool = False) -> "subprocess.CompletedProcess[str]":
+    """Runs DVC in the pointer's repository."""
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *words],
         cwd=pointer.parent,
-        capture_output=True,
+        capture_output=not shown,
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
     )
-    if remotes.returncode or not remotes.stdout.strip():
-        return False
-    console.print(f"pulling {pointer} from the DVC remote")
-    pull = subprocess.run(
-        [*dvc, "pull", "--force", pointer.name], cwd=pointer.parent, stdin=subprocess.DEVNULL, check=False
-    )
-    if pull.returncode:
-        console.print("[yellow]warning[/] the pull failed; generating the data instead")
-    return pull.returncode == 0

@@ -28,6 +28,7 @@ from components.launcher import to_launch, world_size
 from components.settings import Settings
 from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.device import device, on_accelerator
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import unshared_reason
 
 console = Console(highlight=False)
@@ -109,7 +110,7 @@ def _grpo_batch(settings: Settings, processor: Any) -> DeviceBatch:
         return DeviceBatch(inputs, 1, None, reason, exact_loss(tree, reason is None), description, tree)
     loss = grpo_loss(reason is None, grpo.temperature)
     description += f", {grpo.generations} answers each"
-    return DeviceBatch(inputs, grpo.generations, grpo.max_new_tokens, reason, loss, description)
+    return DeviceBatch(inputs, grpo.generations, max_answer_tokens(processor, settings.task), reason, loss, description)
 
 
 def _tokens(batch: Batch) -> str:

@@ -1,1 +1,1 @@
-"""`python -m components registry`: show, promote and roll back registered versions."""
+"""`python -m components registry`: show, promote, roll back and export registered versions."""

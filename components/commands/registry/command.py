@@ -1,4 +1,4 @@
-"""`python -m components registry show|promote|rollback`: shows and changes the versions of a registered model."""
+"""`python -m components registry show|promote|rollback|export`: shows, changes and exports registered versions."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from components.commands.registry.details import details
+from components.commands.registry.export import export
+from components.commands.registry.push import check_push, push
 from components.errors import ConcordError
+from components.register.model_card import publish_card
 from components.register.registry import PROMOTED, REASON, ROLLED_BACK, Registry
 from components.settings import load_settings
 from components.shared.io.secrets import masked
@@ -22,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Promotes a version, rolls back to the previous champion, or shows the versions.
+    """Promotes a version, rolls back to the previous champion, exports a version, or shows the versions.
 
     Raises:
-        ConcordError: the model or the version does not exist, or there is no previous champion.
+        ConcordError: the model or the version does not exist, there is no previous champion, or the export fails.
     """
     args = parser().parse_args(arguments)
-    name = args.model or load_settings(args.params).registry.model
+    name = args.model or load_settings(args.params).registered_model
     registry = Registry(connect(), name)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -41,13 +44,20 @@ def main(arguments: Sequence[str]) -> None:
         )
     if args.command == "promote":
         number = str(registry.version(args.version).version)
-        registry.describe(number, f"promoted by hand: {args.reason}")
         previous = registry.promote(number, args.reason)
+        publish_card(registry, number, f"promoted by hand: {args.reason}")
         replaced = f" and replaces version {previous}" if previous else ""
         console.print(f"{name}: version {number} is champion{replaced}")
     elif args.command == "rollback":
         current, previous = registry.rollback(args.reason)
         console.print(f"{name}: version {previous} is champion again and replaces version {current}")
+    elif args.command == "export":
+        if args.push:
+            check_push(args.push)
+        number = export(registry, args.version, args.out)
+        console.print(f"{name}: version {number} is in {args.out}", markup=False, soft_wrap=True)
+        if args.push:
+            console.print(f"{args.out}: uploaded as {push(args.out, args.push)}", markup=False, soft_wrap=True)
     elif args.version:
         details(console, registry.version(args.version), _aliases(registry, args.version))
     else:
@@ -61,13 +71,19 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings that name the model (default: %(default)s)"
     )
-    common.add_argument("--model", help="registered model (default: register.model in the params)")
+    common.add_argument("--model", help="registered model (default: that of the params)")
     commands = top.add_subparsers(dest="command", required=True)
     promote = commands.add_parser("promote", parents=[common], help="make a version champion")
     promote.add_argument("--version", required=True, metavar="N", help="number of the version")
     promote.add_argument("--reason", required=True, help="stored with the version, your name and the time")
     rollback = commands.add_parser("rollback", parents=[common], help="make the previous champion the champion again")
     rollback.add_argument("--reason", default="rolled back by hand", help="stored likewise (default: %(default)s)")
+    hand_over = commands.add_parser("export", parents=[common], help="write a version as a folder for the hub")
+    hand_over.add_argument("--version", required=True, metavar="N", help="number or alias of the version")
+    hand_over.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="must not exist, or be empty")
+    hand_over.add_argument(
+        "--push", metavar="ORG/NAME", help="upload the folder to this repository (token in HF_TOKEN)"
+    )
     show = commands.add_parser("show", parents=[common], help="list versions with aliases, metrics, hashes and reasons")
     show.add_argument("--version", metavar="N", help="show one version with its ancestry and the promotion decision")
     return top

@@ -9,16 +9,16 @@ and the recipes have the settings for the published files:
 - movie posters (Du, Song and Li, arXiv 2605.01402): path, score, label, split; label is ten times score
 """
 
-import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
 from components.ingest.quarantine import BadValueError, Quarantine
 from components.ingest.sources.folder import read_folder
-from components.ingest.sources.labels import RecordReader, parse_target, read_records
-from components.settings import Ingest, Settings
+from components.ingest.sources.labels import parse_target
+from components.ingest.sources.tables import map_column, read_records
+from components.settings import Settings
 from components.shared.rows.rows import Row
 
 MAX_SCORE = 10  # IMDb's scores are 1 to 10
@@ -26,7 +26,7 @@ MAX_SCORE = 10  # IMDb's scores are 1 to 10
 
 def read_faces(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
     """Reads AgeDB or IMDB-WIKI: yields split and row of every image, as `read_folder` does."""
-    return read_folder(folder, settings, _with_image_folder(read_records, settings.ingest), quarantine=quarantine)
+    return read_folder(folder, settings, read_records, quarantine=quarantine)
 
 
 def read_bone_age(
@@ -34,7 +34,7 @@ def read_bone_age(
 ) -> Iterator[tuple[str, Row]]:
     """Reads bone age: the image column has the number of a PNG file, or its name."""
     read = map_column(read_records, settings.ingest.image_column, png_name)
-    return read_folder(folder, settings, _with_image_folder(read, settings.ingest), quarantine=quarantine)
+    return read_folder(folder, settings, read, quarantine=quarantine)
 
 
 def read_movies(folder: Path, settings: Settings, *, quarantine: Quarantine | None = None) -> Iterator[tuple[str, Row]]:
@@ -45,22 +45,7 @@ def read_movies(folder: Path, settings: Settings, *, quarantine: Quarantine | No
         shift = int(high > MAX_SCORE) - int(_largest_number(table, column) > MAX_SCORE)
         return map_column(read_records, column, lambda text: scale_decimal(text, shift))(table)
 
-    return read_folder(folder, settings, _with_image_folder(read, settings.ingest), quarantine=quarantine)
-
-
-def map_column(read: RecordReader, column: str, change: Callable[[str], str]) -> RecordReader:
-    """A reader that applies `change` to the values of a column; a table without the column is unchanged."""
-
-    def read_mapped(table: Path) -> Iterator[tuple[int, list[str]]]:
-        rows = read(table)
-        for line, header in rows:
-            yield line, header
-            at = header.index(column) if column in header else len(header)
-            for line, fields in rows:
-                # `fields` may be too short or too long; `read_labels` reports that.
-                yield line, [*fields[:at], *(change(text) for text in fields[at : at + 1]), *fields[at + 1 :]]
-
-    return read_mapped
+    return read_folder(folder, settings, read, quarantine=quarantine)
 
 
 def png_name(id: str) -> str:
@@ -76,15 +61,6 @@ def scale_decimal(text: str, shift: int) -> str:
     except BadValueError:
         return text
     return f"{Decimal(text.strip()).scaleb(shift):f}" if shift else text
-
-
-def _with_image_folder(read: RecordReader, settings: Ingest) -> RecordReader:
-    """A reader that prepends `image_folder` to the image paths."""
-    folder = settings.image_folder
-    if folder is None:
-        return read
-    # Absolute and empty paths are left unchanged, so that `read_labels` reports them as such.
-    return map_column(read, settings.image_column, lambda path: posixpath.join(folder, path) if path.strip() else path)
 
 
 def _largest_number(table: Path, column: str) -> float:

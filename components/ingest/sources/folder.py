@@ -1,47 +1,132 @@
-"""The source `folder`: streams rows from a CSV of labels and the image files that it names."""
+"""The source `folder`: streams rows from tables of labels and their images, or from image files named by label."""
 
+import posixpath
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from components.errors import ConcordError
 from components.ingest.quarantine import Quarantine
-from components.ingest.sources.labels import Label, RecordReader, read_labels, read_records, table_path
+from components.ingest.sources.image_files import ImageFiles
+from components.ingest.sources.labels import Label, read_labels
+from components.ingest.sources.tables import (
+    TABLE_SUFFIXES,
+    RecordReader,
+    Records,
+    map_column,
+    read_image_files,
+    table_reader,
+    with_groups,
+)
 from components.ingest.splits import balanced_splits, shuffle_key, subject_splits
-from components.settings import Settings, Task
+from components.settings import Ingest, Settings, Task
 from components.shared.io.prefetch import prefetch
 from components.shared.rows.rows import SPLITS, Row
 from components.shared.scoring.shots import label_bins
 
 
 def read_folder(
-    folder: Path, settings: Settings, read: RecordReader = read_records, *, quarantine: Quarantine | None = None
+    folder: Path, settings: Settings, read: RecordReader | None = None, *, quarantine: Quarantine | None = None
 ) -> Iterator[tuple[str, Row]]:
     """Yields split and row of every image: train first, each split in a shuffled order that depends only on the ids.
 
-    The call itself reads and checks the whole table. Iterating then reads the image files, a few dozen ahead, and gives
-    their bytes unchanged.
+    The call itself reads and checks the tables. Iterating then reads the images, a few dozen ahead, and gives their
+    bytes unchanged.
 
     Args:
-        folder: contains the table.
-        settings: name and columns of the table, and the split.
-        read: yields the table's records, see `read_labels`.
+        folder: contains the tables, or the images.
+        settings: names of tables and columns, and the split.
+        read: yields a table's records, see `read_labels`; None: reads tables of every ending.
         quarantine: takes rows with errors; None: any error ends the step.
 
     Raises:
         ConcordError: more rows have errors than the quarantine takes, a split is empty, or a file cannot be read.
     """
-    table = table_path(folder, settings.ingest)
-    members = split_labels(table, read_labels(table, settings.ingest, read, quarantine=quarantine), settings)
-    return _rows(table, members, settings.task)
+    source = open_folder(folder, settings.ingest, read)
+    labels = read_labels(source.tables, settings.ingest, source.read, source.images, quarantine)
+    members = split_labels(source.tables[0], labels, settings)
+    return _rows(source, members, settings.task)
 
 
-def _rows(table: Path, members: Mapping[str, list[Label]], task: Task) -> Iterator[tuple[str, Row]]:
+@dataclass(frozen=True)
+class Folder:
+    """Tables and images of a folder.
+
+    Attributes:
+        tables: paths of the tables; if there are none, the folder, whose image files are the rows.
+        read: yields a table's records.
+        images: the images by path.
+    """
+
+    tables: list[Path]
+    read: RecordReader
+    images: ImageFiles
+
+
+def open_folder(folder: Path, settings: Ingest, read: RecordReader | None = None, keep: int | None = None) -> Folder:
+    """Finds the tables of a folder, and the readers of their records and images.
+
+    Image paths are relative to the table, or to the folder if `settings.csv` is a pattern that names several tables.
+
+    Args:
+        folder, settings, read: see `read_folder`.
+        keep: see `ImageFiles`.
+
+    Raises:
+        ConcordError: there is no such table.
+    """
+    tables = table_paths(folder, settings)
+    images = ImageFiles(folder if is_glob(settings.csv) or not settings.csv else tables[0].parent, keep)
+    plain = read or (table_reader(images) if settings.csv else read_image_files)
+
+    def read_located(table: Path) -> Records:
+        # Only for several tables, each of which has its images beside it.
+        beside = "" if table.is_dir() else table.parent.relative_to(images.root).as_posix()
+        start = posixpath.normpath(posixpath.join(beside, settings.image_folder or ""))
+
+        def locate(path: str) -> str:
+            # Absolute and empty paths are left unchanged, so that `read_labels` reports them as such.
+            return path if start == "." or not path.strip() or path in images else posixpath.join(start, path)
+
+        return with_groups(map_column(plain, settings.image_column, locate), settings.image_column, settings.pattern)(
+            table
+        )
+
+    return Folder(tables, read_located, images)
+
+
+def is_glob(csv: str | None) -> bool:
+    """Whether `ingest.csv` names several tables: data/*.parquet."""
+    return csv is not None and any(mark in csv for mark in "*?[")
+
+
+def table_paths(folder: Path, settings: Ingest) -> list[Path]:
+    """Paths of the tables that the settings name, or the folder itself if its image files are the rows.
+
+    Raises:
+        ConcordError: a file does not exist, or is outside the folder, where the hash of the data does not cover it.
+    """
+    if settings.csv is None:
+        return [folder]
+    inside = posixpath.normpath(settings.csv)
+    if posixpath.isabs(inside) or inside.split("/")[0] == "..":
+        raise ConcordError(f"ingest.csv: {settings.csv} is outside {folder}; name a file inside it.")
+    table = folder / settings.csv
+    tables = sorted(folder.glob(inside)) if is_glob(settings.csv) else [table]
+    if not tables or not all(path.is_file() for path in tables):
+        found = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in TABLE_SUFFIXES)[:10]
+        hint = f"Tables there: {', '.join(found)}" if found else f"{folder} contains no table"
+        raise ConcordError(f"{table}: no such file. {hint}. Correct ingest.csv or add the file.")
+    return tables
+
+
+def _rows(source: Folder, members: Mapping[str, list[Label]], task: Task) -> Iterator[tuple[str, Row]]:
     for split in SPLITS:
-        contents = prefetch(lambda label: _read_image(table, label), members[split])
+        contents = prefetch(lambda label: _read_image(source, label), members[split])
         for label, content in zip(members[split], contents, strict=True):
-            origin = f"{table.name}:{label.line} {label.image}"
+            origin = f"{label.table}:{label.line} {label.image}"
             yield split, Row(label.id, content, label.target, task.question, origin, label.subject)
 
 
@@ -98,11 +183,11 @@ def _val_from_train(labels: list[Label], task: Task, max_per_label: int) -> list
     return ["val" if rule.get(label.id) == "val" else label.split for label in labels]
 
 
-def _read_image(table: Path, label: Label) -> bytes:
+def _read_image(source: Folder, label: Label) -> bytes:
     try:
-        with open(f"{table.parent}/{label.image}", "rb", buffering=0) as file:
-            return file.read()
+        return source.images.read(label.image)
     except OSError as error:
+        table = source.images.root / label.table
         raise ConcordError(
             f"{table}:{label.line}: {label.image}: cannot be read ({error.strerror}). Make it readable."
         ) from None

@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 
 from components.errors import ConcordError
 from components.ingest.quarantine import Quarantine
-from components.ingest.sources.labels import read_records
+from components.ingest.sources.tables import read_records
 from components.settings import Settings
 from components.shared.io.process_pool import process_pool
 from components.shared.rows.rows import SPLITS, Row
@@ -297,6 +297,7 @@ def read_gauges(folder: Path, settings: Settings, *, quarantine: Quarantine | No
         quarantine: counts the rows, but takes none: the table is generated, so an error in it means that the file is
             damaged.
     """
+    assert settings.ingest.csv is not None  # the settings check it
     path, size = folder / settings.ingest.csv, settings.ingest.image_size
     scenes = read_scenes(path)
     with ExitStack() as stack:

@@ -1,19 +1,17 @@
-"""Reads a CSV of labels for image files, and reports all its errors together with line, value and remedy."""
+"""Reads the labels of images from tables, and reports all errors together with line, value and remedy."""
 
-import csv
 import difflib
 import math
-import os
-import posixpath
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError, Quarantine, TableErrors
+from components.ingest.sources.image_files import ImageFiles
+from components.ingest.sources.tables import RecordReader, Records
 from components.settings import Ingest
 from components.shared.io.prefetch import prefetch
 from components.shared.io.progress import with_progress
@@ -23,11 +21,11 @@ from components.shared.rows.rows import SPLITS
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 T = TypeVar("T")
+Seen = dict[str, tuple[str, int]]  # value -> table and line that have it
 
-# Yields line number and fields of every record of a table, the header first.
-RecordReader = Callable[[Path], Iterator[tuple[int, list[str]]]]
+# Other names of the splits, as published data sets write them.
+_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class Label:
         split: train, val or test; empty if the source gives no split.
         line: line of the file on which the record begins; the header is line 1.
         subject: person or device; None if unknown.
+        table: name of the table; its path, if there are several.
     """
 
     id: str
@@ -49,61 +48,7 @@ class Label:
     split: str
     line: int
     subject: str | None = None
-
-
-def table_path(folder: Path, settings: Ingest) -> Path:
-    """The path of the CSV that the settings name.
-
-    Raises:
-        ConcordError: the file does not exist, or is outside the folder, where the hash of the data does not cover it.
-    """
-    table = folder / settings.csv
-    inside = posixpath.normpath(settings.csv)
-    if posixpath.isabs(inside) or inside.split("/")[0] == "..":
-        raise ConcordError(f"ingest.csv: {settings.csv} is outside {folder}; name a file inside it.")
-    if not table.is_file():
-        csv_files = sorted(path.name for path in folder.glob("*.csv"))[:10]
-        hint = f"CSV files there: {', '.join(csv_files)}" if csv_files else f"{folder} contains no CSV file"
-        raise ConcordError(f"{table}: no such file. {hint}. Correct ingest.csv or add the file.")
-    return table
-
-
-def read_records(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and fields of every record, the header first; skips blank lines.
-
-    Raises:
-        ConcordError: the file cannot be read, is not UTF-8 (a byte order mark is accepted), or is not well-formed CSV.
-    """
-    start = 1
-    try:
-        # surrogateescape lets `_check_utf8` report an invalid byte with its line.
-        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(_check_utf8(file, table), strict=True)
-            for fields in reader:
-                if fields:
-                    yield start, fields
-                start = reader.line_num + 1
-    except OSError as error:
-        raise ConcordError(f"{table}: cannot be read: {error.strerror}. Make it readable.") from None
-    except csv.Error as error:
-        raise ConcordError(
-            f"{table}:{start}: not well-formed CSV: {error}. Look for an unclosed quote on this line; a quote inside a "
-            'quoted value must be doubled ("").'
-        ) from None
-
-
-def _check_utf8(lines: Iterator[str], table: Path) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) - 0xDC00
-            raise ConcordError(
-                f"{table}:{number}: not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8: choose "
-                '"CSV UTF-8" in the spreadsheet, or run iconv -f CP1252 -t UTF-8 (-f UTF-16 for files that begin with '
-                "0xff or 0xfe)."
-            ) from None
-        yield line
+    table: str = ""
 
 
 def column_indices(location: str, header: Sequence[str], required: Mapping[str, str]) -> dict[str, int]:
@@ -128,39 +73,101 @@ def column_indices(location: str, header: Sequence[str], required: Mapping[str, 
     if not errors:
         return {column: header.index(column) for column in required}
     existing = ", ".join(quoted(name) for name in header[:20]) + (", ..." if len(header) > 20 else "")
-    separator = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
-    remedy = (
-        f"The columns seem to be separated by {separator!r}; separate them by commas."
-        if separator
-        else "Correct the setting in the params file, or the header."
-    )
+    remedy = "Correct the setting in the params file, or the header."
     lines = [f"{location}: the header does not match the settings", *errors, f"  existing columns: {existing}", remedy]
     raise ConcordError("\n".join(lines))
 
 
 def read_labels(
-    table: Path, settings: Ingest, read: RecordReader = read_records, *, quarantine: Quarantine | None = None
+    tables: Sequence[Path],
+    settings: Ingest,
+    read: RecordReader,
+    images: ImageFiles,
+    quarantine: Quarantine | None = None,
 ) -> list[Label]:
-    """Reads and checks the whole table: columns, numbers, image files, ids, splits.
+    """Reads and checks whole tables: columns, numbers, images, ids, splits.
 
     An enabled quarantine also takes rows whose image does not decode or whose target is outside the task's range; they
     would otherwise stop the run in the validate step. Without a quarantine, no image is opened. Of two rows with the
     same id, the first is kept. Memory holds the labels (about 300 bytes per row), but no images.
 
     Args:
-        table: the CSV.
+        tables: files, read in this order; or the folder whose image files are the rows.
         settings: names of the columns.
-        read: yields the table's records, the header first; a source may convert values there.
+        read: yields a table's records, the header first; a source may convert values there.
+        images: checks and reads images by their paths.
         quarantine: takes rows with errors; None: any error ends the step.
 
     Raises:
         ConcordError: more rows have errors than the quarantine takes; reports all errors.
     """
     quarantine = quarantine or Quarantine()
-    reader = read(table)
-    line, header = next(reader, (0, []))
+    scan = scan_labels(tables, settings, read, images)
+    labels = scan.labels
+    if quarantine.enabled:
+        errors = {table.name: table for table in scan.errors}
+
+        def report(label: Label, bad: BadValueError) -> None:
+            errors[label.table].add(label.line, *_column_and_value(label, bad, settings), bad)
+
+        labels = drop_unusable_labels(labels, quarantine, lambda label: images.read(label.image), report)
+    quarantine.add(scan.rows, scan.errors)
+    if not labels:
+        raise ConcordError(f"{tables[0]}: {scan.rows} rows, and none of them can be used. See ingest.max_quarantined.")
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the tables contain.
+
+    Attributes:
+        labels: of the rows without errors.
+        errors: of each table.
+        rows: number of all rows.
+    """
+
+    labels: list[Label]
+    errors: list[TableErrors]
+    rows: int
+
+
+def scan_labels(tables: Sequence[Path], settings: Ingest, read: RecordReader, images: ImageFiles) -> Scan:
+    """Reads whole tables and collects the errors of their rows; see `read_labels`. Opens no image.
+
+    Raises:
+        ConcordError: a table cannot be read, lacks a column, or has no rows.
+    """
+    seen: tuple[Seen, Seen] = {}, {}
+    scan = Scan([], [], 0)
+    for table in tables:
+        name = table.name if len(tables) == 1 else table.relative_to(images.root).as_posix()
+        parser, rows = _open_table(TableErrors(table, name), settings, read, images, seen)
+        count = 0
+        for line, fields in with_progress(rows, f"checking {table.name}"):
+            count += 1
+            if label := parser.parse(line, fields):
+                scan.labels.append(label)
+        if not count:
+            raise ConcordError(f"{table}: a header but no rows. Add a row for each image.")
+        scan = Scan(scan.labels, [*scan.errors, parser.errors], scan.rows + count)
+    return scan
+
+
+def _open_table(
+    errors: TableErrors,
+    settings: Ingest,
+    read: RecordReader,
+    images: ImageFiles,
+    seen: tuple[Seen, Seen],
+) -> "tuple[_RowParser, Records]":
+    """The parser for a table's rows, and its records after the header."""
+    table = errors.table
+    rows = read(table)
+    line, header = next(rows, (0, []))
     if not line:
-        raise ConcordError(f"{table}: empty. It needs a header and a row for each image.")
+        what = "contains no image file" if table.is_dir() else "empty"
+        raise ConcordError(f"{table}: {what}. It needs a header and a row for each image.")
     required = {settings.image_column: "ingest.image_column", settings.target_column: "ingest.target_column"}
     if settings.id_column:
         required.setdefault(settings.id_column, "ingest.id_column")
@@ -168,26 +175,8 @@ def read_labels(
         required.setdefault(settings.split_column, "ingest.split_column")
     if settings.subject_column:
         required.setdefault(settings.subject_column, "ingest.subject_column")
-    parser = _RowParser(table, settings, column_indices(f"{table}:{line}", header, required), len(header))
-    labels: list[Label] = []
-    count = 0
-    for line, fields in with_progress(reader, f"checking {table.name}"):
-        count += 1
-        if label := parser.parse(line, fields):
-            labels.append(label)
-    if not count:
-        raise ConcordError(f"{table}: a header but no rows. Add a row for each image.")
-    if quarantine.enabled:
-        labels = drop_unusable_labels(
-            labels,
-            quarantine,
-            read=lambda label: (table.parent / label.image).read_bytes(),
-            report=lambda label, bad: parser.errors.add(label.line, *_column_and_value(label, bad, settings), bad),
-        )
-    quarantine.add(count, [parser.errors])
-    if not labels:
-        raise ConcordError(f"{table}: {count} rows, and none of them can be used. See ingest.max_quarantined.")
-    return labels
+    columns = column_indices(f"{table}:{line}", header, required)
+    return _RowParser(errors, settings, columns, len(header), images, seen), rows
 
 
 def drop_unusable_labels(
@@ -253,12 +242,20 @@ def _image_error(data: bytes | BadValueError) -> BadValueError | None:
 class _RowParser:
     """Parses records into labels, and records all errors."""
 
-    def __init__(self, table: Path, settings: Ingest, columns: Mapping[str, int], width: int) -> None:
-        self._settings, self._columns, self._width = settings, columns, width
-        self._root = os.fspath(table.parent)
-        self._images: dict[str, int] = {}  # value -> line
-        self._ids: dict[str, int] = {}
-        self.errors = TableErrors(table)
+    def __init__(
+        self,
+        errors: TableErrors,
+        settings: Ingest,
+        columns: Mapping[str, int],
+        width: int,
+        images: ImageFiles,
+        seen: tuple[Seen, Seen],
+    ) -> None:
+        """`seen` has the images and the ids of the tables before this one, with their places."""
+        self._settings, self._columns, self._width, self._check_image = settings, columns, width, images.check
+        self._groups = re.compile(settings.pattern).groupindex if settings.pattern else {}
+        self._images, self._ids = seen
+        self.errors = errors
 
     def parse(self, line: int, fields: Sequence[str]) -> Label | None:
         """The label, or None if the record has errors."""
@@ -266,7 +263,7 @@ class _RowParser:
             self.errors.add(line, None, None, _wrong_width(len(fields), self._width))
             return None
         names, before = self._settings, self.errors.count
-        image = self._value(line, fields, names.image_column, lambda text: parse_image(text, self._root))
+        image = self._value(line, fields, names.image_column, self._check_image)
         target = self._value(line, fields, names.target_column, parse_target)
         split: str | None = ""
         if names.split in ("given", "given-test") and names.split_column:
@@ -283,15 +280,23 @@ class _RowParser:
             self._check_unique(line, names.id_column, id, self._ids, "duplicate id")
         if self.errors.count > before or id is None or image is None or target is None or split is None:
             return None
-        return Label(id, image, target, split, line, subject)
+        return Label(id, image, target, split, line, subject, self.errors.name)
 
-    def _check_unique(self, line: int, column: str, value: str | None, seen: dict[str, int], kind: str) -> None:
-        if value is not None and (first := seen.setdefault(value, line)) != line:
-            self.errors.add(line, column, value, BadValueError(kind, f"line {first} has it too; remove one of them"))
+    def _check_unique(self, line: int, column: str, value: str | None, seen: Seen, kind: str) -> None:
+        if value is not None and (first := seen.setdefault(value, (self.errors.name, line))) != (
+            self.errors.name,
+            line,
+        ):
+            place = f"line {first[1]}" if first[0] == self.errors.name else f"{first[0]}:{first[1]}"
+            self.errors.add(line, column, value, BadValueError(kind, f"{place} has it too; remove one of them"))
 
     def _value(self, line: int, fields: Sequence[str], column: str, parse: Callable[[str], T]) -> T | None:
         text = fields[self._columns[column]]
         try:
+            if not text and column in self._groups:
+                path = fields[self._columns[self._settings.image_column]]
+                remedy = f"{quoted(path)} does not match ingest.pattern: correct the pattern, or move the file away"
+                raise BadValueError(f"no {column} in the path", remedy)
             return parse(text)
         except BadValueError as bad:
             self.errors.add(line, column, text, bad)
@@ -349,36 +354,13 @@ def parse_subject(text: str, needed: bool) -> str | None:
 
 
 def parse_split(text: str) -> str:
-    """Accepts train, val or test.
+    """Accepts train, val or test in any case, and other names of them, such as validation.
 
     Raises:
         BadValueError: anything else.
     """
-    if text not in SPLITS:
+    name = text.strip().lower()
+    name = _SPLIT_NAMES.get(name, name)
+    if name not in SPLITS:
         raise BadValueError("unknown split", "write train, val or test")
-    return text
-
-
-def parse_image(text: str, root: str) -> str:
-    """Checks and normalises an image path: it must name an existing, non-empty file below `root`.
-
-    Symbolic links are followed, since DVC may replace files with links to its cache.
-
-    Raises:
-        BadValueError: the path is empty or outside `root`, or the file is missing or empty.
-    """
-    if not text.strip():
-        raise BadValueError("empty image path", "fill in the path or remove the row")
-    path = posixpath.normpath(text)
-    if posixpath.isabs(path) or _DRIVE.match(path) or path.split("/")[0] == "..":
-        raise BadValueError("image outside the folder", "put the file below the CSV's folder")
-    try:
-        status = os.stat(f"{root}/{path}")
-    except (OSError, ValueError):  # ValueError: a null character in the path
-        remedy = "write paths with /, not \\" if "\\" in text else "add the file or remove the row"
-        raise BadValueError("missing file", remedy) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise BadValueError("not a file", "give the path of an image file")
-    if status.st_size == 0:
-        raise BadValueError("empty file", "it has 0 bytes: copy it again or remove the row")
-    return path
+    return name

@@ -17,7 +17,8 @@ from components.ingest.quarantine import BadValueError, Quarantine, TableErrors
 from components.ingest.sources.annotations import Annotation, parse_annotation, parse_json, read_annotations
 from components.ingest.sources.archives import SUFFIXES, Archives, Member
 from components.ingest.sources.folder import split_labels
-from components.ingest.sources.labels import Label, OutOfRangeError, drop_unusable_labels, parse_image
+from components.ingest.sources.image_files import parse_image
+from components.ingest.sources.labels import Label, OutOfRangeError, drop_unusable_labels
 from components.settings import Release, Settings
 from components.shared.io.progress import with_progress
 from components.shared.io.text import quoted

@@ -11,6 +11,7 @@ _TOKEN = re.compile(r"([?&][^=&\s]*(?:password|passwd|pwd|secret|token|key|signa
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
     "KF_PIPELINES_COOKIE",
     "KF_PIPELINES_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
+from components.errors import ConcordError
 from components.settings import Task
 from components.shared.model.prompts import prompt_with_image
-from components.shared.rows.images import decode_image
+from components.shared.rows.images import BadImageError, decode_image
 from components.shared.scoring.answers import parse_answers
 
 
@@ -33,18 +34,30 @@ def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], 
 
 
 def image_batches(
-    rows: Iterable[pa.RecordBatch], size: int
+    rows: Iterable[pa.RecordBatch], size: int, unreadable: dict[str, str] | None = None
 ) -> Iterator[tuple[list[str], list[Image.Image], list[str]]]:
     """Yields ids, decoded images and questions of at most `size` rows at a time.
 
     Args:
         rows: record batches with the columns id, image and question.
+        unreadable: receives id -> reason for each image that cannot be decoded, which is then left out.
+
+    Raises:
+        ConcordError: an image cannot be decoded, and `unreadable` is None.
     """
     for chunk in rows:
         for start in range(0, chunk.num_rows, size):
-            part = chunk.slice(start, size)
-            images = [decode_image(value["bytes"]) for value in part.column("image").to_pylist()]
-            yield part.column("id").to_pylist(), images, part.column("question").to_pylist()
+            found = []
+            for row in chunk.slice(start, size).select(["id", "image", "question"]).to_pylist():
+                try:
+                    found.append((row["id"], decode_image(row["image"]["bytes"]), row["question"]))
+                except BadImageError as error:
+                    if unreadable is None:
+                        raise ConcordError(f"image {row['id']}: {error}") from None
+                    unreadable[row["id"]] = str(error)
+            if found:
+                ids, images, questions = (list(column) for column in zip(*found, strict=True))
+                yield ids, images, questions
 
 
 @contextmanager
@@ -75,14 +88,16 @@ def generate_answers(
     rows: Iterable[pa.RecordBatch],
     batch_size: int,
     max_new_tokens: int,
+    unreadable: dict[str, str] | None = None,
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Yields ids and raw completions, batch by batch; the model is in eval mode while it generates.
 
     Args:
         rows: record batches with the columns id, image and question.
+        unreadable: see `image_batches`.
     """
     with inference(model):
-        for ids, images, questions in image_batches(rows, batch_size):
+        for ids, images, questions in image_batches(rows, batch_size, unreadable):
             yield ids, generate_greedy(model, processor, images, questions, max_new_tokens)
 
 

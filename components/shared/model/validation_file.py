@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import ConcordError
-from components.settings import Task
+from components.settings import Answer, Task
 from components.shared.model.answer_tree import task_values
-from components.shared.scoring.answer_rule import ValidationDistributions
+from components.shared.scoring.answer_rule import AnswerRule, ValidationDistributions
 from components.shared.scoring.distribution import nearest
 from components.shared.scoring.errors import Array
 from components.shared.scoring.shots import ShotTable
@@ -57,7 +57,7 @@ def read_validation(folder: Path) -> tuple[list[str], ValidationDistributions]:
     path = folder / FILE
     remedy = "Train the model with this version of sft and grpo."
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # read_table would import pandas
         meta = json.loads(table.schema.metadata[_META])
     except FileNotFoundError:
         raise ConcordError(f"{path}: missing, so the answers cannot be read from the distribution. {remedy}") from None
@@ -77,6 +77,16 @@ def read_validation(folder: Path) -> tuple[list[str], ValidationDistributions]:
         log_p=flat.astype(np.float64).reshape(-1, len(counts)),
         warm_start=table["warm_start"].to_numpy(zero_copy_only=False),
     )
+
+
+def fitted_rule(folder: Path, answer: Answer, tolerance: float) -> AnswerRule:
+    """The answer rule of a model folder under the settings.
+
+    Raises:
+        ConcordError: the folder has no validation.parquet.
+    """
+    _, validation = read_validation(folder)
+    return AnswerRule.fit(validation, answer.statistic, answer.balance, answer.coverage, tolerance)
 
 
 def label_counts(task: Task, train: Array) -> tuple[Array, np.ndarray, float]:

@@ -1,7 +1,9 @@
 """Reads which version of a registered model is the champion; components/register changes it."""
 
+import json
 from typing import TYPE_CHECKING
 
+from components.settings import Task
 from components.shared.tracking.connection import mlflow_errors
 
 if TYPE_CHECKING:
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+SETTINGS = "concord.settings"  # tag of a version: the settings of the steps that made it, as JSON
 
 
 def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
@@ -27,3 +30,12 @@ def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
                 raise
             return None
         return None if number is None else client.get_model_version(name, str(number))
+
+
+def other_task(version: "ModelVersion", task: Task) -> str | None:
+    """Returns in what a version's task differs from `task`, since then the two cannot be compared; None if it is the
+    same, or if the version does not tell."""
+    before = json.loads(version.tags.get(SETTINGS, "{}")).get("task")
+    now = task.tree()
+    names = [name for name in ("question", "unit", "low", "high", "resolution") if before and before[name] != now[name]]
+    return ", ".join(f"task.{name} was {before[name]!r}, is {now[name]!r}" for name in names) or None

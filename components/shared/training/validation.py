@@ -16,6 +16,7 @@ from components.settings import Task
 from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.generation import collect_answers
 from components.shared.model.number_reader import collect_log_probabilities
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.validation_file import label_counts
 from components.shared.rows.rows import slice_rows
 from components.shared.rows.validation import tune_rows, tune_table
@@ -71,7 +72,7 @@ class Validation:
         rows: images of one evaluation.
         batch_size: images that a rank reads at once.
         trained: the balance that the model is trained with, and so lacks already.
-        text: how the greedy text is read, where training is judged by it; None: it is judged by the distribution.
+        text: the task, where training is judged by the number in the greedy text; None: by the distribution.
     """
 
     ingest: Path
@@ -79,15 +80,7 @@ class Validation:
     rows: int
     batch_size: int
     trained: float = 0.0
-    text: "GreedyText | None" = None
-
-
-@dataclass(frozen=True)
-class GreedyText:
-    """The task, and the length limit of its greedy answers in tokens."""
-
-    task: Task
-    max_new_tokens: int
+    text: Task | None = None
 
 
 def validation_arguments(every: int) -> dict[str, Any]:
@@ -197,13 +190,14 @@ class ValidatesDistributions(TrainerHooks):
         def answers(start: int, count: int) -> Array:
             assert text is not None
             rows = slice_rows(tune_rows(validation.ingest), start, count)
+            length = max_answer_tokens(self.processing_class, text)
             with self.accelerator.autocast():
-                return collect_answers(model, self.processing_class, rows, size, text.max_new_tokens, text.task)[2]
+                return collect_answers(model, self.processing_class, rows, size, length, text)[2]
 
         log_p = divided_among_ranks(len(targets), log_probs)
         figures = validation_figures(numbers, log_p, targets, validation.trained)
         if text:
-            figures |= text_figures(numbers, text.task, divided_among_ranks(len(targets), answers), targets)
+            figures |= text_figures(numbers, text, divided_among_ranks(len(targets), answers), targets)
         self.log(figures)
         # transformers looks up `metric_for_best_model` with this prefix.
         prefixed = {f"eval_{name}": value for name, value in figures.items()}

@@ -130,7 +130,7 @@ def test_distributions_agree_with_an_independent_computation(
     evaluated: tuple[Path, str], gray: GrayWorld, name: str
 ) -> None:
     settings, folder = gray.settings, gray.sft if name == "sft" else gray.grpo
-    reader = NumberReader.load(folder, settings.model, settings.task, settings.answer, 100)
+    reader = NumberReader.load(folder, settings.reader(), 100)
     rows = read_rows(gray.ingest, "test", 7)
     _, log_p = collect_log_probabilities(reader.model, reader.processor, rows, reader.tree, 7)
     table, metrics = tables(evaluated[0])[name], read(evaluated[0], "metrics.json")[name]["distribution"]

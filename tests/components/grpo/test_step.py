@@ -147,7 +147,7 @@ def test_the_checkpoint_that_is_best_on_validation_images_is_kept(
     kept = validation_figures(numbers, log_p, targets, 0.0)
     if estimator == "sampled":
         rows = slice_rows(tune_rows(ingest), 0, 20)
-        answers = collect_answers(model, processor, rows, 8, settings.grpo.max_new_tokens, settings.task)[2]
+        answers = collect_answers(model, processor, rows, 8, 6, settings.task)[2]
         kept |= text_figures(numbers, settings.task, answers, targets)
     assert kept == pytest.approx({name: figures[name] for name in kept}, rel=1e-4)
 

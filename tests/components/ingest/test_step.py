@@ -189,7 +189,7 @@ ERRORS: dict[str, tuple[Change, list[str]]] = {
     ),
     "unknown split": (split_column(5, "tset"), ["labels.csv:5: part: unknown split 'tset'", "train, val or test"]),
     "not UTF-8": (text("image,reading\nß,1\n".encode("latin-1")), ["labels.csv:2: not UTF-8", "iconv"]),
-    "no CSV": (setting(csv="other.csv"), ["data/other.csv: no such file", "CSV files there: labels.csv"]),
+    "no CSV": (setting(csv="other.csv"), ["data/other.csv: no such file", "Tables there: labels.csv"]),
     "binary": (lambda raw: (raw.folder / "labels.csv").write_bytes(os.urandom(5000)), ["labels.csv:", "UTF-8"]),
     "control characters": (row(4, 1, "\x1b[2J\x07"), ["labels.csv:4: reading: target is not a number '\\x1b[2J\\x07'"]),
 }

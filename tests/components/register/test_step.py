@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from components.errors import ConcordError
 from components.evaluate.step import run as evaluate_run
 from components.register import step as register
 from components.register.registry import Registry
+from components.shared.model.number_reader import NumberReader
 from components.shared.rows.rows import read_rows
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
@@ -118,7 +119,7 @@ def test_first_version_becomes_champion_if_it_beats_the_warm_start(workspace: Wo
     assert [version.version for version in registry.versions()] == [1], "three runs created one version"
     assert registry.aliases() == {"champion": "1", "challenger": "1"}
     version = registry.version("1")
-    assert version.description == first["reason"]
+    assert version.description.startswith(f"{first['reason']}\n\n")
     tags = version.tags
     assert (first["served"], tags["concord.served"]) == ("grpo.balanced", "grpo.balanced")
     assert tags["concord.in.grpo"] == dvc_hash(workspace.world.grpo)
@@ -153,8 +154,14 @@ def test_registered_model_has_no_pickle_and_pinned_requirements(workspace: Works
         {"type": "string", "name": "question", "required": False},
     ]
     assert json.loads(metadata["signature"]["outputs"]) == [
-        {"type": "double", "name": name, "required": True} for name in ("value", "low", "high", "mass")
+        *({"type": "double", "name": name, "required": True} for name in ("value", "low", "high", "mass")),
+        {"type": "string", "name": "error", "required": False},
     ]
+    parameters = {param["name"]: param["default"] for param in json.loads(metadata["signature"]["params"])}
+    assert parameters == {
+        "balance": metadata["flavors"]["python_function"]["config"]["answer"]["balance"],
+        "coverage": 0.9,
+    }
 
 
 def test_registered_model_predicts_with_and_without_a_question(workspace: Workspace, first: dict[str, Any]) -> None:
@@ -172,6 +179,37 @@ def test_registered_model_predicts_with_and_without_a_question(workspace: Worksp
     assert model.predict(images.iloc[:0]).empty
     with pytest.raises(mlflow.exceptions.MlflowException, match="image"):
         model.predict(pd.DataFrame({"question": ["?"]}))
+
+
+def test_an_unreadable_image_costs_the_others_nothing(workspace: Workspace, first: dict[str, Any]) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}/1")
+    rows = pa.Table.from_batches(read_rows(workspace.world.ingest, "test")).to_pylist()[:3]
+    images = pd.DataFrame({"image": [row["image"]["bytes"] for row in rows]}, index=[7, 3, 5])
+    alone = model.predict(images)
+    assert alone["error"].isna().all()
+    images.loc[9] = [b"no image"]
+    answers = model.predict(images.loc[[9, 5, 3, 7]])
+    assert answers.index.tolist() == [9, 5, 3, 7]
+    pd.testing.assert_frame_equal(answers.drop(index=9), alone.loc[[5, 3, 7]], check_dtype=False, rtol=1e-4)
+    assert answers.loc[9, ["value", "low", "high", "mass"]].isna().all()
+    assert "not an image in a known format" in answers.loc[9, "error"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="no image can be read; the first: not an image"):
+        model.predict(images.loc[[9]])
+
+
+def test_balance_and_coverage_are_parameters_of_a_request(workspace: Workspace, first: dict[str, Any]) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}/1")
+    rows = pa.Table.from_batches(read_rows(workspace.world.ingest, "test")).to_pylist()
+    images = pd.DataFrame({"image": [row["image"]["bytes"] for row in rows]})
+    reader = NumberReader.load(workspace.world.grpo, workspace.world.settings.reader(1.0))
+    assert reader.rule is not None
+    ((_, log_p),) = reader.log_probabilities(read_rows(workspace.world.ingest, "test"), len(rows))
+    expected = replace(reader.rule, coverage=0.5).read(log_p)
+    answers = model.predict(images, params={"balance": 1.0, "coverage": 0.5})
+    for name in ("value", "low", "high"):
+        assert answers[name].tolist() == getattr(expected, name).tolist()
+    with pytest.raises(mlflow.exceptions.MlflowException, match=r"coverage: 7 is not within 0\.5 and 0\.999"):
+        model.predict(images, params={"coverage": 7.0})
 
 
 def test_registered_model_can_answer_with_its_greedy_text(workspace: Workspace, first: dict[str, Any]) -> None:
@@ -192,6 +230,20 @@ def test_decision_about_a_champion_is_kept(first: dict[str, Any]) -> None:
     assert decision == {key: first[key] for key in ("promoted", "reason", "champion_before", "met", "few")}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("question", "How old?"), ("unit", "years"), ("low", -1.0), ("high", 200.0), ("resolution", 0.5)]
+)
+def test_a_champion_of_another_task_is_not_compared(
+    workspace: Workspace, first: dict[str, Any], key: str, value: Any
+) -> None:
+    settings = workspace.world.settings
+    changed = settings.model_copy(update={"task": settings.task.model_copy(update={key: value})})
+    nowhere = Path("nowhere")
+    outcome = register._decide(Registry(connect(), MODEL), "1", None, changed, nowhere, nowhere)  # type: ignore[arg-type]
+    assert outcome["promoted"] is False
+    assert f"reads something else (task.{key} was {getattr(settings.task, key)!r}, is {value!r})" in outcome["reason"]
+
+
 def test_model_that_is_no_better_than_the_champion_stays_challenger(
     workspace: Workspace, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +257,7 @@ def test_model_that_is_no_better_than_the_champion_stays_challenger(
     assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": False}
     registry = Registry(connect(), MODEL)
     assert registry.aliases() == {"champion": "1", "challenger": "2"}
-    assert registry.version("2").description == registration["reason"]
+    assert registry.version("2").description.startswith(f"{registration['reason']}\n\n")
     model = ["--model", MODEL]
     command.main(["promote", "--version", "2", "--reason", "field trial", *model])
     assert registry.aliases()["champion"] == "2"

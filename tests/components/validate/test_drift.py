@@ -210,11 +210,8 @@ def test_drift_with_severity_error_stops_the_run(raw: RawFolder, capfd: pytest.C
     assert {"validate/tail.png", "validate/drift.json"} <= artifacts(run.info.run_id, "validate")
 
 
-def reason_not_compared(settings: Settings, model: str | None = MODEL) -> str:
+def reason_not_compared(settings: Settings) -> str:
     """The one-line reason why nothing was compared."""
-    limits = settings.validation
-    changed = limits.model_copy(update={"drift": limits.drift.model_copy(update={"model": model})})
-    settings = settings.model_copy(update={"validation": changed})
     with step_run(STEPS["validate"], settings, {"ingest": SHARDS}) as track:
         report = measure_drift(settings, track, profile_of(settings, 1, 300, 40))
     assert not report.compared
@@ -228,11 +225,15 @@ def test_reason_for_no_comparison_is_one_line_and_not_an_error(
     SHARDS.mkdir(parents=True)
     (SHARDS / "train-00000.parquet").write_text("rows")
     client = connect()
-    assert reason_not_compared(settings, None).endswith("validate.drift.model is null")
+    off = settings.model_copy(update={"validation": settings.validation.model_copy(update={"drift": None})})
+    assert reason_not_compared(off).endswith("validate.drift is null")
     champion(client, {})
     assert "version 1 of gauge-reader): its tags do not name them" in reason_not_compared(settings)
     champion(client, {"concord.in.ingest": "0123456789.dir"})
     assert "no finished validate run has read them (ingest 01234567)" in reason_not_compared(settings)
+    other = settings.task.tree() | {"unit": "years"}
+    champion(client, {"concord.in.ingest": "0123456789.dir", "concord.settings": json.dumps({"task": other})})
+    assert "which reads something else: task.unit was 'years', is '%'" in reason_not_compared(settings)
     with step_run(STEPS["validate"], settings, {"ingest": SHARDS}) as track:
         earlier = track.run_id  # like an earlier version of the step, it stores no profile
     champion(client)

@@ -11,6 +11,7 @@ from components.commands.bench.measure import CASES, SIDES, Case, measure
 from components.commands.bench.table import decoder_tokens, write_tables
 from components.commands.bench.tags import with_split_tags
 from components.shared.model.answer_tree import answer_tree
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.tiny import build_processor
 from tests.support.grpo_training import small_settings
 
@@ -18,13 +19,12 @@ from tests.support.grpo_training import small_settings
 def test_case_changes_only_the_settings_it_names() -> None:
     base = small_settings()
     heavy = CASES["image-heavy"].settings(base)
-    assert (heavy.grpo.prompts, heavy.grpo.generations, heavy.grpo.max_new_tokens) == (4, 8, 8)
+    assert (heavy.grpo.prompts, heavy.grpo.generations) == (4, 8)
     assert heavy.model.tiny is not None
     assert base.model.tiny is not None
     assert (heavy.model.tiny.image_size // heavy.model.tiny.patch_size) ** 2 == 256
     assert heavy.model.tiny.text_width == base.model.tiny.text_width
     assert CASES["default"].settings(base) == base
-    assert CASES["default-split"].settings(base).grpo.max_new_tokens == base.grpo.max_new_tokens + 4
 
 
 def test_split_tags_are_three_tokens_and_the_rest_stays_the_same() -> None:
@@ -44,12 +44,16 @@ def test_split_tags_are_three_tokens_and_the_rest_stays_the_same() -> None:
 @pytest.mark.parametrize("split", [False, True])
 def test_every_side_takes_the_same_steps(tmp_path: Path, split: bool) -> None:
     case = Case(
-        "a small case", prompts=2, generations=2, max_new_tokens=3, split_tags=split, decoded=12, at_once=8, taught=3,
+        "a small case", prompts=2, generations=2, split_tags=split, decoded=12, at_once=8, taught=3,
         limit=1e-9 if split else 1e9, faster=1e9 if split else 0.0,
     )  # fmt: skip
     result = measure(case, small_settings(beta=0.04), rounds=2)
     p, length = result["prompt_tokens"], result["completion_tokens"]
-    assert 1 <= length <= 3 + 4 * split
+    settings = small_settings()
+    assert settings.model.tiny is not None
+    processor = build_processor(settings.model.tiny, [settings.task.question])
+    longest = max_answer_tokens(with_split_tags(processor) if split else processor, settings.task)
+    assert 1 <= length <= longest
     assert result["limit_language_model"] == pytest.approx(2 * (p + length) / (p + 2 * length))
     for side in SIDES:
         measured = result["sides"][side.name]

@@ -12,6 +12,7 @@ from components.commands.data.command import main as data_command
 from components.commands.data.ensure import ensure
 from components.errors import ConcordError
 from components.shared.tracking.hashes import dvc_hash
+from tests.support.raw_folder import content
 
 ROOT = Path(__file__).parents[4]
 
@@ -105,14 +106,44 @@ def test_missing_data_is_pulled_from_the_remote(versioned: Path) -> None:
     assert (versioned / "data" / "extra.txt").read_text(encoding="utf-8") == "not a file that make writes"
 
 
-def test_a_killed_pull_is_repeated(versioned: Path) -> None:
+def test_a_killed_pull_leaves_no_data_and_is_repeated(versioned: Path) -> None:
     dvc("remote", "add", "--default", "store", str(versioned / "store"))
     dvc("push")
-    (versioned / "data" / "scenes.csv").unlink()
-    (versioned / ".dvc" / "tmp" / "pull-unfinished").touch()
+    shutil.rmtree(versioned / "data")
+    partial = versioned / ".data.pulled"
+    partial.mkdir()
+    (partial / "scenes.csv").write_text("half", encoding="utf-8")
     ensure()
-    assert (versioned / "data" / "scenes.csv").exists()
-    assert not (versioned / ".dvc" / "tmp" / "pull-unfinished").exists()
+    assert (versioned / "data" / "scenes.csv").stat().st_size > 1000
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_pull_never_touches_files_that_are_there(versioned: Path, mark: bool) -> None:
+    """Nor does the mark that earlier versions left after a pull that was killed, or had failed."""
+    dvc("remote", "add", "--default", "store", str(versioned / "store"))
+    dvc("push")
+    if mark:
+        (versioned / ".dvc" / "tmp" / "pull-unfinished").touch()
+    shutil.rmtree(versioned / "data")
+    (versioned / "data").mkdir()
+    (versioned / "data" / "scenes.csv").write_text("a new version", encoding="utf-8")
+    with pytest.raises(ConcordError, match="its hash is"):
+        ensure()
+    assert content(versioned / "data") == {"scenes.csv": b"a new version"}
+
+
+def test_a_run_before_the_data_is_there_does_not_block_later_runs(versioned: Path) -> None:
+    params = versioned / "params.yaml"
+    gauges = params.read_text(encoding="utf-8")
+    params.write_text(gauges.replace("source: gauges", "source: folder"), encoding="utf-8")
+    (versioned / "data").rename(versioned / "away")
+    with pytest.raises(ConcordError, match=r"data: missing, and no DVC remote has it"):
+        ensure()
+    (versioned / "away").rename(versioned / "data")
+    before = content(versioned / "data")
+    ensure()
+    assert content(versioned / "data") == before
 
 
 def test_data_is_generated_if_the_remote_does_not_have_it(versioned: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +151,7 @@ def test_data_is_generated_if_the_remote_does_not_have_it(versioned: Path, capfd
     shutil.rmtree(versioned / ".dvc" / "cache")
     shutil.rmtree(versioned / "data")
     ensure()
-    assert "generating the data instead" in capfd.readouterr().err
+    assert "the pull failed" in capfd.readouterr().err
     assert (versioned / "data" / "scenes.csv").exists()
 
 
@@ -138,9 +169,21 @@ def test_a_path_other_than_that_of_data_dvc_is_left_alone(without_data: Path) ->
     params.write_text(
         params.read_text(encoding="utf-8").replace("  path: data ", "  path: ../photos "), encoding="utf-8"
     )
-    (without_data / "data.dvc").write_text("outs:\n- {md5: 0.dir, path: data}\n", encoding="utf-8")
+    photos = without_data.parent / "photos"
+    photos.mkdir()
+    (photos / "mine.jpg").write_bytes(b"1")
     ensure()
     assert not (without_data / "data").exists()
+    assert content(photos) == {"mine.jpg": b"1"}
+
+
+def test_a_missing_path_other_than_that_of_data_dvc_is_an_error(without_data: Path) -> None:
+    params = without_data / "params.yaml"
+    params.write_text(
+        params.read_text(encoding="utf-8").replace("  path: data ", "  path: ../photos "), encoding="utf-8"
+    )
+    with pytest.raises(ConcordError, match=r"photos: missing, and params\.yaml reads it \(ingest\.path\)"):
+        ensure()
 
 
 @pytest.mark.parametrize("text", ["", "outs: []\n", "outs: [{path: data}]\n", "a: [\n", "- 1\n"])

@@ -18,6 +18,7 @@ from components.commands.dry_run.memory import estimate_memory, exact_loss, grpo
 from components.errors import ConcordError
 from components.settings import Lora, Settings, load_settings
 from components.shared.model.answer_tree import answer_tree
+from components.shared.model.prompts import max_answer_tokens
 from components.shared.rows.rows import Row, ShardWriter
 from tests.support.gauge_world import LORA, write_params
 from tests.support.grpo_training import save_llava, small_settings
@@ -195,7 +196,7 @@ def test_published_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     inputs = short.grpo.prompts // 4
     assert f"inputs {inputs} of {short.grpo.prompts} (2 accumulation x 2 ranks), 4 answers each" in out
     assert "tokens per input image 16, prompt" in out
-    assert "each answer up to 32" in out
+    assert f"each answer up to {max_answer_tokens(load_processor(short), short.task)}" in out
     assert "shared prefix yes: " in out
 
 

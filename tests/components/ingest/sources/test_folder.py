@@ -96,7 +96,7 @@ def test_image_paths_are_relative_to_the_table(raw: RawFolder) -> None:
 
 def test_a_missing_table_lists_the_existing_ones(raw: RawFolder) -> None:
     settings = write_params(raw.folder / "params.yaml", ingest={"csv": "lables.csv"})
-    with pytest.raises(ConcordError, match=r"lables\.csv: no such file\. CSV files there: labels\.csv\."):
+    with pytest.raises(ConcordError, match=r"lables\.csv: no such file\. Tables there: labels\.csv\."):
         next(read_folder(raw.folder, settings))
 
 

@@ -256,7 +256,7 @@ def test_a_missing_or_malformed_table_is_an_error(table: Path) -> None:
     table.write_bytes(content.replace(b"train-00002", b"train-\xff0002"))
     with pytest.raises(ConcordError, match=r"scenes\.csv:4: not UTF-8"):
         list(read_scenes(table))
-    for start in (b"", b"id,split\n", b"name;reading\n1;2\n"):
+    for start in (b"", b"id,split\n", b"name:reading\n1:2\n"):
         table.write_bytes(start)
         with pytest.raises(ConcordError, match=r"scenes\.csv:1: no column .*reading.*generate the table again"):
             list(read_scenes(table))

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError, TableErrors
-from components.ingest.sources.labels import parse_image, parse_split, parse_target, read_labels, read_records
+from components.ingest.sources.folder import open_folder
+from components.ingest.sources.image_files import parse_image
+from components.ingest.sources.labels import parse_split, parse_target, read_labels
+from components.ingest.sources.tables import read_records
 from tests.support.raw_folder import RawFolder, write_params
 
 
@@ -21,7 +24,9 @@ def raw(tmp_path: Path) -> RawFolder:
 
 
 def labels_of(raw: RawFolder, **ingest: object) -> list:
-    return read_labels(raw.folder / "labels.csv", write_params(raw.folder / "params.yaml", ingest=ingest).ingest)
+    settings = write_params(raw.folder / "params.yaml", ingest=ingest).ingest
+    source = open_folder(raw.folder, settings)
+    return read_labels(source.tables, settings, source.read, source.images)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +113,16 @@ def test_image_paths_are_normalised_and_links_are_followed(raw: RawFolder) -> No
     assert parse_image("images/../images/link.png", str(raw.folder)) == "images/link.png"
 
 
-@pytest.mark.parametrize("split", ["Train", "train ", "validation", "dev", ""])
-def test_other_split_names_than_train_val_and_test_are_errors(split: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [("train", "train"), ("Train ", "train"), ("validation", "val"), ("dev", "val"), ("TEST", "test")],
+)
+def test_splits_have_the_names_of_published_data_sets(text: str, split: str) -> None:
+    assert parse_split(text) == split
+
+
+@pytest.mark.parametrize("split", ["trains", "fold 1", "0", ""])
+def test_other_split_names_are_errors(split: str) -> None:
     with pytest.raises(BadValueError, match="unknown split"):
         parse_split(split)
 
@@ -186,7 +199,6 @@ def test_utf16_is_an_error(raw: RawFolder) -> None:
             ["no column 'image' (ingest.image_column)", "did you mean 'Image'?", "'Image', 'reading'"],
         ),
         (["picture", "value"], ["no column 'image'", "no column 'reading'", "'picture', 'value'"]),
-        (["image;reading"], ["separated by ';'"]),
         (["image", "reading", "reading"], ["'reading' (ingest.target_column) occurs 2 times"]),
     ],
 )

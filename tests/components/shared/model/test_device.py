@@ -13,7 +13,6 @@ from components.commands.bench.timed_steps import synchronize
 from components.commands.dry_run.command import dry_run
 from components.evaluate.step import run as evaluate
 from components.grpo.trainer import training_arguments as grpo_arguments
-from components.register.packaging import served_settings
 from components.register.served_model import ImageRegressor
 from components.settings import Settings
 from components.sft.trainer import training_arguments as sft_arguments
@@ -69,9 +68,9 @@ def test_evaluate_and_the_registered_model_run_on_the_cpu(gray: GrayWorld, tmp_p
     evaluate(gray.settings, track, **inputs, out=tmp_path / "out", report=tmp_path / "report")  # type: ignore[arg-type]
     assert (tmp_path / "out" / "predictions-grpo.parquet").exists()
     served = ImageRegressor()
-    config = served_settings(gray.settings, 0.0)
+    config = gray.settings.reader(0.0).tree()
     served.load_context(SimpleNamespace(model_config=config, artifacts={"model": str(gray.grpo)}))
-    assert served._model.device == CPU
+    assert served._reader.model.device == CPU
 
 
 @pytest.mark.usefixtures("cuda_build")

@@ -22,8 +22,7 @@ from tests.support.gray_world import GrayWorld
 
 @pytest.fixture(scope="module")
 def reader(gray: GrayWorld) -> NumberReader:
-    settings = gray.settings
-    return NumberReader.load(gray.grpo, settings.model, settings.task, settings.answer, 0.5)
+    return NumberReader.load(gray.grpo, gray.settings.reader(), 0.5)
 
 
 def collected(reader: NumberReader, gray: GrayWorld, batch_size: int, rows: int = 256) -> tuple[list[str], np.ndarray]:
@@ -60,6 +59,7 @@ def test_read_gives_what_the_rule_reads(reader: NumberReader, gray: GrayWorld) -
     scored = list(log_probabilities(reader.model, reader.processor, batches, reader.tree, 9))
     assert [ids for ids, _ in pieces] == [ids for ids, _ in scored]
     for (_, read), (_, log_p) in zip(pieces, scored, strict=True):
+        assert reader.rule is not None
         expected = reader.rule.read(log_p)
         for name in ("value", "low", "high", "mass"):
             np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
@@ -87,6 +87,5 @@ def test_a_folder_without_validation_distributions_is_reported(gray: GrayWorld, 
     for file in gray.sft.iterdir():
         if file.name != "validation.parquet":
             (tmp_path / file.name).symlink_to(file)
-    settings = gray.settings
     with pytest.raises(ConcordError, match=r"validation\.parquet: missing"):
-        NumberReader.load(tmp_path, settings.model, settings.task, settings.answer, 0.5)
+        NumberReader.load(tmp_path, gray.settings.reader(), 0.5)

@@ -161,7 +161,7 @@ def test_one_token_needs_no_model_call() -> None:
 def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
     """Settings of one step with two inputs and many completions each, and an untrained model."""
     folder = tmp_path_factory.mktemp("warm")
-    grpo = {"prompts": 2, "generations": 400, "steps": 1, "beta": 0.0, "temperature": 0.7, "max_new_tokens": 2}
+    grpo = {"prompts": 2, "generations": 400, "steps": 1, "beta": 0.0, "temperature": 0.7}
     settings = write_params(folder / "params.yaml", grpo=grpo)
     save(*tiny(settings), folder / "model")
     return settings, folder / "model"

@@ -63,16 +63,11 @@ def test_special_tokens_are_single_tokens() -> None:
     assert (TOKENIZER.pad_token, TOKENIZER.eos_token, TOKENIZER.padding_side) == (SPECIAL[0], SPECIAL[2], "left")
 
 
-def test_answers_of_the_default_experiment_fit_max_new_tokens() -> None:
-    """Six tokens: opening tag, three digits, closing tag, end."""
+def test_answers_of_the_default_experiment_take_six_tokens() -> None:
+    """Opening tag, three digits, closing tag, end."""
     settings = load_settings(ROOT / "params.yaml")
     processor = build_processor(settings.model.tiny, [settings.task.question])  # type: ignore[arg-type]
     assert max_answer_tokens(processor, settings.task) == 6
-    for value in (settings.task.low, settings.task.high):
-        text = format_answer(value, settings.task.resolution)
-        length = len(processor.tokenizer(text).input_ids) + 1
-        assert length <= settings.grpo.max_new_tokens
-        assert length <= settings.evaluate.max_new_tokens
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`python -m components predict`: reads numbers off new images."""

@@ -1,0 +1,121 @@
+"""Loads the reader that `--model` names: a model folder or a version in the registry."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from components.errors import ConcordError
+from components.settings import READER, Reader, load_settings
+from components.strict import validated
+
+if TYPE_CHECKING:
+    from components.shared.model.number_reader import NumberReader
+
+
+@dataclass(frozen=True)
+class LoadedReader:
+    """A reader and where it comes from.
+
+    Attributes:
+        name: the folder, or the registered version.
+        reader: on the accelerator if there is one.
+        batch_size: images that are read at once.
+    """
+
+    name: str
+    reader: "NumberReader"
+    batch_size: int
+
+
+def load_reader(model: str | None, params: Path) -> LoadedReader:
+    """Loads a model.
+
+    Args:
+        model: a folder, NAME, NAME/VERSION or NAME@ALIAS; None: the champion of the params' registered model.
+        params: settings; read only where they are needed.
+
+    Raises:
+        ConcordError: there is no such folder or version, or it cannot be loaded.
+    """
+    if model is None:
+        return _from_registry(load_settings(params).registered_model, None)
+    if Path(model).is_dir():
+        return _from_folder(Path(model), params)
+    name, at, alias = model.partition("@")
+    if at and name and alias and "/" not in model:
+        return _from_registry(name, alias)
+    name, slash, number = model.partition("/")
+    if at or (slash and not (name and number.isascii() and number.isdigit())):
+        raise ConcordError(
+            f"--model {model}: no such folder, and not a registered model, which is NAME, NAME/VERSION or NAME@ALIAS."
+        )
+    return _from_registry(name, number or None)
+
+
+def _from_folder(folder: Path, params: Path) -> LoadedReader:
+    stored = folder / READER
+    if stored.exists():
+        return _load(str(folder), folder, _read_stored(stored), 0.0, stored)
+    settings = load_settings(params)
+    return _load(str(folder), folder, settings.reader(), settings.registry.tolerance_many, params)
+
+
+def _read_stored(path: Path) -> Reader:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConcordError(f"{path}: cannot be read ({error}). Export the model again.") from None
+    return validated(Reader, content, path)
+
+
+def _from_registry(name: str, which: str | None) -> LoadedReader:
+    """Loads a version.
+
+    Args:
+        which: number or alias; None: the champion.
+    """
+    from components.shared.tracking.connection import tracking_uri
+    from components.shared.tracking.registered import fetch_version
+
+    number = which or _champion(name)
+    with TemporaryDirectory(prefix="concord-") as folder:  # a server's files are deleted again once they are loaded
+        served = tracking_uri().startswith(("http://", "https://"))
+        version = fetch_version(name, number, Path(folder) if served else None)
+        title = f"{name} version {version.number}"
+        return _load(title, version.folder, version.reader, 0.0, Path(title))
+
+
+def _champion(name: str) -> str:
+    from components.shared.io.secrets import masked
+    from components.shared.tracking.champion import champion
+    from components.shared.tracking.connection import connect, tracking_uri
+
+    found = champion(connect(), name)
+    if found is None:
+        raise ConcordError(
+            f"{name}: no champion in the registry at {masked(tracking_uri())}. Name a version (--model {name}/1) or a "
+            "model folder (--model artifacts/grpo), or register a model (make run)."
+        )
+    return str(found.version)
+
+
+def _load(name: str, folder: Path, settings: Reader, tolerance: float, origin: Path) -> LoadedReader:
+    """Loads a folder.
+
+    Args:
+        origin: of the settings, for the error message.
+    """
+    import numpy as np
+
+    from components.shared.model.number_reader import NumberReader
+
+    reader = NumberReader.load(folder, settings, tolerance)
+    if reader.rule is not None and not np.array_equal(reader.rule.validation.values, reader.tree.values):
+        known = reader.rule.validation.values
+        raise ConcordError(
+            f"{origin}: its task is not that of the model {name}, which reads {len(known)} numbers from {known[0]:g} "
+            f"to {known[-1]:g}. Give the model's settings with --params FILE."
+        )
+    return LoadedReader(name, reader, settings.batch_size)

@@ -1,0 +1,1 @@
+"""`python -m components serve`: answers requests over HTTP with a registered version."""

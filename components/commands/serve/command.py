@@ -1,0 +1,113 @@
+"""`python -m components serve`: MLflow's scoring server on the champion, or on another version."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from components.console import console
+from components.errors import ConcordError
+from components.register.registry import Registry
+from components.settings import load_settings
+from components.shared.io.secrets import masked
+from components.shared.tracking.champion import CHAMPION
+from components.shared.tracking.connection import absolute_tracking_uri, connect, tracking_uri
+
+MODEL_VARIABLE = "CONCORD_MODEL"
+BAKED = Path("/model")  # the version in the image of docker/Dockerfile, if it was built with one
+METADATA = "MLmodel"  # MLflow's file in each model folder
+SCRIPT = Path(__file__).with_name("server.py")
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Finds the version and becomes its server: the same process, so that signals reach the server itself.
+
+    Raises:
+        ConcordError: there is no such model, or the registry cannot be reached.
+    """
+    args = parser().parse_args(arguments)
+    model = args.model or os.environ.get(MODEL_VARIABLE) or _default_model(args.params)
+    location, title = located(model)
+    console.print(f"loading {title}", markup=False)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": absolute_tracking_uri()}
+    words = [sys.executable, "-I", str(SCRIPT), location, title, "--host", args.host, "--port", str(args.port)]
+    os.execve(sys.executable, words, environment)
+
+
+def _default_model(params: Path) -> str:
+    return str(BAKED) if (BAKED / METADATA).is_file() else load_settings(params).registered_model
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m components serve", description="Answers requests over HTTP with a registered version."
+    )
+    top.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings that name the model")
+    top.add_argument(
+        "--model",
+        help="NAME (its champion), NAME/VERSION, NAME@ALIAS, or a folder that holds a version, with its file MLmodel "
+        f"(default: ${MODEL_VARIABLE}, or the registered model of the params)",
+    )
+    top.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    top.add_argument("--port", type=int, default=5002, help="0: any free port (default: %(default)s)")
+    return top
+
+
+def located(model: str) -> tuple[str, str]:
+    """Returns where MLflow loads a model from, and a title for people: `gauge-reader version 3`.
+
+    Args:
+        model: NAME, NAME/VERSION, NAME@ALIAS or a folder.
+
+    Raises:
+        ConcordError: there is no such model, version or alias, or the registry cannot be reached.
+    """
+    folder = Path(model)
+    if (folder / METADATA).is_file():
+        return str(folder.resolve()), _folder_title(folder)
+    if folder.is_dir() or folder.is_absolute():
+        raise ConcordError(
+            f"{model}: no version is in this folder (it has no file MLmodel). Download one into it (mlflow artifacts "
+            "download --artifact-uri models:/NAME/VERSION --dst-path FOLDER), or name one in the registry: --model "
+            "NAME/VERSION."
+        )
+    name, number, alias = model, "", CHAMPION
+    if "@" in model:
+        name, _, alias = model.rpartition("@")
+    elif "/" in model:
+        name, _, number = model.rpartition("/")
+    number = _existing_version(name, number, alias)
+    return f"models:/{name}/{number}", f"{name} version {number}"
+
+
+def _folder_title(folder: Path) -> str:
+    """Name and version of a model folder, if it was downloaded from a registry."""
+    try:
+        origin = yaml.safe_load((folder / "registered_model_meta").read_text(encoding="utf-8"))
+        return f"{origin['model_name']} version {origin['model_version']}"
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return f"the model in {folder}"
+
+
+def _existing_version(name: str, number: str, alias: str) -> str:
+    """The number of a version; if it is empty, that of the version with the alias."""
+    registry = Registry(connect(), name)
+    if not registry.versions():
+        raise ConcordError(
+            f"{name}: no version in the registry at {masked(tracking_uri())}. Register one (make run), or name another "
+            "model with --model."
+        )
+    if number:
+        return str(registry.version(number).version)
+    aliases = registry.aliases()
+    if alias not in aliases:
+        raise ConcordError(
+            f"{name}: no version has the alias {alias}. Name a version (--model {name}/N), or promote one: python -m "
+            "components registry promote --version N --reason ..."
+        )
+    return aliases[alias]
