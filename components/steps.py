@@ -21,10 +21,9 @@ class Step:
         packages: the packages of components/shared whose code decides the outputs.
         resumes: whether it keeps training state in .checkpoints and resumes from it after a kill.
         parallel: whether it can run on many ranks; the section `launcher` sets their number.
-        asks_registry: whether its result depends on the current champion, which is not among its inputs, and on the
-            registered model's name, which may be that of the experiment. register compares the model with it; validate
-            compares the data with its training data. A pipeline always runs such a step and never takes its outputs
-            from a cache.
+        asks_registry: whether its result depends on the current champion, which is not among its inputs. register
+            compares the model with it; validate compares the data with its training data. A pipeline always runs such a
+            step and never takes its outputs from a cache.
     """
 
     name: str

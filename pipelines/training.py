@@ -77,7 +77,11 @@ def training_pipeline(
             **common, code=code["ingest"], ingest_settings=ingest_settings, data_uri=data_uri, data_hash=data_hash
         )
         checked = validate(
-            **common, code=code["validate"], validate_settings=validate_settings, ingest=rows.outputs["out"]
+            **common,
+            code=code["validate"],
+            validate_settings=validate_settings,
+            register_settings=register_settings,
+            ingest=rows.outputs["out"],
         )
         warm = sft(
             **trains,

@@ -51,8 +51,7 @@ def test_dvc_stage_agrees_with_the_step(step: Step, stages: dict[str, PipelineSt
     # Otherwise DVC would remove the output before the step has checked its input.
     assert all(out.persist for out in stage.outs)
     params = [dep for dep in stage.deps if hasattr(dep, "params")]
-    keys = [*(["experiment"] if step.asks_registry else []), *step.sections]  # it may name the registered model
-    assert [(dep.def_path, dep.params) for dep in params] == [("params.yaml", keys)]
+    assert [(dep.def_path, dep.params) for dep in params] == [("params.yaml", list(step.sections))]
     inputs = [dep.def_path for dep in stage.deps if dep not in params and not dep.def_path.startswith("components/")]
     assert inputs == list(step.inputs.values())
 

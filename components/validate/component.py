@@ -12,6 +12,7 @@ def validate(
     experiment: str,
     task_settings: str,
     validate_settings: str,
+    register_settings: str,
     ingest: Input[Dataset],
     out: Output[Artifact],
     metrics: Output[Metrics],
@@ -21,6 +22,6 @@ def validate(
         "validate",
         code,
         experiment,
-        {"task": task_settings, "validate": validate_settings},
+        {"task": task_settings, "validate": validate_settings, "register": register_settings},
         {"ingest": ingest, "out": out},
     )

@@ -165,6 +165,7 @@ def test_an_unknown_commit_is_an_error_without_secrets(
 
 
 def test_data_ensure_fetches_a_missing_release(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)  # the library reads it on import, hence the separate process
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "120")  # on a busy machine, 10 s are not enough
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "120")

@@ -26,6 +26,12 @@ from tests.support.raw_folder import ROOT
 pytestmark = pytest.mark.skipif(on_accelerator(), reason="measures a tiny model, on a CPU")
 
 
+@pytest.fixture(autouse=True)
+def environment_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores HF_HUB_OFFLINE, which the command sets for its process."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
 def test_dimensions_are_the_published_ones() -> None:
     published = TEXT["3b"]
     assert (QWEN_3B.width, QWEN_3B.inner, QWEN_3B.layers) == (

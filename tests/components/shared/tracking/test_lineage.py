@@ -92,7 +92,7 @@ def test_order_does_not_change_the_key_and_json_round_trips() -> None:
 def test_params_hold_the_step_s_sections_and_no_secret(settings: Settings, tmp_path: Path) -> None:
     task = settings.task.model_copy(update={"question": "see https://me:hunter2@host/x"})
     lineage = compute_lineage(STEPS["validate"], settings.model_copy(update={"task": task}), {"ingest": tmp_path})
-    assert lineage.params.keys() == {"task", "validate"}
+    assert lineage.params.keys() == {"task", "validate", "register"}
     assert "hunter2" not in str(lineage.to_json())
 
 

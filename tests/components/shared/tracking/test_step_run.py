@@ -169,7 +169,7 @@ def test_steps_of_a_pipeline_run_share_a_parent_whatever_their_settings(data: Pa
     client = connect()
     parent = client.get_run(str(first.parent_id))
     assert parent.data.tags["concord.pipeline_run"] == "pipeline-1"
-    assert {name.partition(".")[0] for name in parent.data.params} == {"task", "ingest", "validate"}
+    assert {name.partition(".")[0] for name in parent.data.params} == {"task", "ingest", "validate", "register"}
     assert client.get_run(second.run_id).data.tags["concord.pipeline_run"] == "pipeline-1"
 
 
