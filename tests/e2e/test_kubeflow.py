@@ -152,6 +152,12 @@ def killed(world: World) -> Iterator[tuple[Run, int]]:
         process.wait()
 
 
+def served_weights(run: Run) -> str:
+    """DVC hash of the weights that a run registered: those of the warm start or of the trained model."""
+    registration = json.loads((run.folder / "register" / "out" / "registration.json").read_text(encoding="utf-8"))
+    return str(run.record["outputs"][registration["served"].partition(".")[0]]["out"]["dvc_hash"])
+
+
 @pytest.fixture(scope="module")
 def laptop(world: World, killed: tuple[Run, int]) -> Path:
     """An empty clone after `lock --run` and `dvc pull`."""
@@ -247,6 +253,6 @@ def test_dvc_repro_runs_the_changed_steps_and_the_pipeline_fetches_their_outputs
         assert "concord.pipeline_run" not in world.mlflow.get_run(made_by[name]).data.tags, "dvc repro's"
         assert again.record["outputs"][name]["out"]["dvc_hash"] == dvc_hash(laptop / "artifacts" / name)
     versions = world.mlflow.search_model_versions()
-    assert {version.version for version in versions} == {"1", "2"}, "the same weights are the same version"
+    assert len(versions) == len({served_weights(run), served_weights(again)}), "the same weights are the same version"
     output = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
     assert "dvc.lock: new for register, from run" in output
