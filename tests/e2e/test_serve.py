@@ -23,7 +23,7 @@ from tests.support.containers import BASE, ROOT, composed, run
 from tests.support.containers import container as compose_container
 from tests.support.gray_world import GrayWorld
 from tests.support.repository import environment
-from tests.support.served import free_port, register_version
+from tests.support.served import answers, free_port, register_version
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -148,15 +148,6 @@ def container(tag: str, *options: str, command: Sequence[str] = (), port: int | 
         yield found
     finally:
         run("docker", "rm", "-f", name)
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers there."""
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_baked_model_answers_and_the_container_ends_after_the_request_in_progress(with_model: str) -> None:

@@ -39,6 +39,15 @@ def register_version(settings: Settings, weights: Path, reader: Reader) -> str:
     return str(version.version)
 
 
+def answers(url: str) -> bool:
+    """Whether a server answers there."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 @dataclass
 class Server:
     """A running server.

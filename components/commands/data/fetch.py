@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from components.settings import Release
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.locks import output_lock
 from components.shared.io.progress import with_progress
+from components.shared.io.text import reason_of
 
 
 def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
@@ -57,10 +57,9 @@ def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
     except ConcordError:
         raise
     except Exception as error:  # the library, its HTTP client and the system have no common class of errors
-        reason = re.sub(r"\?[^\s'\"]*", "", (str(error).strip() or type(error).__name__).splitlines()[0])
         raise ConcordError(
-            f"{name}: could not be fetched: {reason}\nCheck ingest.release.hub (id, revision) and the network, and run "
-            f"again: files that are complete are kept. Or put the files in {out} yourself."
+            f"{name}: could not be fetched: {reason_of(error)}\nCheck ingest.release.hub (id, revision) and the "
+            f"network, and run again: files that are complete are kept. Or put the files in {out} yourself."
         ) from None
 
 

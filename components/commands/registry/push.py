@@ -1,12 +1,12 @@
 """Uploads an exported model folder to the Hugging Face hub."""
 
-import re
 import warnings
 from pathlib import Path
 
 from components.errors import ConcordError
 from components.settings import HUB_ID
 from components.shared.io.secrets import masked
+from components.shared.io.text import reason_of
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # those of an earlier upload are removed
 REMEDY = "Set HF_TOKEN to a token that may write, from https://huggingface.co/settings/tokens."
@@ -51,9 +51,8 @@ def push(folder: Path, repository: str, endpoint: str | None = None) -> str:
                 delete_patterns=list(WEIGHTS),
             )
     except Exception as error:  # the library, its HTTP client and the system have no common class of errors
-        reason = re.sub(r"\?[^\s'\"]*", "", (str(error).strip() or type(error).__name__).splitlines()[0])
         raise ConcordError(
-            f"{repository}: could not be uploaded: {masked(reason)}\n{REMEDY} The folder is complete; upload it with: "
-            f"hf upload {repository} {folder}"
+            f"{repository}: could not be uploaded: {masked(reason_of(error))}\n{REMEDY} The folder is complete; upload "
+            f"it with: hf upload {repository} {folder}"
         ) from None
     return str(address)

@@ -1,5 +1,7 @@
 """Formats text from files and addresses for messages: quoted, shortened, without control characters."""
 
+import re
+
 
 def quoted(value: str) -> str:
     """The value in quotes, cut to 60 characters, with control characters escaped."""
@@ -9,3 +11,8 @@ def quoted(value: str) -> str:
 def printable(text: str) -> str:
     """The text with control characters replaced: names and values from files may contain any."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, or its class, without the queries of URLs, which may hold credentials."""
+    return re.sub(r"\?[^\s'\"]*", "", (str(error).strip() or type(error).__name__).splitlines()[0])

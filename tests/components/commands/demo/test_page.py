@@ -18,7 +18,7 @@ from components.shared.rows.rows import read_rows
 from tests.support.browser import Browser, browser
 from tests.support.gray_world import GrayWorld, gray
 from tests.support.missing import without
-from tests.support.served import free_port, register_version, serving
+from tests.support.served import answers, free_port, register_version, serving
 
 ROOT = Path(__file__).parents[4]
 PYTHON = ROOT / ".venv-demo" / "bin" / "python"
@@ -98,15 +98,6 @@ def page(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_databa
         finally:
             process.terminate()
             process.wait()
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers there."""
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_an_upload_changes_the_number(page: Page) -> None:
