@@ -15,8 +15,10 @@ from components.settings import Settings, load_settings
 ROOT = Path(__file__).parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# Label -> number of images. With many: 12, few: 5, max_per_label: 4, the balanced rule leaves 32, 12 and 3 in train.
+# Label -> number of images. With many: 12, few: 5, max_per_label: 4, the balanced rule leaves 32, 12 and 3 in train,
+# since the hashes of the images that are drawn from this seed on divide the nine rarest evenly.
 COUNTS = {10: 40, 50: 20, 90: 9}
+FIRST_SEED = 7600
 TASK = {"low": 0, "high": 100, "resolution": 1, "bin_width": 1, "many": 12, "few": 5}
 INGEST = {
     "source": "folder",
@@ -77,7 +79,7 @@ class RawFolder:
         labels = [label for label, count in COUNTS.items() for _ in range(count)]
         self.rows = [[f"images/{k:03d}.png", str(label)] for k, label in enumerate(labels)]
         for k, (image, _) in enumerate(self.rows):
-            (folder / image).write_bytes(encoded(k))
+            (folder / image).write_bytes(encoded(FIRST_SEED + k))
         self.write()
 
     def write(self, header: Iterable[str] = ("image", "reading"), encoding: str = "utf-8") -> None:

@@ -152,7 +152,7 @@ def _candidates(
 def split_counts(
     labels: Sequence[Label], split: str, resolution: float, width: float, limit: int
 ) -> tuple[Counter[int], Counter[int]]:
-    """Rows per bin in train and in test, as the rule of `components.ingest.splits` gives them (by subject: nearly)."""
+    """Rows per bin in train and in test, as the rule of `components.ingest.splits` gives them on average."""
     bins = label_bins([label.target for label in labels], width, resolution).tolist()
     if split in ("given", "given-test"):
         train, test = (
@@ -215,11 +215,19 @@ class Limits:
 
 
 def limits_of(histogram: Sequence[LabelBin], template: Settings) -> Limits:
-    """The template's limits, widened where the splits do not meet them."""
+    """The template's limits, widened where the splits do not meet them.
+
+    Unless the splits are given, hashes choose them, here of other ids than in ingest. So the limits leave room for
+    counts that differ by two standard deviations.
+
+    Args:
+        histogram: rows per label and split.
+        template: has the limits.
+    """
     rows = {part: [bin.rows[part] for bin in histogram if bin.rows[part]] for part in ("train", "val", "test")}
-    imbalance = {part: max(counts) * len(counts) / sum(counts) for part, counts in rows.items()}
-    train = max(rows["train"]) / min(rows["train"])
-    shots = {shot: sum(bin.rows["test"] for bin in histogram if bin.shot == shot) for shot in SHOTS}
+    imbalance = {part: _high(max(counts)) * len(counts) / sum(counts) for part, counts in rows.items()}
+    train = _low(max(rows["train"])) / _high(min(rows["train"]))
+    shots = {shot: _low(sum(bin.rows["test"] for bin in histogram if bin.shot == shot)) for shot in SHOTS}
     wanted = template.validation
     return Limits(
         min(wanted.min_imbalance, max(1.0, math.floor(train * 10) / 10)),
@@ -230,6 +238,16 @@ def limits_of(histogram: Sequence[LabelBin], template: Settings) -> Limits:
         train,
         imbalance["test"],
     )
+
+
+def _low(count: int) -> int:
+    """A count that another draw hardly falls below."""
+    return max(math.floor(count - 2 * math.sqrt(count)), 0)
+
+
+def _high(count: int) -> int:
+    """A count that another draw hardly exceeds."""
+    return math.ceil(count + 2 * math.sqrt(count))
 
 
 def on_step(targets: Sequence[float], task: Task) -> bool:

