@@ -180,11 +180,11 @@ def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
 def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[None]:
     """Keeps a second run of the same training off its training state, which may lie on a volume that machines share.
 
-    Different trainings have separate folders. Without a known identity of the code nothing is locked.
+    Different trainings have separate folders; the lock has the name of the folder.
     """
-    if not call.step.resumes or lineage.key is None:
+    if not call.step.resumes:
         return nullcontext()
-    return timed_lock(call.state / f".{call.step.name}-{lineage.key[:16]}.lock", f"the same {call.step.name}")
+    return timed_lock(call.state / f".{call.step.name}-{lineage.state_name}.lock", f"the same {call.step.name}")
 
 
 def _run_tracked(call: StepCall, inputs: Mapping[str, Path], host: Host, cached: "CachedOutputs | None") -> None:

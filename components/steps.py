@@ -19,6 +19,7 @@ class Step:
         outputs: port name -> default path. `out` is the step's own folder and holds its metrics.json.
         sections: the sections of params.yaml that decide the outputs.
         packages: the packages of components/shared whose code decides the outputs.
+        unread: inputs that must exist, and whose content changes nothing in the outputs.
         resumes: whether it keeps training state in .checkpoints and resumes from it after a kill.
         parallel: whether it can run on many ranks; the section `launcher` sets their number.
         asks_registry: whether its result depends on the current champion, which is not among its inputs. register
@@ -32,6 +33,7 @@ class Step:
     outputs: Mapping[str, str]
     sections: tuple[str, ...]
     packages: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     resumes: bool = False
     parallel: bool = False
     asks_registry: bool = False
@@ -79,6 +81,7 @@ STEPS: dict[str, Step] = {
             _out("sft"),
             ("task", "model", "sft"),
             ("model", "rows", "scoring", "training"),
+            unread=("validate",),
             resumes=True,
             parallel=True,
         ),
