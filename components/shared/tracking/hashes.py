@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from components.shared.io.process_pool import process_pool
 _IGNORED_FOLDERS = {".git", ".hg", ".dvc"}  # ignored by DVC without a .dvcignore
 _SMALL_FILE = 2**20  # bytes
 _MANY_FILES = 20_000  # above this, processes pay for their start
+_SETTLED = 2.0  # seconds; a file that was written later may change again within one tick of the file system's clock
+_known: dict[str, tuple[str, "Content"]] = {}  # absolute path -> state of its files before they were read, content
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Content:
 def dvc_content(path: Path) -> Content:
     """Computes the hash, size and number of files that DVC 3 writes for a file or a folder.
 
+    Reads every byte once: files that have kept their size, times and inode since this process read them are not read
+    again, so that inputs can be compared at the end of a step with those at its start.
+
     Args:
         path: a file, or a folder, which is hashed recursively. Times, modes and empty folders do not count.
             `.dvcignore` is not read, because the inputs and outputs of steps contain none.
@@ -52,11 +58,35 @@ def dvc_content(path: Path) -> Content:
     Raises:
         ConcordError: `path` does not exist.
     """
-    if path.is_file():
-        return Content(*_md5(os.fspath(path)))
-    if not path.is_dir():
+    if not path.exists():
         raise ConcordError(f"{path}: missing, so its DVC hash cannot be computed. Run the step that writes it.")
-    files = sorted(_files(os.fspath(path), ""))
+    files = sorted(_files(os.fspath(path), "")) if path.is_dir() else None
+    place, state = os.path.abspath(path), _state(path, files)
+    if state is not None and (known := _known.get(place)) is not None and known[0] == state:
+        return known[1]
+    content = _read(path, files)
+    if state is not None:
+        _known[place] = state, content
+    return content
+
+
+def _state(path: Path, files: list[str] | None) -> str | None:
+    """Digest of names, sizes, times and inodes; None while a file is so new that it could change unnoticed.
+
+    Args:
+        files: those in the folder `path`; None for a file.
+    """
+    digest, newest = hashlib.sha256(), 0
+    for name in [os.fspath(path)] if files is None else (f"{path}/{name}" for name in files):
+        found = os.stat(name)
+        newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(repr((name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)).encode())
+    return digest.hexdigest() if newest < (time.time() - _SETTLED) * 1e9 else None
+
+
+def _read(path: Path, files: list[str] | None) -> Content:
+    if files is None:
+        return Content(*_md5(os.fspath(path)))
     hashed = list(_md5s([f"{path}/{name}" for name in files]))
     entries = [{"md5": md5, "relpath": name} for name, (md5, _) in zip(files, hashed, strict=True)]
     listing = json.dumps(entries, sort_keys=True).encode()
