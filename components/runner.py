@@ -173,7 +173,11 @@ def compute(call: StepCall, inputs: Mapping[str, Path], outputs: Mapping[str, Pa
 
 
 def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
-    """The host, once the raw input is known to have the hash that the call expects."""
+    """The host, once the raw input and the model are known to have the hashes that call and settings expect."""
+    from components.shared.tracking.model_revision import check_revision
+
+    if call.step.loads_base:
+        check_revision(call.settings.model)
     host: Host
     if call.kubeflow:
         from components.shared.kubeflow.task import KubeflowTask
@@ -230,11 +234,14 @@ def _unchecked(outputs: Mapping[str, Path]) -> dict[str, Path]:
 
 def _check_unchanged(call: StepCall, inputs: Mapping[str, Path], lineage: "Lineage") -> None:
     """Raises ConcordError if params, inputs or code are not those of the step's start; the earlier outputs stay."""
+    from components.shared.tracking.model_revision import check_revision
     from components.shared.tracking.unchanged import changes
 
     try:
         found = changes(lineage, call.step, call.settings_now(), inputs)
-    except ConcordError as error:  # the file is being edited
+        if call.step.loads_base and not found:
+            check_revision(call.settings.model)
+    except ConcordError as error:  # the file is being edited, or the folder of the model
         found = [str(error)]
     if not found:
         return

@@ -22,6 +22,7 @@ class Step:
         unread: inputs that must exist, and whose content changes nothing in the outputs.
         resumes: whether it keeps training state in .checkpoints and resumes from it after a kill.
         parallel: whether it can run on many ranks; the section `launcher` sets their number.
+        loads_base: whether it loads the model of `model.name`, whose content must then be that of `model.revision`.
         asks_registry: whether its result depends on the current champion, which is not among its inputs. register
             compares the model with it; validate compares the data with its training data. A pipeline always runs such a
             step and never takes its outputs from a cache.
@@ -36,6 +37,7 @@ class Step:
     unread: tuple[str, ...] = ()
     resumes: bool = False
     parallel: bool = False
+    loads_base: bool = False
     asks_registry: bool = False
 
     @property
@@ -84,6 +86,7 @@ STEPS: dict[str, Step] = {
             unread=("validate",),
             resumes=True,
             parallel=True,
+            loads_base=True,
         ),
         Step(
             "grpo",
@@ -102,6 +105,7 @@ STEPS: dict[str, Step] = {
             {**_out("evaluate"), "report": "reports/evaluate"},
             ("task", "model", "sft", "answer", "evaluate", "register"),
             ("model", "reporting", "rows", "scoring"),
+            loads_base=True,
         ),
         Step(
             "register",

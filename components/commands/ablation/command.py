@@ -179,8 +179,10 @@ def _parallel(function: Callable[[Job], T], jobs: list[Job], count: int) -> list
 
 def _work_folder(parent: Path, settings: Settings, ingest: Path) -> Path:
     from components.shared.tracking.lineage import code_identity, compute_lineage
+    from components.shared.tracking.model_revision import check_revision
     from components.shared.training.checkpoints import state_folder  # takes seconds
 
+    check_revision(settings.model)
     tree, code = settings.tree(), {**code_identity(STEPS["sft"]), **code_identity(STEPS["grpo"])}
     params = {name: tree[name] for name in ("task", "model", "sft", "grpo", "evaluate")}
     lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})

@@ -45,7 +45,7 @@ class Content:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def dvc_content(path: Path) -> Content:
+def dvc_content(path: Path, hidden: bool = True) -> Content:
     """Computes the hash, size and number of files that DVC 3 writes for a file or a folder.
 
     Reads every byte once: files that have kept their size, times and inode since this process read them are not read
@@ -54,13 +54,14 @@ def dvc_content(path: Path) -> Content:
     Args:
         path: a file, or a folder, which is hashed recursively. Times, modes and empty folders do not count.
             `.dvcignore` is not read, because the inputs and outputs of steps contain none.
+        hidden: whether files and folders whose names begin with a dot count.
 
     Raises:
         ConcordError: `path` does not exist.
     """
     if not path.exists():
         raise ConcordError(f"{path}: missing, so its DVC hash cannot be computed. Run the step that writes it.")
-    files = sorted(_files(os.fspath(path), "")) if path.is_dir() else None
+    files = sorted(_files(os.fspath(path), "", hidden)) if path.is_dir() else None
     place, state = os.path.abspath(path), _state(path, files)
     if state is not None and (known := _known.get(place)) is not None and known[0] == state:
         return known[1]
@@ -95,9 +96,9 @@ def _read(path: Path, files: list[str] | None) -> Content:
     )
 
 
-def dvc_hash(path: Path) -> str:
+def dvc_hash(path: Path, hidden: bool = True) -> str:
     """Returns only the MD5 of `dvc_content`."""
-    return dvc_content(path).md5
+    return dvc_content(path, hidden).md5
 
 
 def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
@@ -109,15 +110,15 @@ def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
         yield from pool.map(_md5, paths, chunksize=1000)
 
 
-def _files(folder: str, prefix: str) -> Iterator[str]:
+def _files(folder: str, prefix: str, hidden: bool) -> Iterator[str]:
     """Yields the relative paths of all files, each with `prefix`; links to folders are not followed."""
     for entry in os.scandir(folder):
-        if entry.name in _IGNORED_FOLDERS:
+        if entry.name in _IGNORED_FOLDERS or (entry.name.startswith(".") and not hidden):
             continue
         if not entry.is_dir():
             yield prefix + entry.name
         elif not entry.is_symlink():
-            yield from _files(entry.path, f"{prefix}{entry.name}/")
+            yield from _files(entry.path, f"{prefix}{entry.name}/", hidden)
 
 
 def _md5(path: str) -> tuple[str, int]:
