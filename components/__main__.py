@@ -103,6 +103,7 @@ def step_call(words: list[str]) -> StepCall | None:
         data=given.get("data"),
         data_hash=arguments.data_hash,
         kubeflow=kubeflow,
+        params=None if arguments.section else arguments.params,
     )
 
 

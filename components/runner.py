@@ -14,7 +14,8 @@ from components.console import console
 from components.errors import ConcordError
 from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
 from components.s3_address import parse_location
-from components.settings import Settings
+from components.settings import Settings, load_settings
+from components.shared.io.atomic import replace_folder
 from components.shared.io.locks import output_lock, timed_lock
 from components.steps import STEPS, Step, metrics_file
 
@@ -37,6 +38,7 @@ class StepCall:
         data: folder or address of the raw input; None for `ingest.path`.
         data_hash: DVC hash that the raw input must have; None for any.
         kubeflow: what Kubeflow passes to the step's container; None on a machine.
+        params: the file that the settings came from; None if the command line holds those of the step.
     """
 
     step: Step
@@ -48,6 +50,18 @@ class StepCall:
     data: str | None = None
     data_hash: str | None = None
     kubeflow: "KubeflowArguments | None" = None
+    params: Path | None = None
+
+    def settings_now(self) -> Settings:
+        """The settings with the step's sections as their file has them now.
+
+        Raises:
+            ConcordError: the file is missing, or one of these sections has an error.
+        """
+        if self.params is None:
+            return self.settings
+        others = {name: part for name, part in self.settings.tree().items() if name not in self.step.sections}
+        return load_settings(self.params, {name: json.dumps(part) for name, part in others.items()})
 
 
 class Host(Protocol):
@@ -99,7 +113,7 @@ def run(call: StepCall) -> int:
     with local_inputs(call) as inputs:
         check_inputs(call, inputs)
         if rank() > 0:
-            compute(call, inputs, None)
+            compute(call, inputs, call.outputs, None)
             return 0
         host = _host(call, inputs)
         if started_by_launcher():  # the launching process holds the locks and has looked for cached outputs
@@ -151,15 +165,19 @@ def check_inputs(call: StepCall, inputs: Mapping[str, Path]) -> None:
         raise ConcordError(f"{path}: missing, and {call.step.name} reads it. Make it first: {maker}")
 
 
-def compute(call: StepCall, inputs: Mapping[str, Path], tracked: "StepRun | None") -> None:
+def compute(call: StepCall, inputs: Mapping[str, Path], outputs: Mapping[str, Path], tracked: "StepRun | None") -> None:
     """Calls the step's `run` function."""
     work: Callable[..., None] = importlib.import_module(f"components.{call.step.name}.step").run
     state = {"state": call.state / call.step.name} if call.step.resumes else {}
-    work(call.settings, tracked, **inputs, **call.outputs, **state)
+    work(call.settings, tracked, **inputs, **outputs, **state)
 
 
 def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
-    """The host, once the raw input is known to have the hash that the call expects."""
+    """The host, once the raw input and the model are known to have the hashes that call and settings expect."""
+    from components.shared.tracking.model_revision import check_revision
+
+    if call.step.loads_base:
+        check_revision(call.settings.model)
     host: Host
     if call.kubeflow:
         from components.shared.kubeflow.task import KubeflowTask
@@ -180,23 +198,58 @@ def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
 def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[None]:
     """Keeps a second run of the same training off its training state, which may lie on a volume that machines share.
 
-    Different trainings have separate folders. Without a known identity of the code nothing is locked.
+    Different trainings have separate folders; the lock has the name of the folder.
     """
-    if not call.step.resumes or lineage.key is None:
+    if not call.step.resumes:
         return nullcontext()
-    return timed_lock(call.state / f".{call.step.name}-{lineage.key[:16]}.lock", f"the same {call.step.name}")
+    return timed_lock(call.state / f".{call.step.name}-{lineage.state_name}.lock", f"the same {call.step.name}")
 
 
 def _run_tracked(call: StepCall, inputs: Mapping[str, Path], host: Host, cached: "CachedOutputs | None") -> None:
+    from components.shared.tracking.libraries import record
     from components.shared.tracking.step_run import step_run
 
     step, outputs = call.step, call.outputs
     console.rule(f"[bold]{step.name}[/]  {step.title}", align="left")
     start = time.monotonic()
     with step_run(step, call.settings, inputs, host.lineage, host.pipeline_run) as tracked:
+        written = outputs if cached else _unchecked(outputs)
         if not cached:
-            compute(call, inputs, tracked)
-        tracked.finish(json.loads(metrics_file(outputs["out"]).read_text(encoding="utf-8")), outputs)
+            compute(call, inputs, written, tracked)
+            record(written["out"], host.lineage.libraries)
+        tracked.finish(json.loads(metrics_file(written["out"]).read_text(encoding="utf-8")), written)
+        if not cached:  # as late as possible, since DVC looks when the process has ended
+            _check_unchanged(call, inputs, host.lineage)
+            for port, path in outputs.items():
+                replace_folder(written[port], path)
         host.publish(tracked, outputs, cached)
     paths = ", ".join(str(path) for path in outputs.values())
     console.print(f"[green]{step.name} done[/] in {time.monotonic() - start:.0f} s: {paths}")
+
+
+def _unchecked(outputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Where outputs wait until nothing that decides them is known to have changed: folders beside them."""
+    return {port: path.with_name(f"{path.name}.unchecked") for port, path in outputs.items()}
+
+
+def _check_unchanged(call: StepCall, inputs: Mapping[str, Path], lineage: "Lineage") -> None:
+    """Raises ConcordError if params, inputs or code are not those of the step's start; the earlier outputs stay."""
+    from components.shared.tracking.model_revision import check_revision
+    from components.shared.tracking.unchanged import changes
+
+    try:
+        found = changes(lineage, call.step, call.settings_now(), inputs)
+        if call.step.loads_base and not found:
+            check_revision(call.settings.model)
+    except ConcordError as error:  # the file is being edited, or the folder of the model
+        found = [str(error)]
+    if not found:
+        return
+    kept = ", ".join(str(path) for path in _unchecked(call.outputs).values())
+    again = "resumes from its checkpoint and takes what was computed" if call.step.resumes else "computes it again"
+    raise ConcordError(
+        f"{call.step.name}: changed while the step ran, so the result is not recorded:\n"
+        + "".join(f"  {line}\n" for line in found)
+        + f"Earlier outputs are unchanged. What was computed from the start's is in {kept} until the next run. Set the "
+        f"change back, and that run {again}; or run the step now, from what is there now."
+    )

@@ -12,6 +12,7 @@ from components.errors import ConcordError
 from components.s3_address import S3Address, is_s3, parse_location
 from components.strict import Positive, Share, Strict, read_yaml, validated
 
+COMMIT = re.compile(r"[0-9a-f]{40}")  # of a hub's model or data set; branches and tags may move
 HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 # Sections that say how steps run and cannot change a result: no step runs again for a change in them.
 WITHOUT_EFFECT = ("launcher",)
@@ -45,10 +46,10 @@ class Task(Strict):
 
 
 class Hub(Strict):
-    """A data set on the Hugging Face hub, at one commit. Branches and tags may move."""
+    """A data set on the Hugging Face hub, at one commit."""
 
     id: str = Field(pattern=f"^(?:{HUB_ID.pattern})$")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="the commit: 40 hexadecimal digits")
+    revision: str = Field(pattern=f"^{COMMIT.pattern}$", description="the commit: 40 hexadecimal digits")
 
 
 class Release(Strict):
@@ -221,7 +222,10 @@ class Model(Strict):
     """The vision-language model that training starts from."""
 
     name: str = Field(description="tiny, a hub id, or a local folder")
-    revision: str | None = Field(description="the commit of a hub model")
+    revision: str | None = Field(
+        description="the commit of a hub model (40 hexadecimal digits), or the content hash of a local folder, which "
+        "the steps that load it check; null: tiny"
+    )
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     compile: bool = Field(description="torch.compile in training")
@@ -238,8 +242,11 @@ class Model(Strict):
             return self
         if not HUB_ID.fullmatch(self.name):
             raise ValueError(f"name: {self.name} is neither a local folder nor a hub id (OWNER/NAME)")
-        if self.revision is None:
-            raise ValueError(f"name: {self.name} is not a local folder, so it needs a revision (the hub commit to use)")
+        if not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"name: {self.name} is not a local folder, so it needs a revision: the hub commit to use, 40 "
+                f"hexadecimal digits, found {self.revision}. Branches and tags may move"
+            )
         return self
 
 

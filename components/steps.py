@@ -19,8 +19,10 @@ class Step:
         outputs: port name -> default path. `out` is the step's own folder and holds its metrics.json.
         sections: the sections of params.yaml that decide the outputs.
         packages: the packages of components/shared whose code decides the outputs.
+        unread: inputs that must exist, and whose content changes nothing in the outputs.
         resumes: whether it keeps training state in .checkpoints and resumes from it after a kill.
         parallel: whether it can run on many ranks; the section `launcher` sets their number.
+        loads_base: whether it loads the model of `model.name`, whose content must then be that of `model.revision`.
         asks_registry: whether its result depends on the current champion, which is not among its inputs. register
             compares the model with it; validate compares the data with its training data. A pipeline always runs such a
             step and never takes its outputs from a cache.
@@ -32,8 +34,10 @@ class Step:
     outputs: Mapping[str, str]
     sections: tuple[str, ...]
     packages: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     resumes: bool = False
     parallel: bool = False
+    loads_base: bool = False
     asks_registry: bool = False
 
     @property
@@ -79,8 +83,10 @@ STEPS: dict[str, Step] = {
             _out("sft"),
             ("task", "model", "sft"),
             ("model", "rows", "scoring", "training"),
+            unread=("validate",),
             resumes=True,
             parallel=True,
+            loads_base=True,
         ),
         Step(
             "grpo",
@@ -99,6 +105,7 @@ STEPS: dict[str, Step] = {
             {**_out("evaluate"), "report": "reports/evaluate"},
             ("task", "model", "sft", "answer", "evaluate", "register"),
             ("model", "reporting", "rows", "scoring"),
+            loads_base=True,
         ),
         Step(
             "register",

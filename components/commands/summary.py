@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from components.errors import ConcordError
 from components.evaluate.results import BALANCED, MODELS
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
+from components.shared.io.secrets import masked
 from components.shared.reporting.predictions import TEXT
 from components.shared.scoring.shots import GROUPS
+from components.shared.tracking.connection import absolute_tracking_uri, connect
+from components.shared.tracking.libraries import differences, installed, recorded
+from components.steps import STEPS
 
 FIGURE = "bins.png"
 
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str]) -> None:
         console = Console(highlight=False, width=120)
     show(console, rows, settings.task.unit)
     console.print(Text(verdict(registration)), soft_wrap=True)
+    for remark in remarks(options.evaluate.parent, registration):
+        console.print(Text(remark), style="yellow", soft_wrap=True)
     if options.write:
         write_text(options.write, markdown(settings.experiment, rows, settings.task.unit, verdict(registration)))
         figure = options.report / FIGURE
@@ -169,6 +176,42 @@ def verdict(registration: dict[str, Any] | None) -> str:
     version = f"{registration['name']} version {registration['version']}"
     state = "is now champion" if registration["promoted"] else "is registered as challenger, not promoted"
     return f"{version} {state}: {registration['reason']}"
+
+
+def remarks(artifacts: Path, registration: dict[str, Any] | None) -> Iterator[str]:
+    """Where the outputs are not what this environment would give, or the version is in another registry.
+
+    Args:
+        artifacts: holds the folder of each step.
+    """
+    now, steps = installed(), defaultdict(list)
+    for name in STEPS:
+        if (before := recorded(artifacts / name)) and (text := differences(before, now)):
+            steps[text].append(name)
+    for text, names in steps.items():
+        yield f"{', '.join(names)}: computed with other libraries: {text}. `dvc repro -f` computes them again."
+    if registration and (reason := _not_here(registration)):
+        yield f"{registration['name']} version {registration['version']}: {reason}"
+
+
+def _not_here(registration: dict[str, Any]) -> str | None:
+    """Why the registry here cannot serve the version; None if it has it, from the run that registered it."""
+    store = absolute_tracking_uri()
+    missing = f"not in the registry at {masked(store)} but in another one. `python -m components register`"
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+        return f"{missing} registers it here."
+    try:
+        client = connect()
+    except ConcordError as error:
+        return f"whether the registry has it is unknown: {error}"
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_model_version(registration["name"], str(registration["version"]))
+        client.get_run(registration["runs"]["register"])
+    except MlflowException as error:
+        return f"{missing} registers it here." if error.error_code == "RESOURCE_DOES_NOT_EXIST" else str(error)
+    return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from components.shared.model.loading import load, save
 from components.shared.model.lora import lora_config, merged, trainable, vision_tower
 from components.shared.model.prompts import prompt
 from components.shared.model.validation_pass import save_validation, warm_start_answers
-from components.shared.tracking.lineage import code_fingerprint, code_identity
+from components.shared.tracking.lineage import compute_lineage
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
@@ -42,10 +42,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
     model, processor = load(sft, settings.model)
     reference = warm_start_answers(sft, ingest)  # before hours of training, in case it has none
     set_seed(grpo.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
-    inputs, world_size = {"ingest": ingest, "sft": sft}, ranks().num_processes
-    step = STEPS["grpo"]
-    code = code_fingerprint(code_identity(step))
-    checkpoints = state_folder(state, settings, step.sections, inputs, code, world_size)
+    world_size = ranks().num_processes
+    lineage = compute_lineage(STEPS["grpo"], settings, {"ingest": ingest, "sft": sft})
+    checkpoints = state_folder(state, lineage, world_size)
     with node_cache() as cache:
         rows = training_rows(ingest, cache)
         numbers = TaskNumbers.of(processor, settings.task, np.asarray(rows["target"][:]))

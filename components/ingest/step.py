@@ -66,7 +66,7 @@ def run(settings: Settings, track: StepRun, *, data: Path, out: Path) -> None:
         console.print(f"by subject, {split} has {message}")
     if quarantine.rows:
         reasons = ", ".join(f"{kind}: {count}" for kind, count in quarantine.rows_per_reason().items())
-        message = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {out / QUARANTINE_FILE}"
+        message = f"{quarantine.rows} of {quarantine.read} rows quarantined ({reasons}): {QUARANTINE_FILE} lists them"
         console.print(message, markup=False, soft_wrap=True)
 
 

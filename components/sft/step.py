@@ -15,7 +15,7 @@ from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
 from components.shared.model.lora import merged, trainable
 from components.shared.model.validation_pass import save_validation
-from components.shared.tracking.lineage import code_fingerprint, code_identity
+from components.shared.tracking.lineage import compute_lineage
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
@@ -36,9 +36,8 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     base, processor = base_model(settings, ingest)
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
-    step = STEPS["sft"]
-    code = code_fingerprint(code_identity(step))
-    checkpoints = state_folder(state, settings, step.sections, {"ingest": ingest}, code, world_size)
+    lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
+    checkpoints = state_folder(state, lineage, world_size)
     with node_cache() as cache:
         arguments = training_arguments(
             settings.sft, settings.model, checkpoints, world_size, settings.launcher.loader_workers

@@ -18,6 +18,7 @@ from tests.support.raw_folder import PUBLISHED
 from tests.support.settings_files import HUB, LORA, PARAMS, RAW, RELEASE, VLLM, full_params, section
 
 ROOT = Path(__file__).parents[2]
+HUB_MODEL = RAW["model"] | {"name": "owner/model"}
 
 
 @pytest.fixture
@@ -92,6 +93,16 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("validate.severity.image_size", "info", "validate.severity.image_size: input should be 'error' or 'warning'"),
         ("model.tiny", None, "model: name: tiny needs the section model.tiny"),
         ("model.name", "no/such-model", "no/such-model is not a local folder, so it needs a revision"),
+        (
+            "model",
+            HUB_MODEL | {"revision": "main"},
+            "40 hexadecimal digits, found main. Branches",
+        ),
+        (
+            "model",
+            HUB_MODEL | {"revision": "6628554"},
+            "40 hexadecimal digits, found 6628554",
+        ),
         ("model.lora", {"r": 64}, "model.lora.alpha: missing"),
         ("model.lora", LORA | {"dropout": 1.1}, "model.lora.dropout: input should be less than or equal to 1"),
         ("model.max_pixels", 0, "model.max_pixels: input should be greater than 0, found 0"),

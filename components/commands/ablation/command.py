@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,12 +178,15 @@ def _parallel(function: Callable[[Job], T], jobs: list[Job], count: int) -> list
 
 
 def _work_folder(parent: Path, settings: Settings, ingest: Path) -> Path:
-    from components.shared.tracking.lineage import code_fingerprint, code_identity
+    from components.shared.tracking.lineage import code_identity, compute_lineage
+    from components.shared.tracking.model_revision import check_revision
     from components.shared.training.checkpoints import state_folder  # takes seconds
 
-    sections = ("task", "model", "sft", "grpo", "evaluate")
-    code = code_fingerprint(code_identity(STEPS["sft"]) | code_identity(STEPS["grpo"]))
-    return state_folder(parent, settings, sections, {"ingest": ingest}, code)
+    check_revision(settings.model)
+    tree, code = settings.tree(), {**code_identity(STEPS["sft"]), **code_identity(STEPS["grpo"])}
+    params = {name: tree[name] for name in ("task", "model", "sft", "grpo", "evaluate")}
+    lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
+    return state_folder(parent, replace(lineage, code=code, params=params))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -30,6 +30,7 @@ from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.device import device, on_accelerator
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import unshared_reason
+from components.shared.tracking.model_revision import revision_error
 
 console = Console(highlight=False)
 
@@ -71,6 +72,7 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
     memory = estimate_memory(settings, step, processor, batch, size.loss)
     lines = [
         ("model", f"{settings.model.name}, {settings.model.dtype}, {settings.model.attention}"),
+        *([("not yet", error)] if (error := revision_error(settings.model)) else []),
         ("parameters", f"{_millions(memory.parameters)}, of which {_millions(memory.trainable)} are trained"),
         ("inputs", size.description),
         ("images", batch.image_source),

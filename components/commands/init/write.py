@@ -1,7 +1,6 @@
 """Writes params.yaml: the settings of a recipe with the data set's own values, comments included."""
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from components.errors import ConcordError
-from components.settings import HUB_ID
+from components.settings import COMMIT, HUB_ID
+from components.shared.tracking.model_revision import content_revision
 
 RECIPES = Path(__file__).parents[3] / "pipelines" / "recipes"
 TINY_RECIPE, HUB_RECIPE = RECIPES / "meter-digits.yaml", RECIPES / "agedb-3b.yaml"
-_REVISION = re.compile(r"[0-9a-f]{7,40}")
 # Longer side of the images from which on the tiny model has this size: image, patch.
 _TINY_SIZES = ((48, 64, 16), (24, 32, 8), (0, 16, 4))
 
@@ -38,11 +37,11 @@ def model_settings(model: str, side: int) -> dict[str, Any]:
         image, patch = next((image, patch) for least, image, patch in _TINY_SIZES if side >= least)
         return {"tiny": {"image_size": image, "patch_size": patch}}
     if Path(model).is_dir():
-        return {"name": model, "revision": None}
+        return {"name": model, "revision": content_revision(Path(model))}
     name, _, revision = model.partition("@")
-    if not HUB_ID.fullmatch(name) or not _REVISION.fullmatch(revision):
+    if not HUB_ID.fullmatch(name) or not COMMIT.fullmatch(revision):
         raise ConcordError(
-            f"--model {model}: give tiny, a folder, or a hub id with its commit, such as "
+            f"--model {model}: give tiny, a folder, or a hub id with its commit (40 hexadecimal digits), such as "
             "Qwen/Qwen2.5-VL-3B-Instruct@66285546d2b821cf421d4f5eb2576359d3770cd3"
         )
     return {"name": name, "revision": revision}

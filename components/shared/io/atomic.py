@@ -23,7 +23,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
-    old = path.parent / f".{path.name}.old"
     _remove(partial)
     partial.mkdir()
     try:
@@ -32,10 +31,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
+    replace_folder(partial, path)
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Renames the folder `made` to `path`, on the same file system, and removes the previous content of `path`."""
+    old = path.parent / f".{path.name}.old"
     _remove(old)
     if path.exists():
         os.replace(path, old)
-    os.replace(partial, path)
+    os.replace(made, path)
     _remove(old)
 
 

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 
 from components.errors import ConcordError
 from components.shared.io.secrets import masked
+from components.shared.tracking.local_store import DATABASE, follow, store_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_URI = f"sqlite:///{DATABASE}"
 
 
 def tracking_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI, by default a database in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """Returns MLFLOW_TRACKING_URI, by default a database in the working directory, see `store_folder`."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    home = store_folder(Path())
+    return DEFAULT_URI if home == Path().resolve() else f"sqlite:///{home / DATABASE}"
 
 
 def absolute_tracking_uri() -> str:
@@ -28,6 +32,13 @@ def absolute_tracking_uri() -> str:
     if marker and scheme.startswith("sqlite") and path and not path.startswith("/"):
         return f"{scheme}:///{Path(path).resolve()}"
     return uri
+
+
+def correct_paths() -> None:
+    """Corrects the paths of artifacts if the store is the local one and was moved, see `local_store.follow`."""
+    database = store_folder(Path()) / DATABASE
+    if absolute_tracking_uri() == f"sqlite:///{database}":
+        follow(database)
 
 
 def quiet() -> None:
@@ -63,6 +74,7 @@ def connect() -> "MlflowClient":
     quiet()
     from mlflow import MlflowClient
 
+    correct_paths()
     with mlflow_errors("open the store"):
         client = MlflowClient(tracking_uri=tracking_uri())
         client.search_experiments(max_results=1)

@@ -1,12 +1,12 @@
-"""Lineage of a step's outputs: the content of its inputs, its code and its params, as in dvc.lock.
+"""Lineage of a step's outputs: the content of its inputs, its code and its params, as in dvc.lock, and its libraries.
 
-Two runs of a step with equal inputs, code and params have the same `key`, and so the same outputs.
+Two runs of a step with equal inputs, code, params and libraries have the same `key`, and so the same outputs.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.io.secrets import masked_json
 from components.shared.tracking.hashes import Content, dvc_content
+from components.shared.tracking.libraries import installed
 from components.steps import STEPS, Step
 
 # Folder of the running code, dvc.lock and .dvcignore, in a container image or a checkout. Not the working directory.
@@ -30,23 +31,36 @@ class Lineage:
         inputs: port name -> content.
         code: folder -> content, see `code_identity`. Empty if unknown; such a run equals no other.
         params: section -> settings that determine the outputs.
+        libraries: name -> version, see `libraries.installed`. Empty if unknown: an older run.
     """
 
     step: str
     inputs: Mapping[str, Content]
     code: Mapping[str, Content]
     params: Mapping[str, Any]
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str | None:
-        """SHA-256 (64 hex digits) of inputs, code and params; None if the code is unknown."""
-        if not self.code:
-            return None
+        """SHA-256 (64 hex digits) of inputs, code, params and libraries; None if the code is unknown."""
+        return self._digest(self.inputs) if self.code else None
+
+    @property
+    def state_name(self) -> str:
+        """Name (16 hex digits) of the folder with the training state, and of its lock.
+
+        Runs that differ only in an input that the step does not read share it: each resumes what the other left.
+        """
+        unread = STEPS[self.step].unread
+        return self._digest({port: item for port, item in self.inputs.items() if port not in unread})[:16]
+
+    def _digest(self, inputs: Mapping[str, Content]) -> str:
         content = {
             "step": self.step,
-            "inputs": {port: item.md5 for port, item in self.inputs.items()},
+            "inputs": {port: item.md5 for port, item in inputs.items()},
             "code": {path: item.md5 for path, item in self.code.items()},
             "params": self.params,
+            "libraries": self.libraries,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -62,6 +76,7 @@ class Lineage:
             "inputs": {port: content.to_json() for port, content in self.inputs.items()},
             "code": {path: content.to_json() for path, content in self.code.items()},
             "params": self.params,
+            "libraries": self.libraries,
         }
 
     @classmethod
@@ -75,7 +90,8 @@ class Lineage:
             inputs, code = (
                 {name: Content(**item) for name, item in content[part].items()} for part in ("inputs", "code")
             )
-            return cls(STEPS[content["step"]].name, inputs, code, dict(content["params"]))
+            libraries = dict(content.get("libraries", {}))  # older runs have none
+            return cls(STEPS[content["step"]].name, inputs, code, dict(content["params"]), libraries)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a lineage ({error!r})") from None
 
@@ -90,7 +106,7 @@ def compute_lineage(step: Step, settings: Settings, inputs: Mapping[str, Path]) 
         ConcordError: an input is missing.
     """
     contents = {port: dvc_content(path) for port, path in inputs.items()}
-    return Lineage(step.name, contents, code_identity(step), step_params(step, settings))
+    return Lineage(step.name, contents, code_identity(step), step_params(step, settings), installed())
 
 
 def step_params(step: Step, settings: Settings) -> dict[str, Any]:

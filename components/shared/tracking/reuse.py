@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.console import console
 from components.shared.tracking.connection import connect, mlflow_errors
+from components.shared.tracking.libraries import differences, recorded
 from components.shared.tracking.lineage import ROOT, Lineage
 from components.shared.tracking.remote import Remote
 from components.shared.tracking.tags import KEY, OUTPUT, REUSED
@@ -54,6 +55,10 @@ def restore(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
             continue
         tried.append(cached.outputs)
         if all(remote.fetch(md5, outputs[port]) for port, md5 in cached.outputs.items()):
+            if difference := differences(recorded(outputs["out"]), lineage.libraries):
+                message = f"outputs of other libraries ({cached.source}; {difference}) are not used"
+                console.print(f"{step.name}: {message}", soft_wrap=True)
+                continue
             message = f"fetched cached outputs of the same data, code and settings ({cached.source})"
             console.print(f"{step.name}: {message}", soft_wrap=True)
             return cached
@@ -70,6 +75,8 @@ def _candidates(step: Step, lineage: Lineage, client: "MlflowClient") -> Iterato
 
 def find_in_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
     """Returns the stage's outputs in dvc.lock if its entry has the same inputs, code and params.
+
+    dvc.lock says nothing of libraries: the outputs themselves do (libraries.json).
 
     The file is read with DVC's own YAML 1.2 parser, where 1e-05 is a number and `on` a string. PyYAML reads YAML 1.1,
     where 1e-05 is a string and `on` a boolean.

@@ -19,7 +19,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
-from components.shared.tracking.connection import connect, mlflow_errors
+from components.shared.tracking.connection import connect, correct_paths, mlflow_errors
 from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
@@ -48,6 +48,7 @@ FLUSH_SECONDS = 5.0  # a batch costs about 20 ms, whether it holds one metric or
 RETRY_SECONDS = 30.0
 METRIC_BATCH = 1000  # MLflow's limit
 PARAM_BATCH = 100  # MLflow's limit
+_WITHOUT_EFFECT = tuple(f":(top,exclude){path}" for path in ("dvc.lock", "*.md", "results", "tests"))
 TEXT_LIMIT = 5000  # MLflow's limit for a tag; a param may have 6000
 
 
@@ -338,7 +339,9 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name)
+            experiment_id = client.create_experiment(name)
+            correct_paths()  # MLflow stores its artifacts below the working directory, which may be a copy by DVC
+            return experiment_id
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -411,7 +414,10 @@ def _user() -> str:
 
 
 def _git() -> tuple[str, bool]:
-    """Returns the commit of the working directory (`none` outside a repository) and whether there are changes.
+    """Returns the commit of the working directory (`none` outside a repository) and whether its files differ from it.
+
+    Only files that can change a result count. dvc.lock cannot, and DVC rewrites it after each stage. A new file counts
+    among the code, where Python can import it and DVC hashes it.
 
     A container image has no repository: CONCORD_COMMIT holds the commit that it was built from.
     """
@@ -424,6 +430,9 @@ def _git() -> tuple[str, bool]:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit or "none", bool(commit and git("status", "--porcelain", "--untracked-files=no"))
+        if not commit:
+            return "none", False
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_WITHOUT_EFFECT)
+        return commit, bool(changed or git("ls-files", "--others", "--exclude-standard", "--", ":/components"))
     except (OSError, subprocess.TimeoutExpired):
         return "none", False

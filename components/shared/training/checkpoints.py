@@ -1,7 +1,6 @@
 """Checkpoints that survive a kill: only complete ones count, and a resumed run ends in the same bytes as an
 uninterrupted one."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,11 +12,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from components.console import console
 from components.errors import ConcordError
-from components.settings import Settings
 from components.shared.io.atomic import write_json
 from components.shared.io.disk_full import disk_full_errors
-from components.shared.tracking.hashes import dvc_hash
-from components.shared.tracking.lineage import UNKNOWN
+from components.shared.tracking.lineage import Lineage
 from components.shared.training.ranks import ranks
 from components.shared.training.trainer_hooks import TrainerHooks
 
@@ -25,32 +22,20 @@ SEAL = "whole"  # the file that marks a checkpoint as complete
 KEPT = 2  # checkpoints
 
 
-def state_folder(
-    state: Path,
-    settings: Settings,
-    sections: tuple[str, ...],
-    inputs: dict[str, Path],
-    code: str = UNKNOWN,
-    world_size: int = 1,
-) -> Path:
-    """Creates the folder for the training state of these settings, inputs and code: `state`/FINGERPRINT.
+def state_folder(state: Path, lineage: Lineage, world_size: int = 1) -> Path:
+    """Creates the folder for the training state of these settings, inputs, code and libraries.
 
-    Several ranks use `FINGERPRINT-2-ranks`, since each rank has random states of its own: only a run with as many ranks
-    can resume from it.
+    It is `state`/`Lineage.state_name`, so that a training does not resume from what another one left. Several ranks use
+    `NAME-2-ranks`, since each rank has random states of its own: only a run with as many ranks can resume from it.
 
     Args:
         state: holds the folders of all runs.
-        sections: of the settings, those that decide the result.
-        inputs: port name -> path.
-        code: fingerprint of the code, so that a training does not resume from what other code left.
+        lineage: what decides the training.
         world_size: number of ranks.
     """
-    tree = settings.tree()
-    parts = {name: tree[name] for name in sections} | {f"in.{port}": dvc_hash(path) for port, path in inputs.items()}
-    parts["code"] = code
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = state / (fingerprint if world_size == 1 else f"{fingerprint}-{world_size}-ranks")
-    others = [path for path in state.glob(f"{fingerprint}*") if path != folder and _checkpoints(path)]
+    name = lineage.state_name
+    folder = state / (name if world_size == 1 else f"{name}-{world_size}-ranks")
+    others = [path for path in state.glob(f"{name}*") if path != folder and _checkpoints(path)]
     if others and not _checkpoints(folder) and ranks().is_main_process:
         console.print(
             f"{others[0]} holds the training state of another number of ranks; with {world_size} this run starts from "

@@ -32,7 +32,7 @@ def raw(store: Path) -> RawFolder:
 
 def test_ingest_writes_shards_metrics_and_a_histogram(raw: RawFolder) -> None:
     assert main(INGEST) == 0
-    names = {f"{split}-00000.parquet" for split in SPLITS} | {"metrics.json", "histogram.csv"}
+    names = {f"{split}-00000.parquet" for split in SPLITS} | {"metrics.json", "histogram.csv", "libraries.json"}
     assert set(os.listdir(OUT)) == names
     assert not list(Path("artifacts").glob(".*.partial"))
     metrics = json.loads((OUT / "metrics.json").read_text())

@@ -20,6 +20,7 @@ from components.settings import Lora, Settings, load_settings
 from components.shared.model.answer_tree import answer_tree
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.rows.rows import Row, ShardWriter
+from components.shared.tracking.model_revision import content_revision
 from tests.support.gauge_world import LORA, write_params
 from tests.support.grpo_training import save_llava, small_settings
 from tests.support.qwen_folder import BILLIONS, write_qwen
@@ -153,6 +154,7 @@ def test_model_folder_needs_no_weights(make: Any, tmp_path: Path, capsys: pytest
     out = shown(capsys)
     assert "inputs 3 of 6 (2 accumulation x 1 ranks), 4 answers each" in out
     assert "shared prefix yes: " in out
+    assert f"Set model.revision to {content_revision(tmp_path / 'model')}" in out, "training would refuse it"
 
 
 def test_images_and_questions_come_from_the_shards(settings: Settings, tmp_path: Path) -> None:

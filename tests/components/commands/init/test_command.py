@@ -15,6 +15,7 @@ from components.commands.init import ask, command
 from components.commands.init.command import main, next_command
 from components.errors import ConcordError
 from components.settings import Settings, load_settings
+from components.shared.tracking.hashes import dvc_hash
 from tests.support.data_sets import SHAPES, grey
 from tests.support.raw_folder import SHARED_DATA, content
 from tests.support.s3_server import S3Server
@@ -61,6 +62,15 @@ def test_flags_win_over_guesses(run: Callable[..., Settings], data_sets: dict[st
     task = settings.task
     assert [task.question, task.unit, task.low, task.high, task.resolution, task.bin_width] == list(flags.values())
     assert (settings.ingest.split, settings.ingest.split_column) == ("balanced", None)
+
+
+def test_a_model_folder_gets_the_hash_of_its_content(
+    run: Callable[..., Settings], data_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    settings = run(data_sets["names"], "--model", str(tmp_path / "model"))
+    assert settings.model.revision == dvc_hash(tmp_path / "model")
 
 
 def test_a_pretrained_model_gets_the_settings_of_its_recipe(
@@ -158,6 +168,7 @@ def test_errors_are_shown_with_row_and_remedy(
         ("table", ["--low", "50", "--high", "20"], r"params\.yaml: task: low \(50\.0\) must be below high \(20\.0\)"),
         ("table", ["--resolution", "0"], r"--resolution 0: must be above 0"),
         ("table", ["--bin-width", "-5"], r"--bin-width -5: must be above 0"),
+        ("table", ["--model", "Qwen/Qwen2.5-VL-3B-Instruct@6628554"], r"--model .* with its commit \(40 hexadecimal"),
         ("table", ["--model", "Qwen/Qwen2.5-VL-3B-Instruct"], r"--model .*: give tiny, .* or a hub id with its commit"),
         ("names", ["--pattern", "age-("], r"--pattern age-\(: not a regular expression"),
         ("names", ["--pattern", "age-([0-9]+)"], r"no named group\. Mark the number with \(\?P<target>"),

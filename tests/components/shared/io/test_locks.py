@@ -14,6 +14,7 @@ from components.settings import Settings
 from components.shared.io import locks
 from components.shared.io.locks import timed_lock
 from components.shared.tracking.lineage import compute_lineage
+from components.shared.training.checkpoints import state_folder
 from components.steps import STEPS
 
 HOLD_LOCK = (
@@ -57,16 +58,17 @@ def test_without_locks_in_the_file_system_nothing_is_refused(tmp_path: Path, mon
 def test_a_step_that_another_run_executes_is_refused_before_it_writes_anything(
     store: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where that run has another result of validate: sft does not read it, and both have one training state."""
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
     inputs = {port: store / port for port in STEPS["sft"].inputs}
     for folder in inputs.values():
         folder.mkdir()
-    key = compute_lineage(STEPS["sft"], settings, inputs).key
-    assert key is not None
+    folder = state_folder(store / "state" / "sft", compute_lineage(STEPS["sft"], settings, inputs))
+    (inputs["validate"] / "metrics.json").write_text("{}", encoding="utf-8")
     with (
-        timed_lock(store / "state" / f".sft-{key[:16]}.lock", "it"),
+        timed_lock(store / "state" / f".sft-{folder.name}.lock", "it"),
         pytest.raises(ConcordError, match="executing the same sft"),
     ):
         run(StepCall(STEPS["sft"], settings, inputs, {"out": store / "out"}, store / "state", ()))
     assert not (store / "out").exists()
-    assert not (store / "state" / "sft").exists()
+    assert list(folder.iterdir()) == []

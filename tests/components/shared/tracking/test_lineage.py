@@ -2,7 +2,10 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dvc.utils.serialize import dump_yaml
 from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.tracking.hashes import Content
+from components.shared.tracking.libraries import LIBRARIES
 from components.shared.tracking.lineage import Lineage, code_identity, compute_lineage, step_params
 from components.shared.tracking.reuse import find_in_lock
 from components.steps import STEPS
@@ -55,8 +59,23 @@ def example(**changes: Any) -> Lineage:
         {"ingest": Content("a" * 32 + ".dir", 10, 2)},
         {"components/validate": Content("b" * 32 + ".dir", 20, 3), "components/shared/x.py": Content("c" * 32, 4)},
         {"task": {"low": 0, "high": 100}, "validate": {"near_bits": 10}},
+        {"torch": "2.13.0", "trl": "1.16.0"},
     )
     return dataclasses.replace(lineage, **changes)
+
+
+def test_libraries_enter_the_lineage_without_their_build_and_without_an_import(
+    settings: Settings, tmp_path: Path
+) -> None:
+    expected = {name: version(name).partition("+")[0] for name in LIBRARIES}
+    assert compute_lineage(STEPS["ingest"], settings, {"data": tmp_path}).libraries == expected
+    code = (
+        "import sys; from components.shared.tracking.libraries import installed; print(installed()['torch']); "
+        "print({'torch', 'transformers', 'trl', 'peft', 'numpy', 'PIL'} & set(sys.modules) or 'none')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected["torch"], "none"]
+    assert "+" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -67,6 +86,7 @@ def example(**changes: Any) -> Lineage:
         example(code={"components/validate": example().code["components/validate"]}),
         example(params={**example().params, "validate": {"near_bits": 11}}),
         example(step="sft"),
+        example(libraries={**example().libraries, "trl": "1.16.1"}),
     ],
 )
 def test_any_change_gives_another_key(other: Lineage) -> None:
@@ -80,6 +100,8 @@ def test_order_does_not_change_the_key_and_json_round_trips() -> None:
     )
     assert reordered.key == example().key
     assert Lineage.from_json(example().to_json()) == example()
+    older = {name: part for name, part in example().to_json().items() if name != "libraries"}
+    assert Lineage.from_json(older) == example(libraries={})
     for damaged in (
         {},
         {**example().to_json(), "inputs": {"ingest": {"md5": "a"}}},

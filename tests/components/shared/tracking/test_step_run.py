@@ -319,3 +319,44 @@ def test_commit_of_an_image_comes_from_the_environment(
             pass
         tags = connect().get_run(run.run_id).data.tags
         assert (run.commit, tags["mlflow.source.git.commit"], tags["concord.git.dirty"]) == (commit, commit, dirty)
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        ("dvc.lock", "false"),  # DVC rewrites it after each stage
+        ("notes.txt", "false"),
+        ("README.md", "false"),
+        ("components/sft/README.md", "false"),
+        ("params.yaml", "true"),
+        ("data.dvc", "true"),
+        ("components/sft/step.py", "true"),
+        ("components/sft/new.py", "true"),
+        ("components/sft/__pycache__/step.pyc", "false"),
+    ],
+)
+def test_a_run_is_marked_as_changed_only_by_files_that_can_change_a_result(
+    file: str, dirty: str, data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = data.parent / "repository"
+    (repository / "components" / "sft" / "__pycache__").mkdir(parents=True)
+    for name in (
+        "dvc.lock",
+        "params.yaml",
+        "data.dvc",
+        "README.md",
+        "components/sft/step.py",
+        "components/sft/README.md",
+    ):
+        (repository / name).write_text("first\n", encoding="utf-8")
+    (repository / ".gitignore").write_text("__pycache__/\n", encoding="utf-8")
+    monkeypatch.chdir(repository)
+    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "A")):
+        subprocess.run(["git", *words], check=True)
+    (repository / file).write_text("second\n", encoding="utf-8")
+    monkeypatch.delenv("CONCORD_COMMIT", raising=False)
+    for folder in (repository, repository / "components"):
+        monkeypatch.chdir(folder)
+        with step_run(STEPS["ingest"], settings, {"data": data}) as run:
+            pass
+        assert connect().get_run(run.run_id).data.tags["concord.git.dirty"] == dirty

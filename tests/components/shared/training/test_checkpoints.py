@@ -1,15 +1,18 @@
 """Training state: one folder per settings, inputs and code, in which only complete checkpoints count."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.settings import Settings
+from components.shared.tracking.libraries import installed
+from components.shared.tracking.lineage import compute_lineage
 from components.shared.training.checkpoints import KEPT, drop_old, last_complete, seal, state_folder
+from components.steps import STEPS
 from tests.support.gauge_world import write_params
-
-SECTIONS = ("task", "model", "grpo")
 
 
 @pytest.fixture(scope="module")
@@ -114,43 +117,49 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     return {"ingest": tmp_path / "ingest"}
 
 
-def test_other_settings_inputs_or_code_have_another_folder(
+def test_other_settings_inputs_code_or_libraries_have_another_folder(
     settings: Settings, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    def folder(settings: Settings = settings, code: str = "0123456789abcdef") -> Path:
-        return state_folder(tmp_path / "state", settings, SECTIONS, inputs, code)
+    def folder(settings: Settings = settings, **changes: Any) -> Path:
+        return state_folder(tmp_path / "state", replace(compute_lineage(STEPS["sft"], settings, inputs), **changes))
 
     first = folder()
     assert first.is_dir()
     assert folder() == first
-    other = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"lr": 0.5})})
-    other_sft = settings.model_copy(update={"sft": settings.sft.model_copy(update={"lr": 0.5})})
-    assert folder(other_sft) == first, "sections that do not decide the result do not count"
-    folders = {first, folder(other)}
-    folders.add(folder(code="fedcba9876543210"))
+    other_grpo = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"lr": 0.5})})
+    other = settings.model_copy(update={"sft": settings.sft.model_copy(update={"lr": 0.5})})
+    assert folder(other_grpo) == first, "sections that do not decide the result do not count"
+    folders = {first, folder(other), folder(code={}), folder(libraries={**installed(), "trl": "0.0.1"})}
     (inputs["ingest"] / "train-00000.parquet").write_bytes(b"other rows")
     folders.add(folder())
-    assert len(folders) == 4
+    assert len(folders) == 5
+
+
+def test_trainings_that_differ_in_an_unread_input_share_folder_and_lock(
+    settings: Settings, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The lock has the folder's name, and so keeps either out while the other writes there."""
+    names = set()
+    for warnings in ("none", "one"):
+        (inputs["ingest"].parent / "validate").mkdir(exist_ok=True)
+        (inputs["ingest"].parent / "validate" / "result.json").write_text(warnings, encoding="utf-8")
+        every = {**inputs, "validate": inputs["ingest"].parent / "validate"}
+        whole = compute_lineage(STEPS["sft"], settings, every)
+        names |= {whole.state_name, compute_lineage(STEPS["sft"], settings, inputs).state_name}
+        names.add(state_folder(tmp_path / "state", whole).name)
+    assert len(names) == 1
 
 
 def test_another_number_of_ranks_starts_from_the_beginning_and_reports_it(
     settings: Settings, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def folder(world_size: int) -> Path:
-        return state_folder(tmp_path / "state", settings, SECTIONS, inputs, world_size=world_size)
-
-    single = folder(1)
+    lineage = compute_lineage(STEPS["sft"], settings, inputs)
+    single = state_folder(tmp_path / "state", lineage)
     checkpoint(single, 10)
-    assert folder(1) == single
+    assert state_folder(tmp_path / "state", lineage) == single
     assert capsys.readouterr().err == ""
-    pair = folder(2)
+    pair = state_folder(tmp_path / "state", lineage, 2)
     assert pair != single
     assert last_complete(pair) is None
     message = "".join(capsys.readouterr().err.split())
     assert f"{single}holdsthetrainingstateofanothernumberofranks;with2thisrunstartsfromthebeginning" in message
-
-
-def test_without_code_the_folder_depends_on_settings_and_inputs(settings: Settings, inputs: dict[str, Path]) -> None:
-    state = inputs["ingest"].parent / "state"
-    assert state_folder(state, settings, SECTIONS, inputs) == state_folder(state, settings, SECTIONS, inputs)
-    assert state_folder(state, settings, SECTIONS, inputs) != state_folder(state, settings, ("task",), inputs)
