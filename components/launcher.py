@@ -24,6 +24,9 @@ STARTED_BY = "CONCORD_LAUNCHER"
 SECTION = "CONCORD_LAUNCHER_SETTINGS"
 # Seconds that a rank waits before it reports an error: the launcher ends one that only echoes another rank sooner.
 ECHO_SECONDS = 3.0
+# Seconds that the ranks get to finish their optimizer step and write a checkpoint after a signal; torchrun's default of
+# 30 is too short for large models. A second signal ends them at once.
+STOP_SECONDS = 600
 
 
 def rank() -> int:
@@ -59,6 +62,7 @@ def launch(settings: Launcher, words: list[str]) -> int:
     logging.disable(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // settings.num_processes, 1)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     os.environ[STARTED_BY] = str(os.getpid())
     try:
         with tempfile.TemporaryDirectory() as logs:
