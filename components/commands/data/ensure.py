@@ -16,6 +16,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.s3_address import is_s3, parse_s3
 from components.settings import load_settings
+from components.shared.io.atomic import flush_tree
 from components.shared.tracking.hashes import dvc_hash
 
 
@@ -118,6 +119,7 @@ def _pull(pointer: Path, data: Path) -> bool:
         if _dvc(pointer, *words, shown=True).returncode:
             console.print(f"[yellow]warning[/] {pointer}: the pull failed")
             return False
+    flush_tree(partial)
     os.rename(partial, data)  # fails if a folder with files has appeared there
     return True
 

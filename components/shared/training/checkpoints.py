@@ -4,7 +4,6 @@ uninterrupted one."""
 import hashlib
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from components.console import console
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.io.atomic import write_json
+from components.shared.io.atomic import flush_tree, write_json
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.stop import Stopped, finishing
 from components.shared.tracking.hashes import dvc_hash
@@ -66,9 +65,7 @@ def state_folder(
 def seal(folder: Path, step: int) -> None:
     """Flushes the files of the checkpoint of `step` to disk, then marks it as complete with their sizes."""
     checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-    for path in _files(checkpoint):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    flush_tree(checkpoint)
     write_json(checkpoint / SEAL, _sizes(checkpoint))
 
 
