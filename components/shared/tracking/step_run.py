@@ -19,7 +19,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
-from components.shared.tracking.connection import connect, mlflow_errors
+from components.shared.tracking.connection import connect, mlflow_errors, store_lock
 from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
@@ -208,7 +208,8 @@ def step_run(
         **({PIPELINE_RUN: pipeline_run} if pipeline_run else {}),
     } | {f"{INPUT}{port}": value for port, value in hashes.items()}
     with mlflow_errors(f"open the run of step {step.name}"):
-        run, parent, owned = _open(client, step, settings, tags)
+        with store_lock():
+            run, parent, owned = _open(client, step, settings, tags)
         _describe(client, run, step, settings, inputs, hashes)
     tracked = StepRun(client, run, parent, commit, lineage, dirty, pipeline_run)
     try:
