@@ -36,6 +36,7 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
             then), or the data cannot be fetched.
     """
     root = pointer.parent
+    _work_without_git(root)
     ingest = load_settings(root / "params.yaml").ingest
     if is_s3(ingest.path):
         from components.shared.s3.local_copy import local_copy
@@ -67,6 +68,18 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
             f"{data}: its hash is {actual}, but {pointer} says {md5}: this is not the version that the experiment "
             f"uses. {remedy}. To make it the new version: dvc add {data}, and commit {pointer}."
         )
+
+
+def _work_without_git(root: Path) -> None:
+    """Tells DVC, in .dvc/config.local, that the folder is no git repository, if it is none: an unpacked archive."""
+    root = root.absolute()
+    if (root / ".dvc").is_dir() and not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        config = root / ".dvc" / "config.local"
+        if not config.exists() or "no_scm" not in config.read_text(encoding="utf-8"):
+            _dvc(root / "data.dvc", "config", "--local", "core.no_scm", "true")
+            console.print(
+                f"{root}: not a git repository, so runs name no commit; told DVC so in {config}", markup=False
+            )
 
 
 def _pull_or_generate(pointer: Path, data: Path, source: str) -> bool:
