@@ -15,6 +15,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # dvc.yaml calls `python`: this makes it the environment's.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# A terminal that is not UTF-8 gets `?` for what it cannot show; DVC would end in an error.
+export PYTHONIOENCODING := $(patsubst x%,%,$(firstword $(subst :, ,x$(PYTHONIOENCODING)))):replace
 # This file marks a complete environment. Its name depends on the lock and on the folder, so the environment is created
 # again if the lock changed, the folder moved, or an earlier set-up was interrupted.
 READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)

@@ -14,15 +14,26 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.text import Text
 
-from components.console import console
+from components.console import console, print_anything, with_home
 from components.errors import ConcordError
-from components.launcher import ECHO_SECONDS, SECTION, exit_with_launcher, leave, rank, world_size
+from components.launcher import (
+    ECHO_SECONDS,
+    SECTION,
+    check_variables,
+    exit_with_launcher,
+    leave,
+    rank,
+    started_by_launcher,
+    world_size,
+)
 from components.runner import StepCall, run
 from components.settings import load_settings
+from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.names import RUN_ID
 from components.steps import STEPS
@@ -78,6 +89,7 @@ def step_call(words: list[str]) -> StepCall | None:
     """The step and settings that the command line names; None after a dry run, which needs no more."""
     arguments = parser().parse_args(words)
     step, given = STEPS[arguments.command], vars(arguments)
+    check_variables(step.parallel)
     sections = dict(arguments.section)
     if SECTION in os.environ:
         sections["launcher"] = os.environ[SECTION]
@@ -108,7 +120,12 @@ def step_call(words: list[str]) -> StepCall | None:
 
 
 def main(words: list[str]) -> int:
-    """Exit code: 0 success, 1 reported error, 2 usage error, 130 interrupted."""
+    """Runs a command; `~/` at the start of a word or of a flag's value is the home folder.
+
+    Returns:
+        0 success, 1 reported error, 2 usage error, 130 Ctrl-C, 143 `kill`, 129 a closed terminal.
+    """
+    words = with_home(words)
     try:
         if words[:1] == ["register"] and words[1:2] and not words[1].startswith("-"):
             raise ConcordError(f"register {words[1]}: this is now python -m components registry {' '.join(words[1:])}")
@@ -116,10 +133,11 @@ def main(words: list[str]) -> int:
             return importlib.import_module(COMMANDS[words[0]]).main(words[1:]) or 0
         call = step_call(words)
         return run(call) if call else 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if rank() == 0:
-            console.print("stopped; the next run resumes from here")
-        return 130
+            with suppress(OSError):  # the terminal may be gone
+                console.print("stopped; the next run resumes from here")
+        return exit_code(stop)
     except Exception as error:
         message = _message(error)
         if message is None:
@@ -145,5 +163,9 @@ def _message(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    print_anything()
+    handle_stop_signals()
     exit_with_launcher()
+    if "DVC_STAGE" in os.environ and not started_by_launcher():
+        stop_when_parent_dies()  # `kill` ends DVC without a word to its stages
     leave(main(sys.argv[1:]))

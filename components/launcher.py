@@ -22,18 +22,53 @@ STARTED_BY = "CONCORD_LAUNCHER"
 # The section `launcher` as JSON. Kubeflow passes it in the environment: as a flag it would be an input of the step, and
 # a different number of ranks would train again.
 SECTION = "CONCORD_LAUNCHER_SETTINGS"
+# What each of several ranks needs from its launcher.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Seconds that a rank waits before it reports an error: the launcher ends one that only echoes another rank sooner.
 ECHO_SECONDS = 3.0
+# Seconds that the ranks get to finish their optimizer step and write a checkpoint after a signal; torchrun's default of
+# 30 is too short for large models. A second signal ends them at once.
+STOP_SECONDS = 600
 
 
 def rank() -> int:
     """This process's rank; 0 if it is the only one."""
-    return int(os.environ.get("RANK", "0"))
+    return _variable("RANK") or 0
 
 
 def world_size() -> int:
     """The number of processes of the step."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _variable("WORLD_SIZE") or 1
+
+
+def check_variables(parallel: bool) -> None:
+    """Checks what a launcher sets in the environment: ranks that do not know each other overwrite each other's outputs.
+
+    Args:
+        parallel: whether the step runs on ranks.
+
+    Raises:
+        ConcordError: a variable is missing or malformed.
+    """
+    remedy = (
+        "Start the step with torchrun or `accelerate launch`, which set them all, or unset them: unset RANK WORLD_SIZE"
+    )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if name in os.environ and _variable(name) is None:
+            raise ConcordError(f"{name}={os.environ[name]}: not a whole number. {remedy} LOCAL_RANK.")
+    if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConcordError(f"RANK={os.environ['RANK']} is set, and WORLD_SIZE is not. {remedy}.")
+    if "WORLD_SIZE" in os.environ and rank() >= (_variable("WORLD_SIZE") or 0):
+        raise ConcordError(f"RANK={rank()} is not below WORLD_SIZE={os.environ['WORLD_SIZE']}. {remedy}.")
+    missing = [name for name in RANK_VARIABLES if not os.environ.get(name)]
+    if parallel and world_size() > 1 and missing:
+        raise ConcordError(f"WORLD_SIZE={world_size()} is set, and {', '.join(missing)} is not. {remedy}.")
+
+
+def _variable(name: str) -> int | None:
+    """A number from the environment; None if it is unset, malformed or negative."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def to_launch(settings: Launcher) -> bool:
@@ -59,6 +94,7 @@ def launch(settings: Launcher, words: list[str]) -> int:
     logging.disable(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // settings.num_processes, 1)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     os.environ[STARTED_BY] = str(os.getpid())
     try:
         with tempfile.TemporaryDirectory() as logs:

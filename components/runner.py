@@ -15,7 +15,7 @@ from components.errors import ConcordError
 from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
 from components.s3_address import parse_location
 from components.settings import Settings, load_settings
-from components.shared.io.atomic import replace_folder
+from components.shared.io.atomic import replace_folder, restored
 from components.shared.io.locks import output_lock, timed_lock
 from components.steps import STEPS, Step, metrics_file
 
@@ -155,7 +155,7 @@ def local_inputs(call: StepCall) -> Iterator[dict[str, Path]]:
 def check_inputs(call: StepCall, inputs: Mapping[str, Path]) -> None:
     """Raises ConcordError if an input is missing. The remedy fits where the step runs: a pod has no `make`."""
     for port, path in inputs.items():
-        if path.exists():
+        if restored(path).exists():
             continue
         if call.kubeflow:
             from components.shared.kubeflow.executor import missing_input

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from components.errors import ConcordError
 from components.s3_address import S3Address, is_s3, parse_location
@@ -19,6 +19,16 @@ WITHOUT_EFFECT = ("launcher",)
 READER = "reader.json"  # in an exported model folder: `Reader` as JSON
 
 RewardName = Literal["ccc", "mae", "mse", "pearson", "crps"]
+
+
+def _without_tilde(path: str) -> str:
+    """Refuses `~`, which DVC and other machines read as a folder of that name."""
+    if path == "~" or path.startswith("~/"):
+        raise ValueError(f"`~` is not replaced in a params file. Write the whole path: {Path(path).expanduser()}")
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_without_tilde)]
 
 
 class Task(Strict):
@@ -74,7 +84,7 @@ class Ingest(Strict):
     """Where the rows come from and how they are split."""
 
     source: Literal["gauges", "folder", "agedb", "imdb-wiki", "bone-age", "imdb-movie", "release"]
-    path: str = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
+    path: LocalPath = Field(description="the folder that holds the raw input, or s3://bucket/prefix; DVC hashes it")
     csv: str | None = Field(
         description="the table in that folder: .csv, .tsv, .jsonl or .parquet; data/*.parquet names several; null: the "
         "rows are the image files, and pattern reads their paths"
@@ -221,7 +231,7 @@ class Lora(Strict):
 class Model(Strict):
     """The vision-language model that training starts from."""
 
-    name: str = Field(description="tiny, a hub id, or a local folder")
+    name: LocalPath = Field(description="tiny, a hub id, or a local folder")
     revision: str | None = Field(
         description="the commit of a hub model (40 hexadecimal digits), or the content hash of a local folder, which "
         "the steps that load it check; null: tiny"
@@ -254,7 +264,9 @@ class Launcher(Strict):
     """How the training steps are started. It cannot change a result."""
 
     num_processes: Positive = Field(description="ranks; if above 1, a training step starts them itself")
-    config: str | None = Field(description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine")
+    config: LocalPath | None = Field(
+        description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine"
+    )
     loader_workers: int = Field(ge=0, description="processes per rank that prepare batches; 0: the rank itself")
 
 

@@ -15,7 +15,7 @@ import sys
 
 from rich.text import Text
 
-from components.console import console
+from components.console import console, print_anything, with_home
 from components.errors import ConcordError
 from pipelines import compile, graph, lock, run, serve, submit
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Runs a command and returns its exit code: 0 success, 1 reported error, 2 usage error, 130 interrupted."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(with_home(argv))
     try:
         code: int = COMMANDS[args.command][0].command(args)
         return code
@@ -53,4 +53,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    print_anything()
     sys.exit(main(sys.argv[1:]))

@@ -86,8 +86,8 @@ def subject_splits(subjects: Sequence[str], bins: Iterable[int], max_per_label: 
     assignment = _Assignment(labels)
     for split in ("test", "val"):
         third = [subject for subject in order if _third(keys[subject]) == split]
-        for subject in _below_limit([labels[subject] for subject in third], max_per_label):
-            assignment.assign(third[subject], split)
+        for index in _below_limit([labels[subject] for subject in third], max_per_label):
+            assignment.assign(third[index], split)
         for name in sorted(third, key=lambda subject: labels[subject].total()):
             if assignment.fills_gap(name, split):
                 assignment.assign(name, split)

@@ -48,6 +48,38 @@ def test_other_steps_refuse_to_run_on_ranks(
     assert "ingest: runs as one process, and 4 were started" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "3"}, "RANK=3 is set, and WORLD_SIZE is not"),
+        ({"RANK": "0"}, "RANK=0 is set, and WORLD_SIZE is not"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one: not a whole number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: not a whole number"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK=: not a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two: not a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 is not below WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, and RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "MASTER_ADDR, MASTER_PORT is not"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x: not a whole number"),
+    ],
+)
+def test_incomplete_variables_of_a_launcher_are_reported(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without WORLD_SIZE, rank 3 would train in silence, write nothing and exit with 0."""
+    monkeypatch.setattr("components.__main__.ECHO_SECONDS", 0.0)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["sft", "--params", str(ROOT / "params.yaml")]) == 1
+    error = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert message in error
+    assert "torchrun or `accelerate launch`" in error
+    assert "unset RANK WORLD_SIZE" in error
+
+
 def test_kubeflow_passes_the_section_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.s3_address import is_s3, parse_s3
 from components.settings import load_settings
+from components.shared.io.atomic import flush_tree
 from components.shared.tracking.hashes import dvc_hash
 
 
@@ -35,6 +36,7 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
             then), or the data cannot be fetched.
     """
     root = pointer.parent
+    _work_without_git(root)
     ingest = load_settings(root / "params.yaml").ingest
     if is_s3(ingest.path):
         from components.shared.s3.local_copy import local_copy
@@ -66,6 +68,18 @@ def ensure(pointer: Path = Path("data.dvc")) -> None:
             f"{data}: its hash is {actual}, but {pointer} says {md5}: this is not the version that the experiment "
             f"uses. {remedy}. To make it the new version: dvc add {data}, and commit {pointer}."
         )
+
+
+def _work_without_git(root: Path) -> None:
+    """Tells DVC, in .dvc/config.local, that the folder is no git repository, if it is none: an unpacked archive."""
+    root = root.absolute()
+    if (root / ".dvc").is_dir() and not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        config = root / ".dvc" / "config.local"
+        if not config.exists() or "no_scm" not in config.read_text(encoding="utf-8"):
+            _dvc(root / "data.dvc", "config", "--local", "core.no_scm", "true")
+            console.print(
+                f"{root}: not a git repository, so runs name no commit; told DVC so in {config}", markup=False
+            )
 
 
 def _pull_or_generate(pointer: Path, data: Path, source: str) -> bool:
@@ -118,6 +132,7 @@ def _pull(pointer: Path, data: Path) -> bool:
         if _dvc(pointer, *words, shown=True).returncode:
             console.print(f"[yellow]warning[/] {pointer}: the pull failed")
             return False
+    flush_tree(partial)
     os.rename(partial, data)  # fails if a folder with files has appeared there
     return True
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from components.console import console
 from components.errors import ConcordError
 from components.settings import Release
+from components.shared.io.atomic import flush_tree
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.locks import output_lock
 from components.shared.io.progress import with_progress
@@ -53,6 +54,7 @@ def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
                 expected = entry.lfs.sha256 if entry.lfs else entry.blob_id
                 _check(fetched / entry.path, expected, is_lfs=bool(entry.lfs), name=name)
             shutil.rmtree(fetched / ".cache", ignore_errors=True)  # download metadata of the library
+            flush_tree(fetched)
             os.replace(fetched, out)
     except ConcordError:
         raise

@@ -8,16 +8,16 @@ Libraries are imported when they are needed, so that `--help` answers at once.
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
 from components.commands.predict.output import FORMATS, new_output
 from components.console import console
 from components.errors import ConcordError
+from components.shared.io.stop import exit_code
 
 UNREADABLE = 3  # exit code where some images could not be read
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,9 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with ExitStack() as stack:
             return _predict(options, stack)
-    except KeyboardInterrupt:
-        console.print("stopped; no output was written")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        with suppress(OSError):  # the terminal may be gone
+            console.print("stopped; no output was written")
+        return exit_code(stop)
 
 
 def parser() -> argparse.ArgumentParser:

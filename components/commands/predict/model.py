@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from components.errors import ConcordError
 from components.settings import READER, Reader, load_settings
+from components.shared.io.atomic import restored
 from components.strict import validated
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def load_reader(model: str | None, params: Path) -> LoadedReader:
     """
     if model is None:
         return _from_registry(load_settings(params).registered_model, None)
-    if Path(model).is_dir():
-        return _from_folder(Path(model), params)
+    if (folder := restored(Path(model))).is_dir():
+        return _from_folder(folder, params)
     name, at, alias = model.partition("@")
     if at and name and alias and "/" not in model:
         return _from_registry(name, alias)

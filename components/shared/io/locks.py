@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components.console import console
@@ -17,13 +17,12 @@ LOCK_SECONDS = 60.0  # longer than the 30 seconds that a container gets to shut 
 def output_lock(out: Path) -> Iterator[None]:
     """Holds an exclusive lock on writing `out`; while another process holds it, prints its process id and waits.
 
-    The kernel releases the lock when the process ends, even if it is killed. The lock file `.NAME.lock` is kept.
+    The kernel releases the lock when the process ends, even if it is killed. The lock file `.NAME.lock` is kept. On a
+    file system without locks, such as some network volumes, nothing is locked, which is reported.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.parent / f".{out.name}.lock", "a+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(file.fileno(), out):
             file.seek(0)
             console.print(f"{out} is being written by process {file.read().strip() or '?'}; waiting for it to finish")
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -37,7 +36,7 @@ def output_lock(out: Path) -> Iterator[None]:
 def timed_lock(file: Path, what: str) -> Iterator[None]:
     """Holds an exclusive lock, or raises after LOCK_SECONDS; the kernel releases it when the process ends.
 
-    On a file system without locks, such as some network volumes, nothing is locked and nothing is refused.
+    On a file system without locks, such as some network volumes, nothing is locked, which is reported.
 
     Args:
         file: the lock file; it is kept.
@@ -49,7 +48,7 @@ def timed_lock(file: Path, what: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="ascii") as opened:
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(opened.fileno()):
+        while not _try_lock(opened.fileno(), file):
             if time.monotonic() >= deadline:
                 raise ConcordError(
                     f"{file.parent}: another run is executing {what}, with the same code and settings, and both would "
@@ -60,12 +59,25 @@ def timed_lock(file: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Whether the lock is held now; also True where the file system has no locks."""
+@contextmanager
+def brief_lock(file: Path) -> Iterator[None]:
+    """Holds an exclusive lock for a moment's work; on a file system without locks, none."""
+    with open(file, "a", encoding="ascii") as opened:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    """Whether the lock is held now; also True where the file system has no locks, which is reported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # the file system has no locks
-        return True
+    except OSError as error:
+        console.print(
+            f"[yellow]warning[/] {path.parent}: its file system has no locks ({error.strerror}). Make sure that no "
+            "other run writes there at the same time.",
+            soft_wrap=True,
+        )
     return True

@@ -84,7 +84,7 @@ def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: P
     partial = cache.folder / "partial" / folder.name
     partial.mkdir(parents=True, exist_ok=True)
     _check_free_space(address, totals, cache, partial)
-    with transfer_progress("fetching", totals.size) as advance, new_folder(folder) as links:
+    with transfer_progress("fetching", totals.size) as advance, new_folder(folder, flush=False) as links:
         context = DownloadContext(client, address, Event(), retry_seconds, advance)
         counts = _fetch_all(context, cache, index, partial, links)
     shutil.rmtree(partial)  # what is left belongs to old versions

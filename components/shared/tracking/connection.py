@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import ConcordError
+from components.shared.io.locks import brief_lock
 from components.shared.io.secrets import masked
 from components.shared.tracking.local_store import DATABASE, follow, store_folder
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_URI = f"sqlite:///{DATABASE}"
+# What SQLite says where the file system has no locks.
+WITHOUT_LOCKS = ("database is locked", "locking protocol", "disk I/O error")
 
 
 def tracking_uri() -> str:
@@ -75,10 +78,29 @@ def connect() -> "MlflowClient":
     from mlflow import MlflowClient
 
     correct_paths()
-    with mlflow_errors("open the store"):
+    with mlflow_errors("open the store"), store_lock():
         client = MlflowClient(tracking_uri=tracking_uri())
         client.search_experiments(max_results=1)
     return client
+
+
+def database_file(uri: str) -> Path | None:
+    """Returns the file of an SQLite store; None for any other store."""
+    scheme, marker, path = uri.partition(":///")
+    if not marker or scheme.partition("+")[0] != "sqlite" or path.startswith((":memory:", "file:")):
+        return None
+    return Path(path.partition("?")[0])
+
+
+@contextmanager
+def store_lock() -> Iterator[None]:
+    """Lets one process at a time create or migrate an SQLite store, or create the runs that steps share in it."""
+    file = database_file(tracking_uri())
+    if file is None or not file.parent.is_dir():
+        yield
+        return
+    with brief_lock(file.with_name(f".{file.name}.lock")):
+        yield
 
 
 @contextmanager
@@ -92,6 +114,12 @@ def mlflow_errors(action: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = masked(str(error).strip().partition("\n")[0])[:300]
+        if database_file(tracking_uri()) and any(words in reason for words in WITHOUT_LOCKS):
+            raise ConcordError(
+                f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. SQLite needs a file system with "
+                "locks, which some network volumes lack, and nobody else who holds its lock for long. Put the store on "
+                "a local disk (MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db) or use a server."
+            ) from None
         raise ConcordError(
             f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. "
             "Check MLFLOW_TRACKING_URI and that its server runs. Unset it to use mlflow.db in the working directory."

@@ -19,10 +19,11 @@ from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
-from components.shared.tracking.connection import connect, correct_paths, mlflow_errors
+from components.shared.tracking.connection import connect, correct_paths, mlflow_errors, store_lock
 from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
+from components.shared.tracking.metric_writer import MetricWriter, done_within
 from components.shared.tracking.tags import (
     CODE,
     COMMIT,
@@ -42,11 +43,9 @@ from components.steps import Step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
-FLUSH_SECONDS = 5.0  # a batch costs about 20 ms, whether it holds one metric or a hundred
-RETRY_SECONDS = 30.0
-METRIC_BATCH = 1000  # MLflow's limit
+CLOSE_SECONDS = 20.0  # in which the run of a step that failed or was stopped is closed; a pod gets 30 to end
 PARAM_BATCH = 100  # MLflow's limit
 _WITHOUT_EFFECT = tuple(f":(top,exclude){path}" for path in ("dvc.lock", "*.md", "results", "tests"))
 TEXT_LIMIT = 5000  # MLflow's limit for a tag; a param may have 6000
@@ -89,21 +88,19 @@ class StepRun:
         self.lineage = lineage
         self.inputs = {port: content.md5 for port, content in lineage.inputs.items()}
         self.outputs: dict[str, Content] = {}
-        self._pending: list[Metric] = []
-        self._next_flush = time.monotonic() + FLUSH_SECONDS
+        self._writer = MetricWriter(client, self.run_id)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Adds one point to the curve of each metric.
 
-        Cheap enough for every training step: points are buffered and sent every few seconds. If the store cannot be
-        reached, training continues and the points stay buffered; `finish` raises if it cannot write them.
+        Cheap enough for every training step: points are buffered, and a thread sends them every few seconds. If the
+        store cannot be reached, training continues at the same speed and the points stay buffered; `finish` raises if
+        it cannot write them.
         """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._pending += [Metric(_metric_name(name), float(value), now, step) for name, value in metrics.items()]
-        if time.monotonic() >= self._next_flush:
-            self._flush_if_possible()
+        self._writer.add([Metric(_metric_name(name), float(value), now, step) for name, value in metrics.items()])
 
     def finish(self, metrics: Mapping[str, Any], outputs: Mapping[str, Path]) -> None:
         """Writes the step's final metrics, with dotted keys, and the DVC hashes of its outputs.
@@ -130,11 +127,16 @@ class StepRun:
         self.log(numbers, step=0)
         self.outputs = {port: dvc_content(path) for port, path in outputs.items()}
         with mlflow_errors(f"write the metrics of run {self.run_id}"):
-            self._flush()
+            self._writer.flush()
             for name, text in texts.items():
                 self.client.set_tag(self.run_id, name, masked(text)[:TEXT_LIMIT])
             for port, content in self.outputs.items():
                 self.client.set_tag(self.run_id, f"{OUTPUT}{port}", content.md5)
+        if dropped := self._writer.dropped:
+            console.print(
+                f"[yellow]warning[/] the oldest {dropped} points of the curves are not in MLflow, which could not be "
+                "reached for too long. The step's own files have all of them."
+            )
         self.write_lineage()
 
     def write_lineage(self) -> None:
@@ -164,20 +166,6 @@ class StepRun:
         """
         with mlflow_errors(f"store {folder} with run {self.run_id}"):
             self.client.log_artifacts(self.run_id, str(folder), name)
-
-    def _flush_if_possible(self) -> None:
-        try:
-            with mlflow_errors("write metrics"):
-                self._flush()
-            self._next_flush = time.monotonic() + FLUSH_SECONDS
-        except ConcordError as error:
-            console.print(f"[yellow]warning[/] {error} The step continues; retrying in {RETRY_SECONDS:.0f} s.")
-            self._next_flush = time.monotonic() + RETRY_SECONDS
-
-    def _flush(self) -> None:
-        while self._pending:
-            self.client.log_batch(self.run_id, metrics=self._pending[:METRIC_BATCH])
-            del self._pending[:METRIC_BATCH]
 
 
 @contextmanager
@@ -221,21 +209,20 @@ def step_run(
         **({PIPELINE_RUN: pipeline_run} if pipeline_run else {}),
     } | {f"{INPUT}{port}": value for port, value in hashes.items()}
     with mlflow_errors(f"open the run of step {step.name}"):
-        run, parent, owned = _open(client, step, settings, tags)
+        with store_lock():
+            run, parent, owned = _open(client, step, settings, tags)
         _describe(client, run, step, settings, inputs, hashes)
     tracked = StepRun(client, run, parent, commit, lineage, dirty, pipeline_run)
     try:
         tracked.write_lineage()  # first, so that an unusable artifact store is reported before hours of training
         yield tracked
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        with suppress(Exception):  # the first error is the one to report
-            client.set_tag(tracked.run_id, ERROR, masked(f"{type(error).__name__}: {error}")[:TEXT_LIMIT])
-            tracked._flush()
-            _close(client, tracked, owned, "KILLED" if killed else "FAILED")
+        _close_after(error, client, tracked, owned)
         raise
+    finally:
+        tracked._writer.close()
     with mlflow_errors(f"close run {tracked.run_id}"):
-        tracked._flush()
+        tracked._writer.flush()
         _close(client, tracked, owned, "FINISHED")
 
 
@@ -400,6 +387,23 @@ def _close(client: "MlflowClient", tracked: StepRun, owned: bool, status: str) -
     client.set_terminated(tracked.run_id, status)
     if owned and tracked.parent_id:
         client.set_terminated(tracked.parent_id, status)
+
+
+def _close_after(error: BaseException, client: "MlflowClient", tracked: StepRun, owned: bool) -> None:
+    """Closes the run of a step that failed or was stopped, in a bounded time: the first error is the one to report."""
+    killed = isinstance(error, KeyboardInterrupt | SystemExit)
+
+    def close() -> None:
+        _close(client, tracked, owned, "KILLED" if killed else "FAILED")
+        client.set_tag(tracked.run_id, ERROR, masked(f"{type(error).__name__}: {error}")[:TEXT_LIMIT])
+        tracked._writer.flush()
+
+    if not done_within(CLOSE_SECONDS, close):
+        with suppress(OSError):  # the terminal may be gone
+            console.print(
+                f"[yellow]warning[/] MLflow at {masked(client.tracking_uri)} does not answer: run {tracked.run_id} may "
+                "stay RUNNING there until the step runs again."
+            )
 
 
 def _metric_name(name: str) -> str:

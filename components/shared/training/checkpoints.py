@@ -3,22 +3,24 @@ uninterrupted one."""
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from components.console import console
 from components.errors import ConcordError
-from components.shared.io.atomic import write_json
+from components.shared.io.atomic import flush_tree, write_json
 from components.shared.io.disk_full import disk_full_errors
+from components.shared.io.stop import Stopped, finishing
 from components.shared.tracking.lineage import Lineage
-from components.shared.training.ranks import ranks
+from components.shared.training.ranks import ranks, stop_signal_of_any_rank
 from components.shared.training.trainer_hooks import TrainerHooks
 
 SEAL = "whole"  # the file that marks a checkpoint as complete
+WINDOW = "window_{}.json"  # of each rank: what was averaged since the last log entry
 KEPT = 2  # checkpoints
 
 
@@ -48,9 +50,7 @@ def state_folder(state: Path, lineage: Lineage, world_size: int = 1) -> Path:
 def seal(folder: Path, step: int) -> None:
     """Flushes the files of the checkpoint of `step` to disk, then marks it as complete with their sizes."""
     checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-    for path in _files(checkpoint):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    flush_tree(checkpoint)
     write_json(checkpoint / SEAL, _sizes(checkpoint))
 
 
@@ -106,7 +106,9 @@ class SealedCheckpoints(TrainerHooks):
     """Mixin for a Trainer whose training can be killed and resumed.
 
     - It seals each checkpoint once it is written, and only then drops an older one; transformers drops first.
-    - It logs at each checkpoint, since a resumed run starts a new window over which logged figures are averaged.
+    - It logs at each scheduled checkpoint.
+    - After a signal it writes a checkpoint at the end of the optimizer step and stops. Nothing is logged there: the
+      window over which logged figures are averaged is part of the checkpoint, so the stop shows in no output.
     - It stops before a gradient that is not finite changes the weights, and reports a full disk as a ConcordError.
     - A run resumed after training had ended, also by early stopping, does not train further.
     """
@@ -117,6 +119,7 @@ class SealedCheckpoints(TrainerHooks):
         folder = Path(self.args.output_dir)
         with disk_full_errors(folder):
             super()._save_checkpoint(model, trial)
+            self._save_window(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             ranks().wait_for_everyone()  # every rank writes its random states into the checkpoint
             if self.args.should_save:
                 seal(folder, self.state.global_step)
@@ -134,9 +137,35 @@ class SealedCheckpoints(TrainerHooks):
             )
         return norm
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self.control.should_log |= self.control.should_save
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        scheduled = self.control.should_save
+        self.control.should_log |= scheduled
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if number := stop_signal_of_any_rank():
+            if not scheduled:
+                self._save_checkpoint(model, trial)
+            raise Stopped(number)
+
+    def _save_window(self, checkpoint: Path) -> None:
+        """Saves what was averaged since the last log entry, each rank its own, if there is anything."""
+        if self.state.global_step > self._globalstep_last_logged:
+            window = {
+                "since": self._globalstep_last_logged,
+                "loss": self._tr_loss.item(),
+                "metrics": getattr(self, "_metrics", {}),
+            }
+            write_json(checkpoint / WINDOW.format(ranks().process_index), window)
+
+    def _load_window(self, checkpoint: Path) -> None:
+        file = checkpoint / WINDOW.format(ranks().process_index)
+        if file.exists():
+            window = json.loads(file.read_text(encoding="utf-8"))
+            self._globalstep_last_logged = window["since"]
+            self._tr_loss = torch.tensor(window["loss"], device=self.args.device)
+            for mode, figures in window["metrics"].items():
+                getattr(self, "_metrics")[mode].update(figures)  # noqa: B009 (not every trainer has them)
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
@@ -145,7 +174,10 @@ class SealedCheckpoints(TrainerHooks):
     def _run_epoch(self, **kwargs: Any) -> None:
         if self._ended:
             self.control.should_training_stop = True
-        else:
+            return
+        if kwargs["resume_from_checkpoint"] and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._load_window(Path(kwargs["resume_from_checkpoint"]))
+        with finishing("this training step"):
             super()._run_epoch(**kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object, parse_flag_from_env
 
+from components.shared.io.stop import stop_signal
 from components.shared.model.device import on_accelerator
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for which a rank waits for the others; transformers' default
@@ -54,6 +55,14 @@ def model_on_main_rank(trainer: Any, build: Callable[[], Any]) -> Any | None:
         # Rank 0 may take longer to write than the others would wait for it.
         torch.distributed.destroy_process_group()
     return model if main else None
+
+
+def stop_signal_of_any_rank() -> int:
+    """The signal that asked any rank to stop, the same on every rank; 0 if none did. Every rank must call it."""
+    state = ranks()
+    if state.num_processes == 1:
+        return stop_signal()
+    return int(gather(torch.tensor([stop_signal()], device=state.device)).max())
 
 
 def divided_among_ranks(count: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:

@@ -19,6 +19,8 @@ class TrainerHooks:
         callback_handler: Any
         model: Any
         processing_class: Any
+        _tr_loss: Any
+        _globalstep_last_logged: int
 
         def __init__(self, **kwargs: Any) -> None: ...
 

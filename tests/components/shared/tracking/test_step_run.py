@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from components.errors import ConcordError
 from components.settings import Settings
+from components.shared.tracking import metric_writer
 from components.shared.tracking import step_run as step_run_module
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
@@ -237,12 +238,12 @@ def test_deleted_experiment_is_reported_with_the_way_to_restore_it(data: Path, s
 
 
 def test_logged_metrics_are_buffered(data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.shared.tracking.step_run.FLUSH_SECONDS", 3600.0)
+    monkeypatch.setattr(metric_writer, "FLUSH_SECONDS", 3600.0)
     with step_run(STEPS["grpo"], settings, {}) as run:
         for step in range(200):
             run.log({"kl": 0.5}, step)
         assert run.client.get_metric_history(run.run_id, "kl") == []
-        run._flush()
+        run._writer.flush()
         assert [point.step for point in run.client.get_metric_history(run.run_id, "kl")] == list(range(200))
 
 
@@ -284,16 +285,16 @@ def test_server_stores_the_same_and_an_outage_does_not_stop_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(step_run_module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(metric_writer, "FLUSH_SECONDS", 0.1)
     curve = data.parent / "report"
     curve.mkdir()
     (curve / "report.html").write_text("<p>")
 
     def step() -> None:
         with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
-            run._next_flush = 0.0
             run.log({"loss": 1.0}, 1)
             run.attach(curve, "report")
+            until(lambda: connect().get_run(run.run_id).data.metrics)
             stored = connect().get_run(run.run_id)
             assert stored.data.metrics == {"loss": 1.0}
             assert stored.data.tags["mlflow.parentRunId"] == run.parent_id
@@ -302,12 +303,90 @@ def test_server_stores_the_same_and_an_outage_does_not_stop_training(
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
             run.log({"loss": 0.5}, 2)
-            assert "The step continues" in " ".join(capsys.readouterr().err.split())
+            until(lambda: "The step continues" in " ".join(capsys.readouterr().err.split()))
             run.log({"loss": 0.25}, 3)
             run.finish({}, {})
 
     with pytest.raises(ConcordError, match="could not write the metrics"):
         step()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def mute(server: subprocess.Popen[bytes]) -> Iterator[Callable[[bool], None]]:
+    """A function that makes the tracking server silent (it accepts connections and never answers), or answer again."""
+
+    def silent(yes: bool) -> None:
+        os.killpg(server.pid, signal.SIGSTOP if yes else signal.SIGCONT)
+
+    yield silent
+    silent(False)
+
+
+def test_a_silent_server_does_not_slow_training_and_gets_every_point_in_order_later(
+    mute: Callable[[bool], None],
+    data: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(metric_writer, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(metric_writer, "RETRY_SECONDS", 0.05)
+    out = data.parent / "out"
+    out.mkdir()
+    with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
+        mute(True)
+        start = time.monotonic()
+        for step in range(300):
+            run.log({"loss": float(step)}, step)
+            time.sleep(0.01)
+        assert time.monotonic() - start < 4.5, "a request that is waited for takes 2 s"
+        mute(False)
+        run.finish({}, {"out": out})
+    history = run.client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, float(step)) for step in range(300)]
+
+
+def test_a_step_that_fails_before_a_silent_server_ends_in_a_bounded_time(
+    mute: Callable[[bool], None],
+    data: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(step_run_module, "CLOSE_SECONDS", 0.5)
+    stopped_at = []
+
+    def stopped() -> None:
+        with step_run(STEPS["sft"], settings, {"ingest": data}):
+            mute(True)
+            stopped_at.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert time.monotonic() - stopped_at[0] < 10
+    assert "does not answer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_points_beyond_the_limit_are_dropped_oldest_first_and_counted(
+    data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metric_writer, "FLUSH_SECONDS", 3600.0)
+    monkeypatch.setattr(metric_writer, "MAX_POINTS", 50)
+    with step_run(STEPS["sft"], settings, {"ingest": data}) as run:
+        for step in range(80):
+            run.log({"loss": float(step)}, step)
+        run.finish({}, {})
+    assert [point.step for point in run.client.get_metric_history(run.run_id, "loss")] == list(range(30, 80))
+    assert "the oldest 30 points" in " ".join(capsys.readouterr().err.split())
 
 
 def test_commit_of_an_image_comes_from_the_environment(
