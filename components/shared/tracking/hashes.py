@@ -47,11 +47,19 @@ def dvc_content(path: Path) -> Content:
 
     Args:
         path: a file, or a folder, which is hashed recursively. Times, modes and empty folders do not count.
-            `.dvcignore` is not read, because the inputs and outputs of steps contain none.
+            `.dvcignore` is not read, because the inputs and outputs of steps contain none. What has no content does not
+            count either: links to nothing, pipes, sockets and devices.
 
     Raises:
-        ConcordError: `path` does not exist.
+        ConcordError: `path` does not exist, or a file cannot be read.
     """
+    try:
+        return _content(path)
+    except OSError as error:
+        raise ConcordError(f"{error.filename or path}: cannot be read ({error.strerror}). Make it readable.") from None
+
+
+def _content(path: Path) -> Content:
     if path.is_file():
         return Content(*_md5(os.fspath(path)))
     if not path.is_dir():
@@ -80,14 +88,14 @@ def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _files(folder: str, prefix: str) -> Iterator[str]:
-    """Yields the relative paths of all files, each with `prefix`; links to folders are not followed."""
+    """Yields the relative paths of all regular files, each with `prefix`; links to folders are not followed."""
     for entry in os.scandir(folder):
         if entry.name in _IGNORED_FOLDERS:
             continue
-        if not entry.is_dir():
-            yield prefix + entry.name
-        elif not entry.is_symlink():
+        if entry.is_dir(follow_symlinks=False):
             yield from _files(entry.path, f"{prefix}{entry.name}/")
+        elif os.path.isfile(entry.path):
+            yield prefix + entry.name
 
 
 def _md5(path: str) -> tuple[str, int]:
