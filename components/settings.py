@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from components.errors import ConcordError
 from components.s3_address import S3Address, is_s3, parse_location
+from components.shared.scoring.answers import unwritable
 from components.strict import Positive, Share, Strict, read_yaml, validated
 
 COMMIT = re.compile(r"[0-9a-f]{40}")  # of a hub's model or data set; branches and tags may move
@@ -17,6 +18,15 @@ HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 # Sections that say how steps run and cannot change a result: no step runs again for a change in them.
 WITHOUT_EFFECT = ("launcher",)
 READER = "reader.json"  # in an exported model folder: `Reader` as JSON
+
+# Of a task. Every model is judged by the probability of each; the memory grows with the square of their count.
+MAX_NUMBERS = 11_000
+# A tag of a chat template or tokenizer, such as <image>, <|vision_start|> or <end_of_utterance>.
+_TAG = re.compile(r"<[^<>\s]+>")
+# The registry refuses / and :, and names are parts of addresses (models:/NAME@ALIAS) and of search filters.
+_MODEL_NAME = re.compile(r"\w([\w .-]*[\w.-])?")
+_MODEL_NAME_LENGTH = 256
+_MODEL_NAME_RULE = f"which has letters, digits, spaces and . _ - only, and at most {_MODEL_NAME_LENGTH} characters"
 
 RewardName = Literal["ccc", "mae", "mse", "pearson", "crps"]
 
@@ -34,25 +44,48 @@ LocalPath = Annotated[str, AfterValidator(_without_tilde)]
 class Task(Strict):
     """What is read off an image: the question, the unit, the range and the step of the answer."""
 
-    question: str = Field(min_length=1)
+    question: str = Field(min_length=1, description="without tags such as <image>: the chat template adds them")
     unit: str
-    low: float
-    high: float
+    low: float = Field(description="lowest answer, a whole multiple of resolution")
+    high: float = Field(description="highest answer")
     resolution: float = Field(gt=0, description="the step in which labels come: 1 for whole years, 0.1 for tenths")
     bin_width: float = Field(gt=0, description="labels are counted in bins this wide; a multiple of resolution")
     many: Positive = Field(description="many-shot: more training samples than this in the label's bin")
     few: Positive = Field(description="few-shot: fewer than this")
 
+    @field_validator("question")
+    @classmethod
+    def _plain_text(cls, question: str) -> str:
+        if not question.strip() or not question.isprintable():
+            raise ValueError("write a question in printable characters, on one line")
+        if tag := tag_in(question):
+            raise ValueError(f"{tag} is a special token, which the chat template adds itself; write plain text")
+        return question
+
     @model_validator(mode="after")
     def _coherent(self) -> "Task":
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if reason := unwritable(self.low, self.high, self.resolution):
+            raise ValueError(f"numbers from {self.low} to {self.high} in steps of {self.resolution}: {reason}")
+        if (numbers := round((self.high - self.low) / self.resolution) + 1) > MAX_NUMBERS:
+            raise ValueError(
+                f"{numbers:,} numbers from low ({self.low}) to high ({self.high}) in steps of {self.resolution}, more "
+                f"than {MAX_NUMBERS:,}: the model's probability of each is computed. Choose a coarser resolution (then "
+                "labels are rounded to it if validate.severity.target_on_step is warning), or narrow the range"
+            )
         steps = self.bin_width / self.resolution
         if steps < 1 or abs(steps - round(steps)) > 1e-6:
             raise ValueError(f"bin_width ({self.bin_width}) must be a whole multiple of resolution ({self.resolution})")
         if self.few > self.many:
             raise ValueError(f"few ({self.few}) must not exceed many ({self.many})")
         return self
+
+
+def tag_in(question: str) -> str | None:
+    """The first tag such as <image> in a question, which a tokenizer would not read as text; None if there is none."""
+    found = _TAG.search(question)
+    return found and found[0]
 
 
 class Hub(Strict):
@@ -409,11 +442,23 @@ class Register(Strict):
     bootstrap: Positive
     seed: int
 
+    @field_validator("model")
+    @classmethod
+    def _model_name(cls, name: str | None) -> str | None:
+        if name is not None and not is_model_name(name):
+            raise ValueError(f"{name!r} cannot name a registered model, {_MODEL_NAME_RULE}")
+        return name
+
+
+def is_model_name(name: str) -> bool:
+    """Whether the registry, its addresses and its search filters take this name of a model."""
+    return len(name) <= _MODEL_NAME_LENGTH and _MODEL_NAME.fullmatch(name) is not None
+
 
 class Settings(Strict):
     """One experiment, written out: params.yaml."""
 
-    experiment: str = Field(min_length=1, description="MLflow experiment")
+    experiment: str = Field(min_length=1, max_length=256, description="MLflow experiment")
     task: Task
     ingest: Ingest
     validation: Validate = Field(alias="validate")  # pydantic has a method of that name
@@ -429,6 +474,20 @@ class Settings(Strict):
     def registered_model(self) -> str:
         """Name of the registered model."""
         return self.registry.model or self.experiment
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_name(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError("write a name in printable characters, without spaces around it")
+        return name
+
+    @model_validator(mode="after")
+    def _registrable(self) -> "Settings":
+        if self.registry.model is None and not is_model_name(self.experiment):
+            message = f"experiment: {self.experiment!r} cannot name the registered model, {_MODEL_NAME_RULE}."
+            raise ValueError(f"{message} Change it, or set register.model")
+        return self
 
     def reader(self, balance: float | None = None) -> Reader:
         """How the models of this experiment are read.

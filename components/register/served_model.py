@@ -48,7 +48,8 @@ class ImageRegressor(PythonModel):
             the model's text, all but `value`, and `value` too if the text has no number within the task's range.
 
         Raises:
-            MlflowException: none of the images can be read, or a parameter is out of range; the server's status is 400.
+            MlflowException: none of the images can be read, a parameter is out of range, or a question contains a
+                special token such as <image>; the server's status is 400.
         """
         from components.errors import ConcordError
 
@@ -67,12 +68,21 @@ class ImageRegressor(PythonModel):
         return found.set_axis(model_input.index)
 
     def _rows(self, model_input: pd.DataFrame) -> "pa.RecordBatch":
-        """The input as rows, with their positions as ids."""
+        """The input as rows, with their positions as ids.
+
+        Raises:
+            MlflowException: a question contains a special token of the model.
+        """
         import pyarrow as pa
+
+        from components.shared.model.prompts import special_token
 
         count = len(model_input)
         texts = model_input["question"] if "question" in model_input else [None] * count
         questions = [self._settings.task.question if pd.isna(text) else str(text) for text in texts]
+        for question in set(questions):
+            if token := special_token(self._reader.processor, question):
+                raise _bad_request(f"question: {token} is a special token of the model, not text; leave it out")
         images = [{"bytes": None if data is None else bytes(data)} for data in model_input["image"]]
         return pa.record_batch(
             {

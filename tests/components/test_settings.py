@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.errors import ConcordError
-from components.settings import WITHOUT_EFFECT, Settings, load_settings
+from components.settings import WITHOUT_EFFECT, Settings, is_model_name, load_settings
 from components.steps import STEPS
 from tests.support.raw_folder import PUBLISHED
 from tests.support.settings_files import HUB, LORA, PARAMS, RAW, RELEASE, VLLM, full_params, section
@@ -70,6 +70,28 @@ def test_a_small_number_may_be_written_as_dvc_writes_it(text: str, tmp_path: Pat
         ("task.bin_width", 0.5, "bin_width (0.5) must be a whole multiple"),
         ("task.few", 101, "task: few (101) must not exceed many (100)"),
         ("task.question", "", "task.question: "),
+        ("task.question", " ", "task.question: write a question"),
+        ("task.question", "What is in <image>?", "task.question: <image> is a special token"),
+        ("task.question", "How old?<end_of_utterance>", "task.question: <end_of_utterance> is a special token"),
+        ("task.question", "<|vision_start|>How old?", "task.question: <|vision_start|> is a special token"),
+        ("task.question", "Is </s> it?", "task.question: </s> is a special token"),
+        ("task.question", "How\x00old?", "task.question: write a question in printable characters"),
+        (
+            "task.resolution",
+            4e-7,
+            "from 0.0 to 100.0 in steps of 4e-07: an answer has at most 6 decimals",
+        ),
+        ("task.high", 2e12, "to 2000000000000.0 in steps of 1.0: an answer has at most 12 digits before the point"),
+        ("task.high", 1e7, "task: 10,000,001 numbers from low (0.0) to high (10000000.0) in steps of 1.0, more than"),
+        ("task.low", 0.5, "labels are whole multiples of resolution. Set low to one, such as 0"),
+        ("register.model", "gauges/rare", "register.model: 'gauges/rare' cannot name a registered model, which has"),
+        ("register.model", "gauges:1", "register.model: 'gauges:1' cannot name a registered model"),
+        ("register.model", "..", "register.model: '..' cannot name a registered model"),
+        ("register.model", " ", "register.model: ' ' cannot name a registered model"),
+        ("register.model", "gauges@champion", "register.model: 'gauges@champion' cannot name a registered model"),
+        ("register.model", "it's", "cannot name a registered model"),
+        ("register.model", "x" * 257, "cannot name a registered model"),
+        ("experiment", "gauges\n", "experiment: write a name in printable characters"),
         ("ingest.split_column", None, "ingest: split: given needs split_column"),
         ("ingest.source", "folders", "ingest.source: input should be 'gauges', 'folder', 'agedb', "),
         ("ingest.source", "release", "ingest: source: release and the section ingest.release go together"),
@@ -270,3 +292,20 @@ def test_method_has_a_name(changes: dict[str, Any], method: str, tmp_path: Path)
     raw["grpo"] |= PUBLISHED | changes
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     assert load_settings(tmp_path / "params.yaml").grpo.method == method
+
+
+def test_an_experiment_that_names_no_model_needs_register_model(message_of: Callable[[Any], str]) -> None:
+    raw = copy.deepcopy(RAW) | {"experiment": "team/gauges"}
+    raw["register"]["model"] = None
+    message = message_of(raw)
+    assert "experiment: 'team/gauges' cannot name the registered model" in message
+    assert "or set register.model" in message
+
+
+@pytest.mark.parametrize("name", ["gauges", "bone age 3b", "gauges-v1.2_x", "7b", "Zähler", "a.", "x" * 256])
+def test_names_that_are_taken_are_taken_by_the_registry_too(name: str) -> None:
+    from mlflow.utils.validation import _validate_experiment_name, _validate_model_name
+
+    assert is_model_name(name)
+    _validate_model_name(name)
+    _validate_experiment_name(name)

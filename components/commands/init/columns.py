@@ -12,7 +12,8 @@ from components.commands.init.discover import is_split
 from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError
 from components.ingest.sources.image_files import IMAGE_SUFFIXES, ImageFiles
-from components.ingest.sources.labels import parse_split, parse_target
+from components.ingest.sources.labels import parse_split
+from components.ingest.sources.targets import parse_target
 
 IMAGE_NAMES = ("image", "file_name", "filename", "image_path", "img", "path", "file", "photo", "picture")
 TARGET_NAMES = ("target", "label", "age", "reading", "value", "score", "rating", "boneage", "answer", "y")

@@ -58,6 +58,7 @@ def guess_range(targets: Sequence[float], resolution: float) -> tuple[float, flo
     """
     lowest, highest = min(targets), max(targets)
     step = max(resolution, nice_above(max(highest - lowest, resolution) / 20))
+    step = math.ceil(step / resolution - 1e-9) * resolution  # the ends are answers too, so whole multiples
     low = math.floor(lowest / step + 1e-9) * step
     high = math.ceil(highest / step - 1e-9) * step
     if 0 < low <= highest / 2:

@@ -25,8 +25,10 @@ def table_source(table: Path, column: str | None) -> Source:
         column: of the images; None: the first of `COLUMNS` that the table has.
 
     Raises:
-        ConcordError: the table cannot be read, or has no such column.
+        ConcordError: the table is no file, cannot be read, or has no such column.
     """
+    if table.exists() and not table.is_file():
+        raise ConcordError(f"{table}: not a file. Give a table, a folder or images.")
     parquet = table.suffix.lower() == ".parquet"
     chosen = _column(table, _parquet_columns(table) if parquet else _header(table), column)
     if parquet:

@@ -156,7 +156,12 @@ class DistributionReader:
 
     def _read(self, image: bytes, question: str | None) -> Any:
         """Log-probabilities `(1, N)` of the task's numbers."""
-        rows = self._model._rows(pd.DataFrame({"image": [image], "question": [question]}))
+        from mlflow.exceptions import MlflowException
+
+        try:
+            rows = self._model._rows(pd.DataFrame({"image": [image], "question": [question]}))
+        except MlflowException as error:
+            raise BadRequest(error.message) from None
         unreadable: dict[str, str] = {}
         for _, log_p in self._model._reader.log_probabilities([rows], 1, unreadable):
             return log_p

@@ -18,7 +18,8 @@ from typing import Any
 
 from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError, TableErrors
-from components.ingest.sources.labels import parse_target
+from components.ingest.sources.plain_text import check_plain_text
+from components.ingest.sources.targets import parse_target
 
 _REMEDY = "Correct the file or download it again."
 _TAGGED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
@@ -131,6 +132,7 @@ def _text(value: object) -> str | None:
 
 def _json_values(path: Path) -> Iterator[tuple[int, object]]:
     """Yields line number and value of each element; the value is a BadValueError if it is not JSON."""
+    check_plain_text(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from components.ingest.quarantine import BadValueError, Quarantine
 from components.ingest.sources.folder import read_folder
-from components.ingest.sources.labels import parse_target
 from components.ingest.sources.tables import map_column, read_records
+from components.ingest.sources.targets import parse_target
 from components.settings import Settings
 from components.shared.rows.rows import Row
 

@@ -12,6 +12,12 @@ from typing import IO
 from components.ingest.quarantine import BadValueError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (lambda mode: True, "device"),
+)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -106,10 +112,13 @@ def parse_image(text: str, root: str) -> str:
     try:
         status = os.stat(f"{root}/{path}")
     except (OSError, ValueError):  # ValueError: a null character in the path
+        if "\0" not in path and os.path.islink(f"{root}/{path}"):
+            raise BadValueError("link to nothing", "restore the file that it points to, or remove it") from None
         remedy = "write paths with /, not \\" if "\\" in text else "add the file or remove the row"
         raise BadValueError("missing file", remedy) from None
     if not stat.S_ISREG(status.st_mode):
-        raise BadValueError("not a file", "give the path of an image file")
+        kind = next(kind for test, kind in _KINDS if test(status.st_mode))
+        raise BadValueError("not a file", f"it is a {kind}: give the path of an image file, or move it away")
     if status.st_size == 0:
         raise BadValueError("empty file", "it has 0 bytes: copy it again or remove the row")
     return path

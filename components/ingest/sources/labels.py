@@ -1,7 +1,6 @@
 """Reads the labels of images from tables, and reports all errors together with line, value and remedy."""
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError, Quarantine, TableErrors
 from components.ingest.sources.image_files import ImageFiles
 from components.ingest.sources.tables import RecordReader, Records
+from components.ingest.sources.targets import parse_target
 from components.settings import Ingest
 from components.shared.io.prefetch import prefetch
 from components.shared.io.progress import with_progress
@@ -19,8 +19,6 @@ from components.shared.io.text import quoted
 from components.shared.rows.images import BadImageError, check_image, load_decoders
 from components.shared.rows.rows import SPLITS
 
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 T = TypeVar("T")
 Seen = dict[str, tuple[str, int]]  # value -> table and line that have it
 
@@ -306,29 +304,8 @@ class _RowParser:
 def _wrong_width(count: int, expected: int) -> BadValueError:
     remedy = "give every column a value"
     if count > expected:
-        remedy = "put values with a comma in quotes; write decimals with a point (12.5)"
+        remedy = "put values with a comma in quotes; write decimals with a point (12.5), and no thousands marks"
     return BadValueError(f"{count} values where the header has {expected} columns", remedy)
-
-
-def parse_target(text: str) -> float:
-    """Parses a finite decimal number with a decimal point; spaces around it are allowed.
-
-    Raises:
-        BadValueError: anything else: empty, text, NaN, infinite, a decimal comma, a unit.
-    """
-    value = text.strip()
-    if not value:
-        raise BadValueError("empty target", "fill in the number or remove the row")
-    if not _NUMBER.fullmatch(value):
-        if _DECIMAL_COMMA.fullmatch(value):
-            raise BadValueError("decimal comma", f"write {value.replace(',', '.')}, with a point")
-        if value.lower().lstrip("+-") in ("nan", "na", "inf", "infinity", "null", "none"):
-            raise BadValueError("target not finite", "fill in the number or remove the row")
-        raise BadValueError("target is not a number", "write a plain number such as 12.5, without a unit")
-    number = float(value)
-    if not math.isfinite(number):
-        raise BadValueError("target not finite", "it is too large for a double; correct it")
-    return number
 
 
 def parse_id(text: str) -> str:

@@ -52,7 +52,7 @@ def read_release(
     release = settings.ingest.release
     assert release is not None  # the settings require it for this source
     root = _subset_folder(folder, release)
-    archives = Archives(sorted(path for path in root.rglob("*") if path.name.endswith(SUFFIXES) and path.is_file()))
+    archives = Archives(_archive_paths(root))
     try:
         reader = _ReleaseReader(root, archives)
         if release.train is None:
@@ -94,6 +94,19 @@ def _read_image(archives: Archives, image: Member | Path) -> bytes:
     return archives.read(image) if isinstance(image, Member) else image.read_bytes()
 
 
+def _archive_paths(root: Path) -> list[Path]:
+    """All archives below the folder.
+
+    Raises:
+        ConcordError: one is no file, such as a link to nothing; without it, rows would be missing.
+    """
+    paths = sorted(path for path in root.rglob("*") if path.name.endswith(SUFFIXES) and not path.is_dir())
+    for path in paths:
+        if not path.is_file():
+            raise ConcordError(f"{path}: not a file, or a link to nothing. Download it again, or move it away.")
+    return paths
+
+
 def _subset_folder(folder: Path, release: Release) -> Path:
     root = folder / (release.subset or "")
     if not root.resolve().is_relative_to(folder.resolve()):
@@ -130,6 +143,8 @@ class _ReleaseReader:
         for split, path in files.items():
             if not path.resolve().is_relative_to(self._root.resolve()):
                 raise ConcordError(f"ingest.release.{split}: {path.name} is outside {self._root}.")
+            if path.exists() and not path.is_file():
+                raise ConcordError(f"{path}: not a file. Correct ingest.release.{split}.")
             errors = self._errors_in(path)
             for annotation in with_progress(read_annotations(path, errors), f"checking {path.name}"):
                 self._count += 1

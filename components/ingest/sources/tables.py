@@ -10,6 +10,7 @@ from typing import Any
 
 from components.errors import ConcordError
 from components.ingest.sources.image_files import IMAGE_SUFFIXES, ImageFiles
+from components.ingest.sources.plain_text import check_plain_text
 
 # Yields line number and fields of every record of a table, the header first.
 RecordReader = Callable[[Path], Iterator[tuple[int, list[str]]]]
@@ -44,6 +45,7 @@ def read_records(table: Path) -> Records:
     Raises:
         ConcordError: the file cannot be read, is not UTF-8 (a byte order mark is accepted), or is not well-formed CSV.
     """
+    check_plain_text(table)
     start = 1
     delimiter = delimiter_of(table)
     try:
@@ -85,8 +87,8 @@ def _check_utf8(lines: Iterator[str], table: Path) -> Iterator[str]:
             byte = ord(line[error.start]) - 0xDC00
             raise ConcordError(
                 f"{table}:{number}: not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8: choose "
-                '"CSV UTF-8" in the spreadsheet, or run iconv -f CP1252 -t UTF-8 (-f UTF-16 for files that begin with '
-                "0xff or 0xfe)."
+                '"CSV UTF-8" in the spreadsheet, or run '
+                f"iconv -f CP1252 -t UTF-8 {table.name} > new-{table.name} and name the new file."
             ) from None
         yield line
 
@@ -99,6 +101,7 @@ def read_json_lines(table: Path) -> Records:
     Raises:
         ConcordError: the file cannot be read, is not UTF-8, or a line is not a JSON object.
     """
+    check_plain_text(table)
     columns = list(dict.fromkeys(key for _, row in _json_objects(table) for key in row))
     if columns:
         yield 1, columns
@@ -151,7 +154,8 @@ def read_parquet(table: Path, images: ImageFiles) -> Records:
                     yield number, [_field(value, name, images) for value in values]
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConcordError(f"{table}: cannot be read as Parquet ({reason}). Write the file again.") from None
+        remedy = "Write the file again, or if it is a CSV, rename it so that its name ends in .csv"
+        raise ConcordError(f"{table}: cannot be read as Parquet ({reason}). {remedy}.") from None
 
 
 def _values(column: Any) -> list[Any]:
@@ -188,8 +192,11 @@ def _text(value: Any) -> str:
 
 
 def read_image_files(folder: Path) -> Records:
-    """Yields number and path of every image file below the folder, in the order of the paths; the header first."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """Yields number and path of every image below the folder, in the order of the paths; the header first.
+
+    What is named like an image and is no file, such as a link to nothing, is a row too, so that it is reported.
+    """
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     if names:
         yield 1, [IMAGE_COLUMN]

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from components.errors import ConcordError
 from components.settings import Model, Settings
+from components.shared.model.prompts import special_token
 from components.shared.model.quiet import quiet
 from components.shared.model.suppression import suppress_placeholders
 from components.shared.model.tiny import build_model, build_processor
@@ -84,10 +85,18 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
 
     Args:
         ingest: row shards; the tiny model's tokenizer is trained on the questions of the training split.
+
+    Raises:
+        ConcordError: the model cannot be loaded, or the question contains one of its special tokens.
     """
     quiet()
     if settings.model.name != "tiny":
-        return load(settings.model.name, settings.model, settings.model.revision)
+        model, processor = load(settings.model.name, settings.model, settings.model.revision)
+        if token := special_token(processor, settings.task.question):
+            raise ConcordError(
+                f"task.question: {token} is a special token of {settings.model.name}, not text. Leave it out."
+            )
+        return model, processor
     tiny = settings.model.tiny
     assert tiny is not None  # checked by the settings
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())

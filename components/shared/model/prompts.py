@@ -23,6 +23,13 @@ def prompt_with_image(question: str) -> Messages:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
+def special_token(processor: Any, question: str) -> str | None:
+    """The first special token in a question, such as <image> or [IMG], which would not be read as text; else None."""
+    tokenizer = processor.tokenizer
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return next((token for token in (*tokenizer.all_special_tokens, *added) if token in question), None)
+
+
 def completion(target: float, task: Task) -> Messages:
     """The assistant's message that SFT trains on."""
     return [{"role": "assistant", "content": format_answer(target, task.resolution)}]

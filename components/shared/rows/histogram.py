@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -80,13 +81,16 @@ def distribution_metrics(histogram: Sequence[LabelBin]) -> dict[str, object]:
 
 
 def shot_ranges(shots: ShotTable, low: float, high: float) -> list[tuple[float, float, str]]:
-    """Start, end and shot group of each run of adjacent label bins in [low, high] with the same shot group."""
-    first, last = label_bins([low, high], shots.width, shots.resolution)
-    ranges: list[tuple[float, float, str]] = []
-    for bin in range(first, last + 1):
-        start = bin * shots.width - shots.resolution / 2
-        end, shot = start + shots.width, str(shots.shot([bin * shots.width])[0])
-        if ranges and ranges[-1][2] == shot:
-            start = ranges.pop()[0]
-        ranges.append((start, end, shot))
-    return ranges
+    """Start, end and shot group of each run of adjacent label bins in [low, high] with the same shot group.
+
+    Takes time for the bins that have training samples, not for all bins of the range.
+    """
+    first, last = (int(bin) for bin in label_bins([low, high], shots.width, shots.resolution))
+    counted = np.array([bin for bin in shots.counts if first <= bin <= last], np.int64)
+    # The group changes at the range's first bin, at a counted bin or right after one, and nowhere else.
+    bins = np.unique(np.concatenate([[first], counted, counted + 1]))
+    bins = bins[bins <= last]
+    groups = shots.group(np.array([shots.counts.get(bin, 0) for bin in bins.tolist()]))
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
+    edges = [bin * shots.width - shots.resolution / 2 for bin in [*bins[starts].tolist(), last + 1]]
+    return [(*ends, str(group)) for ends, group in zip(pairwise(edges), groups[starts], strict=True)]

@@ -44,10 +44,13 @@ class ShotTable:
 
     def count(self, targets: ArrayLike) -> NDArray[np.int64]:
         """Number of training samples in each target's bin, `(N,) int64`; 0 if there are none."""
-        bins = label_bins(targets, self.width, self.resolution)
-        return np.array([self.counts.get(int(b), 0) for b in bins], dtype=np.int64)
+        bins, position = np.unique(label_bins(targets, self.width, self.resolution), return_inverse=True)
+        return np.array([self.counts.get(bin, 0) for bin in bins.tolist()], dtype=np.int64)[position]
 
     def shot(self, targets: ArrayLike) -> NDArray[np.str_]:
         """Shot group of each target, `many`, `medium` or `few`: `(N,)`."""
-        counts = self.count(targets)
+        return self.group(self.count(targets))
+
+    def group(self, counts: NDArray[np.int64]) -> NDArray[np.str_]:
+        """Shot group of bins with so many training samples, `(N,)`."""
         return np.where(counts > self.many, "many", np.where(counts < self.few, "few", "medium")).astype("<U6")

@@ -53,13 +53,21 @@ def dvc_content(path: Path, hidden: bool = True) -> Content:
 
     Args:
         path: a file, or a folder, which is hashed recursively. Times, modes and empty folders do not count.
-            `.dvcignore` is not read, because the inputs and outputs of steps contain none.
+            `.dvcignore` is not read, because the inputs and outputs of steps contain none. What has no content does not
+            count either: links to nothing, pipes, sockets and devices.
         hidden: whether files and folders whose names begin with a dot count.
 
     Raises:
-        ConcordError: `path` does not exist.
+        ConcordError: `path` does not exist, or a file cannot be read.
     """
-    if not path.exists():
+    try:
+        return _content(path, hidden)
+    except OSError as error:
+        raise ConcordError(f"{error.filename or path}: cannot be read ({error.strerror}). Make it readable.") from None
+
+
+def _content(path: Path, hidden: bool) -> Content:
+    if not path.is_file() and not path.is_dir():
         raise ConcordError(f"{path}: missing, so its DVC hash cannot be computed. Run the step that writes it.")
     files = sorted(_files(os.fspath(path), "", hidden)) if path.is_dir() else None
     place, state = os.path.abspath(path), _state(path, files)
@@ -111,14 +119,14 @@ def _md5s(paths: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _files(folder: str, prefix: str, hidden: bool) -> Iterator[str]:
-    """Yields the relative paths of all files, each with `prefix`; links to folders are not followed."""
+    """Yields the relative paths of all regular files, each with `prefix`; links to folders are not followed."""
     for entry in os.scandir(folder):
         if entry.name in _IGNORED_FOLDERS or (entry.name.startswith(".") and not hidden):
             continue
-        if not entry.is_dir():
-            yield prefix + entry.name
-        elif not entry.is_symlink():
+        if entry.is_dir(follow_symlinks=False):
             yield from _files(entry.path, f"{prefix}{entry.name}/", hidden)
+        elif os.path.isfile(entry.path):
+            yield prefix + entry.name
 
 
 def _md5(path: str) -> tuple[str, int]:

@@ -320,6 +320,24 @@ def test_bad_rows_are_quarantined_with_line_and_reason(raw: RawFolder, capfd: py
     assert content(OUT) == before
 
 
+def test_what_is_no_file_is_quarantined_and_blocks_nothing(raw: RawFolder) -> None:
+    """The step hashes the whole folder too: a link to nothing gave a traceback there, and a pipe blocked it."""
+    for k in (1, 2, 3):
+        (raw.folder / raw.rows[k][0]).unlink()
+    (raw.folder / raw.rows[1][0]).symlink_to("nowhere.png")
+    os.mkfifo(raw.folder / raw.rows[2][0])
+    (raw.folder / raw.rows[3][0]).mkdir()
+    os.mkfifo(raw.folder / "not-in-the-table.png")
+    setting(max_quarantined=0.1)(raw)
+    assert main(INGEST) == 0
+    with open(OUT / "quarantine.csv", encoding="utf-8", newline="") as file:
+        assert {int(row["line"]): row["reason"] for row in csv.DictReader(file)} == {
+            3: "link to nothing",
+            4: "not a file",
+            5: "not a file",
+        }
+
+
 def test_the_balanced_rule_counts_only_kept_rows(raw: RawFolder) -> None:
     """Three of the nine rows of the rarest label are bad; the other six are in all splits."""
     for k in (60, 63, 66):

@@ -179,6 +179,8 @@ def test_registered_model_predicts_with_and_without_a_question(workspace: Worksp
     assert model.predict(images.iloc[:0]).empty
     with pytest.raises(mlflow.exceptions.MlflowException, match="image"):
         model.predict(pd.DataFrame({"question": ["?"]}))
+    with pytest.raises(mlflow.exceptions.MlflowException, match="question: <image> is a special token of the model"):
+        model.predict(images.iloc[:2].assign(question=[None, "What is in <image>?"]))
 
 
 def test_an_unreadable_image_costs_the_others_nothing(workspace: Workspace, first: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from components.commands.init.task import (
 )
 from components.ingest.sources.labels import Label
 from components.ingest.splits import balanced_splits
+from components.shared.scoring.answers import unwritable
 from components.shared.scoring.shots import SHOTS, ShotTable, label_bins
 
 
@@ -57,6 +58,7 @@ def test_labels_lie_on_the_step_and_in_the_range(steps: list[int], step: float) 
     assert low <= min(targets) + 1e-9
     assert max(targets) <= high + 1e-9
     assert low < high
+    assert unwritable(low, high, resolution) is None
     if (max(steps) - min(steps)) <= MAX_NUMBERS:
         assert all(abs(target / resolution - round(target / resolution)) < 1e-3 for target in targets)
 
@@ -67,6 +69,12 @@ def test_labels_lie_on_the_step_and_in_the_range(steps: list[int], step: float) 
 )
 def test_the_range_is_rounded_outwards(targets: list[float], expected: tuple[float, float]) -> None:
     assert guess_range(targets, guess_resolution([*targets, min(targets) + 1])) == expected
+
+
+def test_the_low_end_is_a_label() -> None:
+    """Labels 5, 7, 9, ... would never be the model's answers 4, 6, 8, ... and the other way round."""
+    targets = [float(value) for value in range(160, 256, 2)]
+    assert guess_range(targets, guess_resolution(targets)) == (156, 258)
 
 
 @given(st.floats(1e-6, 1e6))

@@ -114,6 +114,9 @@ def test_a_table_without_a_column_of_images_is_an_error() -> None:
         images("t.parquet")
     with pytest.raises(ConcordError, match=r"gone\.csv: cannot be read: No such file"):
         images("gone.csv")
+    os.mkfifo("pipe.csv")
+    with pytest.raises(ConcordError, match=r"pipe\.csv: not a file"):
+        images("pipe.csv")
 
 
 def test_what_cannot_be_read_has_its_reason() -> None:

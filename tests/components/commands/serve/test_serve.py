@@ -186,6 +186,7 @@ BAD_DISTRIBUTIONS: dict[str, tuple[Any, str]] = {
     "no number": (IMAGE | {"balance": float("nan")}, "balance: this is not a number in range"),
     "a huge number": (IMAGE | {"balance": 10**400}, "balance: this is not a number in range"),
     "question": (IMAGE | {"question": 5}, "question: this is not text"),
+    "a special token": (IMAGE | {"question": "<image> What?"}, "question: <image> is a special token of the model"),
     "another key": (IMAGE | {"blance": 1}, "'blance': unknown key, known keys: image, question, balance, coverage"),
 }
 REQUESTS = [("/invocations", name, *case) for name, case in BAD_REQUESTS.items()]

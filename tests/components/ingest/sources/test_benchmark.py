@@ -191,7 +191,7 @@ def test_errors_in_a_published_table_are_reported_with_their_lines(tmp_path: Pat
     table.write_text(table.read_text().replace(",61,train", ",6x,train", 1).replace(",53,", ",,", 1))
     with pytest.raises(ConcordError) as caught:
         read_rows(tmp_path / "data", recipe("imdb-movie", tmp_path, image_folder="posters"))
-    assert "poster.csv:2: label: target is not a number '6x'" in str(caught.value)
+    assert "poster.csv:2: label: target with a unit '6x'" in str(caught.value)
     assert "poster.csv:5: label: empty target ''" in str(caught.value)
 
 

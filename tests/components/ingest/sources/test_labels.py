@@ -1,6 +1,7 @@
 """The table of labels: what is read, and how errors are reported."""
 
 import math
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,9 @@ from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError, TableErrors
 from components.ingest.sources.folder import open_folder
 from components.ingest.sources.image_files import parse_image
-from components.ingest.sources.labels import parse_split, parse_target, read_labels
+from components.ingest.sources.labels import parse_split, read_labels
 from components.ingest.sources.tables import read_records
+from components.ingest.sources.targets import parse_target
 from tests.support.raw_folder import RawFolder, write_params
 
 
@@ -50,10 +52,12 @@ def test_valid_targets_are_parsed(text: str, value: float) -> None:
         ("NA", "target not finite"),
         ("12,5", "decimal comma"),
         ("1_000", "target is not a number"),
-        ("12 %", "target is not a number"),
+        ("12 %", "target with a unit"),
         ("twelve", "target is not a number"),
         ("0x1F", "target is not a number"),
-        ("１２", "target is not a number"),
+        ("<12", "target is not a number"),
+        ("12-15", "target is not a number"),
+        ("1,2,3", "target is not a number"),
         ("1.2.3", "target is not a number"),
     ],
 )
@@ -75,10 +79,20 @@ def test_any_text_gives_a_finite_number_or_an_error(text: str) -> None:
         assert math.isfinite(parse_target(text))
 
 
-def test_the_remedy_for_a_decimal_comma_shows_the_number_with_a_point() -> None:
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("12,5", [12.5]), ("0,123", [0.123]), ("1,234", [1234, 1.234]), ("1.234,5", [1234.5]), ("1,234.5", [1234.5]),
+        ("1.234.567", [1234567]), ("1 234", [1234]), ("1\xa0234,5", [1234.5]), ("1\u202f234", [1234]),
+        ("1'234.5", [1234.5]), ("12 cm", [12]), ("12cm", [12]), ("$12", [12]), ("-12.5 °C", [-12.5]), ("12 kg.", [12]),
+        ("１２", [12]), ("１２．５", [12.5]), ("٣٫٥", [3.5]), ("\u22125", [-5]),
+    ],
+)  # fmt: skip
+def test_the_remedy_shows_a_number_that_is_read(text: str, numbers: list[float]) -> None:
     with pytest.raises(BadValueError) as caught:
-        parse_target("12,5")
-    assert "12.5" in caught.value.remedy
+        parse_target(text)
+    shown = re.findall(r"(?:write|or) (-?[0-9.]+)", caught.value.remedy)
+    assert [parse_target(number) for number in shown] == numbers
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def test_the_error_for_a_broken_line_names_the_line(raw: RawFolder, replacement:
 
 def test_utf16_is_an_error(raw: RawFolder) -> None:
     raw.write(encoding="utf-16")
-    with pytest.raises(ConcordError, match=r"labels\.csv:1: not UTF-8 \(byte 0xf[ef]\)"):
+    with pytest.raises(ConcordError, match=r"labels\.csv: not plain text but UTF-16 text\. .* iconv -f UTF-16 "):
         labels_of(raw)
 
 

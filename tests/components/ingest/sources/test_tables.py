@@ -1,6 +1,16 @@
 """Tables of every ending give the same rows; images inside tables and in named files."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import os
+import re
+import shutil
+import socket
+import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +22,16 @@ from hypothesis import strategies as st
 
 from components.errors import ConcordError
 from components.ingest.quarantine import BadValueError
-from components.ingest.sources.folder import read_folder
+from components.ingest.sources.folder import open_folder, read_folder
 from components.ingest.sources.image_files import ImageFiles
-from components.ingest.sources.tables import read_image_files, read_json_lines, read_parquet, read_records
+from components.ingest.sources.labels import scan_labels
+from components.ingest.sources.tables import (
+    read_image_files,
+    read_json_lines,
+    read_parquet,
+    read_records,
+    table_reader,
+)
 from components.settings import load_settings
 from components.shared.rows.rows import Row
 from tests.support.raw_folder import RawFolder, encoded, write_params
@@ -191,6 +208,86 @@ def test_rows_that_are_twice_in_two_tables_are_an_error(raw: RawFolder) -> None:
     (raw.folder / "more.csv").write_text((raw.folder / "labels.csv").read_text())
     with pytest.raises(ConcordError, match=r"more\.csv:2: image: image listed twice .*labels\.csv:2 has it too"):
         rows_of(raw, csv="*.csv")
+
+
+def test_what_is_named_like_an_image_and_is_no_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "5-good.png").write_bytes(b"x")
+    (tmp_path / "5-gone.png").symlink_to("nowhere")
+    (tmp_path / "5-folder.png").mkdir()
+    (tmp_path / "5-zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "5-pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "5-socket.png"))
+    pattern = {"csv": None, "pattern": "^(?P<reading>[0-9]+)-", "image_column": "image", "target_column": "reading"}
+    settings = write_params(tmp_path / "params.yaml", ingest=pattern).ingest
+    source = open_folder(tmp_path, settings)
+    scan = scan_labels(source.tables, settings, source.read, source.images)
+    assert [label.image for label in scan.labels] == ["5-good.png"]
+    assert scan.rows == 6
+    assert {str(error.value): f"{error.kind}: {error.remedy}" for error in scan.errors[0].errors} == {
+        "5-folder.png": "not a file: it is a folder: give the path of an image file, or move it away",
+        "5-gone.png": "link to nothing: restore the file that it points to, or remove it",
+        "5-pipe.png": "not a file: it is a pipe: give the path of an image file, or move it away",
+        "5-socket.png": "not a file: it is a socket: give the path of an image file, or move it away",
+        "5-zero.png": "not a file: it is a device: give the path of an image file, or move it away",
+    }
+
+
+TEXT = "image,reading\na.png,5\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "tool", "message"),
+    [
+        (gzip.compress(TEXT.encode()), "gzip", "compressed by gzip"),
+        (bz2.compress(TEXT.encode()), "bzip2", "compressed by bzip2"),
+        (lzma.compress(TEXT.encode()), "xz", "compressed by xz"),
+        (TEXT.encode("utf-16"), "iconv", "UTF-16 text"),
+        (TEXT.encode("utf-16-le"), "iconv", "UTF-16 text"),
+        (TEXT.encode("utf-16-be"), "iconv", "UTF-16 text"),
+        (TEXT.encode("utf-32"), "iconv", "UTF-32 text"),
+    ],
+)
+def test_the_remedy_for_text_in_disguise_works(content: bytes, tool: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ConcordError, match=message) as caught:
+        list(read_records(tmp_path / "t.csv"))
+    command = re.search(f"{tool} .* > new-t.csv", str(caught.value))
+    assert command is not None
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    subprocess.run(command[0], shell=True, cwd=tmp_path, check=True)
+    assert list(read_records(tmp_path / "new-t.csv")) == [(1, ["image", "reading"]), (2, ["a.png", "5"])]
+
+
+def workbook() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("xl/workbook.xml", "<workbook/>")
+    return buffer.getvalue()
+
+
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": ["a.png"]}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (workbook(), 'not plain text but a workbook. Open it in a spreadsheet, save it as "CSV UTF-8"'),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "a workbook"),
+        (parquet(), "a Parquet file. Rename it so that its name ends in .parquet"),
+    ],
+)
+def test_binary_tables_given_as_text_are_named(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
+    table = tmp_path / f"t{suffix}"
+    table.write_bytes(content)
+    with pytest.raises(ConcordError) as caught:
+        list(table_reader(ImageFiles(tmp_path))(table))
+    assert message in str(caught.value)
 
 
 def test_hidden_files_are_no_rows(tmp_path: Path) -> None:

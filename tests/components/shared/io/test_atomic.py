@@ -69,7 +69,7 @@ def test_a_reader_that_restores_in_the_middle_does_not_break_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, replace = tmp_path / "out", os.replace
-    readers: list[dict[str, bytes]] = []
+    readers: list[set[str]] = []
     with new_folder(folder) as first:
         (first / "a").write_text("old")
 

@@ -44,6 +44,14 @@ def test_a_loaded_model_gives_the_logits_of_the_saved_one(settings: Settings, fo
     torch.testing.assert_close(before[..., ~suppressed], after[..., ~suppressed], rtol=0, atol=1e-6)
 
 
+def test_a_question_with_a_special_token_of_the_model_is_refused(settings: Settings, folder: Path) -> None:
+    """No pattern knows every model's tokens, so the tokenizer itself is asked before training starts."""
+    task = settings.task.model_copy(update={"question": "What <fake_token_around_image> is it?"})
+    model = settings.model.model_copy(update={"name": str(folder)})
+    with pytest.raises(ConcordError, match=r"^task\.question: <fake_token_around_image> is a special token of "):
+        base_model(settings.model_copy(update={"task": task, "model": model}), folder)
+
+
 def test_saving_a_loaded_model_gives_the_same_bytes(settings: Settings, folder: Path, tmp_path: Path) -> None:
     model, processor = load(folder, settings.model)
     save(model, processor, tmp_path / "again")

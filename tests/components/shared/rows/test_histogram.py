@@ -2,8 +2,11 @@
 
 import csv
 import io
+import time
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from components.shared.rows.histogram import distribution_metrics, histogram_csv, label_histogram, shot_ranges
@@ -71,3 +74,25 @@ def test_agedb_has_the_published_shot_counts(tmp_path: Path) -> None:
 def test_shot_ranges_are_runs_of_label_bins_with_the_same_shot_group() -> None:
     shots = ShotTable({0: 200, 1: 150, 2: 50, 4: 5}, width=5, resolution=1)
     assert shot_ranges(shots, 3, 24) == [(-0.5, 9.5, "many"), (9.5, 14.5, "medium"), (14.5, 24.5, "few")]
+
+
+def test_shot_ranges_are_those_of_a_walk_over_all_bins() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        bins = random.choice(60, random.integers(0, 20), replace=False) - 20
+        shots = ShotTable({int(bin): int(random.choice([1, 19, 20, 100, 101])) for bin in bins}, width=2, resolution=1)
+        low, high = sorted(random.choice(80, 2, replace=False) - 40)
+        walked = [(bin, str(shots.shot([bin * 2])[0])) for bin in range(low // 2, high // 2 + 1)]
+        found = shot_ranges(shots, low, high)
+        assert [(shot, (end - start) / 2) for start, end, shot in found] == [
+            (shot, len(list(run))) for shot, run in groupby(shot for _, shot in walked)
+        ]
+        assert (found[0][0], found[-1][1]) == (2 * (low // 2) - 0.5, 2 * (high // 2) + 1.5)
+
+
+def test_a_wide_range_takes_no_longer_than_its_rows() -> None:
+    """24 rows of a range of ten million numbers: no loop over the range."""
+    shots = ShotTable.of(np.arange(24) * 400_000, 1, 1, many=3, few=1)
+    start = time.monotonic()
+    assert len(shot_ranges(shots, 0, 10_000_000)) == 48
+    assert time.monotonic() - start < 1

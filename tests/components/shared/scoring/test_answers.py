@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.shared.scoring.answers import decimals, format_answer, parse_answer, parse_answers
+from components.shared.scoring.answers import decimals, format_answer, parse_answer, parse_answers, unwritable
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,48 @@ def test_parse_answers_keeps_the_order() -> None:
 @pytest.mark.parametrize(("value", "resolution"), [(-0.0, 1), (-1e-16, 0.1), (-0.4, 1)])
 def test_minus_zero_is_never_written(value: float, resolution: float) -> None:
     assert format_answer(value, resolution) in ("<answer> 0 </answer>", "<answer> 0.0 </answer>")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "resolution"),
+    [
+        (0, 100, 1), (-0.7, 0.7, 0.1), (0, 1, 1 / 3), (0, 0.011, 1e-6), (0, 12.345, 0.001), (1e11, 1e11 + 50, 5),
+        (-999_999_999_999, -999_999_999_000, 1), (0, 1000, 0.3),
+    ],
+)  # fmt: skip
+def test_every_number_of_a_writable_range_is_parsed_back(low: float, high: float, resolution: float) -> None:
+    assert unwritable(low, high, resolution) is None
+    for step in range(round(low / resolution), math.floor(high / resolution + 0.001) + 1):
+        value = step * resolution
+        assert abs(parse_answer(format_answer(value, resolution), low, high) - value) <= resolution / 1000
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "resolution", "reason"),
+    [
+        (0, 1e-4, 1e-7, "decimals"),  # every label would be written as 0
+        (0, 1e-3, 1.5e-6, "decimals"),
+        (0, 1, 1 / 3000, "decimals"),
+        (0, 1e12, 1, "digits before the point"),
+        (-1e13, 0, 1e9, "digits before the point"),
+        (1e10, 1e10 + 0.01, 1e-5, "double"),
+        (0.5, 9.5, 1, "multiples of resolution"),
+        (0, 2 / 3, 1 / 3, "outside the range"),  # written as 0.666667
+    ],
+)
+def test_a_range_that_answers_cannot_hold_is_refused(low: float, high: float, resolution: float, reason: str) -> None:
+    assert reason in str(unwritable(low, high, resolution))
+
+
+@given(st.floats(-1e13, 1e13), st.floats(0, 1e13), st.floats(1e-9, 1e6), st.floats(0, 1))
+def test_what_is_not_refused_is_parsed_back(low: float, span: float, resolution: float, share: float) -> None:
+    low = round(low / resolution) * resolution
+    if unwritable(low, low + span, resolution) is None:
+        value = math.floor((low + share * span) / resolution) * resolution
+        if value >= low:
+            assert abs(parse_answer(format_answer(value, resolution), low, low + span) - value) <= resolution / 1000
+
+
+def test_a_label_between_two_steps_is_written_as_the_nearest() -> None:
+    assert format_answer(0.3, 0.25) == "<answer> 0.25 </answer>"
+    assert format_answer(37, 5) == "<answer> 35 </answer>"

@@ -1,6 +1,8 @@
 """Our DVC hashes are compared with those of DVC itself."""
 
 import hashlib
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,20 @@ def test_one_changed_byte_changes_the_hash_of_the_folder(tmp_path: Path) -> None
     assert dvc_hash(tmp_path) != before
     listing = b'[{"md5": "0cc175b9c0f1b6a831c399e269772661", "relpath": "f"}]'  # md5 of "a"
     assert before == hashlib.md5(listing).hexdigest() + ".dir"
+
+
+def test_what_has_no_content_is_not_hashed_and_blocks_nothing(tmp_path: Path) -> None:
+    """Links to nothing gave a traceback, and a pipe waited for a writer without end."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "f").write_bytes(b"a")
+    before = dvc_content(tmp_path)
+    (tmp_path / "sub" / "gone.png").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.png"))
+        assert dvc_content(tmp_path) == before
 
 
 def test_missing_path_is_named(tmp_path: Path) -> None:
