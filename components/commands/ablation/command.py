@@ -178,12 +178,13 @@ def _parallel(function: Callable[[Job], T], jobs: list[Job], count: int) -> list
 
 
 def _work_folder(parent: Path, settings: Settings, ingest: Path) -> Path:
+    from components.sft.skill import training_settings
     from components.shared.tracking.lineage import code_fingerprint, code_identity
     from components.shared.training.checkpoints import state_folder  # takes seconds
 
     sections = ("task", "model", "sft", "grpo", "evaluate")
     code = code_fingerprint(code_identity(STEPS["sft"]) | code_identity(STEPS["grpo"]))
-    return state_folder(parent, settings, sections, {"ingest": ingest}, code)
+    return state_folder(parent, training_settings(settings), sections, {"ingest": ingest}, code)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
