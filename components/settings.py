@@ -326,7 +326,13 @@ class Sft(Strict):
     adam_beta2: float = Field(gt=0, lt=1)
     eval_every: Positive = Field(description="steps between two evaluations of validation MAE, and between checkpoints")
     eval_rows: Positive = Field(description="validation images of one evaluation")
-    patience: Positive = Field(description="evaluations without a better validation MAE before training ends")
+    patience: Positive = Field(
+        description="evaluations without a better validation MAE before training ends, once answers are clearly better "
+        "than the best constant"
+    )
+    no_skill: Severity = Field(
+        description="if training ends without answers that are clearly better than the best constant on validation"
+    )
     gradient_checkpointing: bool
     augment: Augment
 
@@ -384,6 +390,11 @@ class Grpo(Strict):
             raise ValueError(f"estimator: {self.estimator} samples no answers: vllm must be null")
         if self.estimator == "policy" and self.reward == "crps":
             raise ValueError("estimator: policy has no reward crps, which scores a whole distribution; use means")
+        if self.prompts == 1 and self.reward in ("ccc", "pearson") and self.recent is None:
+            raise ValueError(
+                f"prompts: the reward {self.reward} compares the inputs of a step over all ranks and accumulations; "
+                "of 1 alone it is always 0, and nothing would be learned. Raise prompts, or set recent"
+            )
         if self.estimator != "means" and self.balance:
             raise ValueError(f"estimator: {self.estimator} cannot put back the prior: balance must be 0")
         return self

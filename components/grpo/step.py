@@ -10,6 +10,7 @@ from transformers import set_seed
 from components.console import console
 from components.grpo.arguments import reading_batch
 from components.grpo.exact_trainer import ExactTrainer, exact_arguments
+from components.grpo.signal import check_signal
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.io.atomic import new_folder
@@ -37,6 +38,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         sft: the warm start, which is also the reference of the KL.
         out: the output folder.
         state: folder of the checkpoints; a killed run resumes from them.
+
+    Raises:
+        ConcordError: no reward of the training could teach anything, see `check_signal`; the checkpoints stay.
     """
     grpo = settings.grpo
     model, processor = load(sft, settings.model)
@@ -65,6 +69,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
     trained = model_on_main_rank(trainer, lambda: trainable(load(sft, settings.model)[0], settings.model))
     if trained is None:
         return
+    check_signal(grpo, trainer.state.log_history, str(checkpoints))
     with new_folder(out) as folder:
         best = merged(trained)
         save(best, processor, folder)

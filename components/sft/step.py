@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from components.settings import Settings
+from components.sft.skill import check_skill, kept_evaluation, training_settings
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
@@ -31,12 +32,16 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
         ingest: row shards.
         validate: output of the validate step; not read, but required so that only validated data is trained on.
         state: folder of the checkpoints; a killed run resumes from them.
+
+    Raises:
+        ConcordError: no answer is clearly better than the best constant, and `sft.no_skill` is error; the checkpoints
+            stay, and a run with `no_skill: warning` takes them.
     """
     del validate
     base, processor = base_model(settings, ingest)
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
-    lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
+    lineage = compute_lineage(STEPS["sft"], training_settings(settings), {"ingest": ingest})
     checkpoints = state_folder(state, lineage, world_size)
     with node_cache() as cache:
         arguments = training_arguments(
@@ -57,10 +62,12 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     model = model_on_main_rank(trainer, lambda: trainable(base_model(settings, ingest)[0], settings.model))
     if model is None:
         return
-    history = trainer.state.log_history
+    check_skill(settings, trainer.state)
+    history, kept = trainer.state.log_history, kept_evaluation(trainer.state)
     with new_folder(out) as folder:
         warm = merged(model)
         save(warm, processor, folder)
         batch_size = 2 * settings.sft.batch_size // world_size
         save_validation(folder, warm, processor, settings.task, ingest, batch_size)
-        write_results(folder, history, {"val_mae": trainer.state.best_metric, "steps": trainer.state.global_step})
+        figures = {name: value for name, value in kept.items() if name.startswith("val_")}
+        write_results(folder, history, {**figures, "steps": trainer.state.global_step})

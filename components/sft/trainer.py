@@ -9,18 +9,20 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import apply_chat_template
 
 from components.errors import ConcordError
 from components.settings import Model, Settings, Sft
+from components.sft.skill import PatienceOnceSkilled
 from components.shared.model.device import on_accelerator
 from components.shared.model.generation import collect_answers
 from components.shared.model.prompts import completion, max_answer_tokens, prompt_with_image
 from components.shared.rows.rows import slice_rows
 from components.shared.rows.validation import tune_rows, tune_table
 from components.shared.scoring.errors import Predictions
+from components.shared.scoring.skill import Skill
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
@@ -135,7 +137,7 @@ class OrderedSFTTrainer(SFTTrainer):
 
 
 class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
-    """SFT that evaluates the MAE of greedy answers to validation images and stops when it no longer falls."""
+    """SFT that evaluates greedy answers to validation images and stops when their MAE no longer falls."""
 
     control: Any  # transformers declares no type
 
@@ -148,22 +150,29 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         # The base class requires an evaluation dataset; `evaluate` reads the shards instead.
         super().__init__(eval_dataset=kwargs["train_dataset"], **kwargs)
         self._settings, self._ingest = settings, ingest
-        self.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.sft.patience))
+        self.add_callback(PatienceOnceSkilled(early_stopping_patience=settings.sft.patience))
 
     def follow(self, track: StepRun | None) -> None:
         """Logs the training curves to the tracker."""
         self.remove_callback(PrinterCallback)
-        self.add_callback(CurveCallback(track, ("loss", "val_mae", "val_unparseable"), self.data_wait))
+        self.add_callback(CurveCallback(track, ("loss", "val_mae", "val_skill", "val_unparseable"), self.data_wait))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """MAE of greedy answers to the first `eval_rows` images of the tune half of val, in the task's unit."""
+        """MAE and skill of greedy answers to the first `eval_rows` images of the tune half of val.
+
+        MAEs are in the task's unit. `val_skill_low` is the lower end of the skill's 95 % interval.
+        """
         task, sft = self._settings.task, self._settings.sft
         targets = tune_table(self._ingest)["target"].to_numpy()[: sft.eval_rows]
         values = divided_among_ranks(len(targets), self._validation_answers)
         shots = np.full(len(values), "all")
         predictions = Predictions(targets, values, shots, task.low, task.high, task.resolution)
+        skill = Skill.of(predictions.errors, targets)
         figures = {
-            "val_mae": float(predictions.errors.mean()),
+            "val_mae": skill.mae,
+            "val_constant_mae": skill.constant_mae,
+            "val_skill": skill.value,
+            **({"val_skill_low": skill.low} if np.isfinite(skill.low) else {}),
             "val_unparseable": float(predictions.unparseable.mean()),
             "val_sd_ratio": float(predictions.scored.std() / max(predictions.targets.std(), 1e-12)),
         }

@@ -160,6 +160,12 @@ def test_invalid_values_are_reported(path: str, value: Any, message: str, messag
     [
         ({"estimator": "policy", "reward": "crps"}, "grpo: estimator: policy has no reward crps"),
         ({"estimator": "means", "vllm": VLLM}, "grpo: estimator: means samples no answers: vllm must be null"),
+        (
+            {"estimator": "sampled", "reward": "ccc", "balance": 0, "prompts": 1},
+            "grpo: prompts: the reward ccc compares",
+        ),
+        ({"estimator": "means", "reward": "ccc", "prompts": 1}, "grpo: prompts: the reward ccc compares the inputs"),
+        ({"estimator": "policy", "reward": "pearson", "balance": 0, "prompts": 1}, "grpo: prompts: the reward pearson"),
         ({"estimator": "policy", "balance": 0.5}, "grpo: estimator: policy cannot put back the prior"),
         ({"estimator": "sampled", "balance": 0.5}, "grpo: estimator: sampled cannot put back the prior: balance must"),
     ],

@@ -18,7 +18,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 # What a test has time for; everything else is as init has written it.
 SHORT: Mapping[str, Mapping[str, Any]] = {
-    "sft": {"max_steps": 20, "warmup_steps": 2, "batch_size": 16, "eval_every": 20, "eval_rows": 20},
+    "sft": {
+        "max_steps": 20,
+        "warmup_steps": 2,
+        "batch_size": 16,
+        "eval_every": 20,
+        "eval_rows": 20,
+        "no_skill": "warning",
+    },
     "grpo": {"steps": 3, "warmup_steps": 1, "prompts": 8, "checkpoint_every": 3, "eval_rows": 20},
     "evaluate": {"bootstrap": 50},
     "register": {"bootstrap": 50, "max_unparseable": 1.0},

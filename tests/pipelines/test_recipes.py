@@ -1,6 +1,7 @@
 """Every recipe is a complete params file that compiles to a pipeline, and has the published run's settings."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ PUBLISHED = {
     "bone-age": (12_528, 5, 24),
 }
 SIZES = ("3b", "7b")
+SFT_EPOCHS = 3  # at most; not in the paper
+PROMISE = re.compile(r"^  (max_steps|steps): (\d+) +# .*?(\d+) epochs? of ([\d,]+) rows, (\d+) per step$", re.MULTILINE)
 
 
 def recipe(name: str) -> Settings:
@@ -69,6 +72,23 @@ def test_recipe_has_the_settings_of_the_published_run(name: str, size: str) -> N
     assert (grpo.prompts, grpo.steps) == (prompts, rows * epochs // prompts)
     assert settings.launcher.num_processes == 2
     assert grpo.prompts % (grpo.accumulation * settings.launcher.num_processes) == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_steps_are_the_epochs_that_the_comments_promise(name: str, size: str) -> None:
+    """Of sft and grpo alike, whose `batch_size` and `prompts` count the images of all ranks together."""
+    settings, (rows, epochs, prompts) = recipe(f"{name}-{size}"), PUBLISHED[name]
+    text = (ROOT / "pipelines" / "recipes" / f"{name}-{size}.yaml").read_text(encoding="utf-8")
+    promised = {key: [int(number.replace(",", "")) for number in numbers] for key, *numbers in PROMISE.findall(text)}
+    images = settings.sft.batch_size * settings.sft.accumulation
+    assert promised == {
+        "max_steps": [settings.sft.max_steps, SFT_EPOCHS, rows, images],
+        "steps": [settings.grpo.steps, epochs, rows, prompts],
+    }
+    assert settings.sft.max_steps == SFT_EPOCHS * rows // images
+    assert settings.grpo.steps == epochs * rows // settings.grpo.prompts
+    assert settings.sft.batch_size % settings.launcher.num_processes == 0
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -27,7 +27,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
             "text_width": 32, "text_layers": 2, "heads": 2,
         }
     },
-    "sft": {"max_steps": 6, "batch_size": 8, "warmup_steps": 2, "eval_every": 3, "eval_rows": 10, "patience": 3},
+    "sft": {
+        "max_steps": 6, "batch_size": 8, "warmup_steps": 2, "eval_every": 3, "eval_rows": 10, "patience": 3,
+        "no_skill": "warning",
+    },
     "grpo": {
         **PUBLISHED, "steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2,
         "eval_rows": 10,

@@ -55,19 +55,7 @@ def make(folder: Path) -> GrayWorld:
     params = folder / "params.yaml"
     params.write_text(yaml.safe_dump(raw), encoding="utf-8")
     settings = load_settings(params)
-    ingest = folder / "ingest"
-    ingest.mkdir()
-    splits = {
-        "train": TRAIN,
-        "val": dict.fromkeys(TRAIN, VAL_IMAGES_PER_LABEL),
-        "test": dict.fromkeys(TRAIN, TEST_IMAGES_PER_LABEL),
-    }
-    for split, counts in splits.items():
-        with ShardWriter(ingest, split, 1) as shard:
-            labels = [label for label, count in counts.items() for _ in range(count)]
-            for k, label in enumerate(labels):
-                seed = {"train": 0, "val": 2000, "test": 1000}[split] + k
-                shard.add(Row(f"{split}-{k:03d}", gray(label, seed), float(label), QUESTION, "made"))
+    ingest = write_rows(folder / "ingest")
     torch.set_num_threads(1)
     model, processor = base_model(settings, ingest)
     train(model, processor, settings, 16, [20, 40, 60])
@@ -81,6 +69,23 @@ def make(folder: Path) -> GrayWorld:
     (folder / "sft" / "metrics.json").write_text('{"steps": 16}')
     (folder / "grpo" / "metrics.json").write_text('{"method": "CCC-GRPO", "reward/ccc": 0.9}')
     return GrayWorld(settings, params, ingest, folder / "sft", folder / "grpo")
+
+
+def write_rows(ingest: Path) -> Path:
+    """Writes the row shards of all splits to a new folder, and returns it."""
+    ingest.mkdir()
+    splits = {
+        "train": TRAIN,
+        "val": dict.fromkeys(TRAIN, VAL_IMAGES_PER_LABEL),
+        "test": dict.fromkeys(TRAIN, TEST_IMAGES_PER_LABEL),
+    }
+    for split, counts in splits.items():
+        with ShardWriter(ingest, split, 1) as shard:
+            labels = [label for label, count in counts.items() for _ in range(count)]
+            for k, label in enumerate(labels):
+                seed = {"train": 0, "val": 2000, "test": 1000}[split] + k
+                shard.add(Row(f"{split}-{k:03d}", gray(label, seed), float(label), QUESTION, "made"))
+    return ingest
 
 
 def gray(label: float, seed: int) -> bytes:

@@ -13,7 +13,7 @@ from components.commands.ablation.studies import WARM, Study
 from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.model.validation_file import fitted_rule
-from components.shared.reporting.crossed import crossed_difference
+from components.shared.scoring.crossed import crossed_difference
 from components.shared.scoring.shots import GROUPS
 
 Judged = dict[str, Reading]  # ARM.READING

@@ -172,17 +172,32 @@ def test_a_warm_start_without_its_answers_is_refused_before_training(
     assert not (tmp_path / "state").exists()
 
 
-def test_a_model_without_valid_answers_trains_without_an_error(ingest: Path, untrained: Path, tmp_path: Path) -> None:
-    """All rewards are equal then, so the loss is 0."""
-    out, _ = train(ingest, untrained, tmp_path, grpo={"steps": 2})
-    lines = curve(out)
-    for line in lines.values():
+def test_a_training_without_valid_answers_is_an_error(ingest: Path, untrained: Path, tmp_path: Path) -> None:
+    """All rewards are equal then, so the loss is 0 and nothing is written; the checkpoints stay."""
+    track = Curves()
+    settings = write_params(tmp_path / "params.yaml", grpo={"steps": 2})
+    with pytest.raises(ConcordError, match=r"all answers of all 2 steps are invalid"):
+        run(settings, track, ingest=ingest, sft=untrained, out=tmp_path / "grpo", state=tmp_path / "state")  # type: ignore[arg-type]
+    lines = [point for _, point in track.points if "reward/ccc" in point]
+    assert len(lines) == 2
+    for line in lines:
         assert line["invalid"] == 1
         assert line["reward/ccc"] == -1
         assert line["reward/format"] == line["spread/ccc"] == 0
         assert "batch_mae/all" not in line
         assert line["loss"] == pytest.approx(0, abs=1e-6)
-    changed(out, untrained)
+    assert not (tmp_path / "grpo").exists()
+    assert list((tmp_path / "state").glob("*/checkpoint-2"))
+
+
+def test_a_reward_that_never_differs_is_an_error(ingest: Path, warm: Path, tmp_path: Path) -> None:
+    """The CCC of one input is 0 for every answer. The settings refuse that; here they are changed behind their back."""
+    settings = write_params(tmp_path / "params.yaml", grpo={"estimator": "means", "steps": 2, "checkpoint_every": 2})
+    alone = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"prompts": 1})})
+    with pytest.raises(ConcordError, match=r"grpo learned nothing: .*ccc"):
+        run(alone, Curves(), ingest=ingest, sft=warm, out=tmp_path / "grpo", state=tmp_path / "state")  # type: ignore[arg-type]
+    assert not (tmp_path / "grpo").exists()
+    assert list((tmp_path / "state").glob("*/checkpoint-2"))
 
 
 PLAIN: dict[str, Any] = {"grpo": {"steps": 5}}

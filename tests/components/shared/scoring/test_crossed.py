@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from components.shared.reporting import crossed
-from components.shared.reporting.crossed import crossed_difference, half_width, mean_squares, t_quantile
 from components.shared.reporting.metrics import paired_difference
+from components.shared.scoring import crossed
+from components.shared.scoring.crossed import crossed_difference, half_width, mean_squares, t_quantile
 
 TABLES = arrays(np.float64, (3, 4), elements=st.integers(-20, 20).map(float))
 WORST = 0.93  # coverage that an interval called 95 % must have
