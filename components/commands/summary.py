@@ -119,7 +119,8 @@ def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]],
         lines.append(f"| {name} | " + " | ".join(_flat(cell) for cell in cells) + " |")
     sizes = ", ".join(f"{group} {known['groups'][group]['n']}" for group in GROUPS)
     prefix = f"Errors in {unit}. " if unit else ""
-    lines += ["", f"{prefix}Test images: {sizes}. In brackets: 95 % bootstrap interval over images. {decision}"]
+    over = "subjects" if "subjects" in known else "images"
+    lines += ["", f"{prefix}Test images: {sizes}. In brackets: 95 % bootstrap interval over {over}. {decision}"]
     return "\n".join([*lines, "", facts_line(machine_facts())]) + "\n"
 
 

@@ -25,7 +25,7 @@ from components.shared.reporting.predictions import (
     to_predictions,
     write_predictions,
 )
-from components.shared.rows.rows import read_rows, read_table
+from components.shared.rows.rows import read_rows, read_subjects, read_table
 from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
 from components.shared.scoring.choice import Point, TuneSet, balance_curve
 from components.shared.scoring.distribution import answer, balanced
@@ -39,13 +39,14 @@ class TestSet:
 
     Attributes:
         ingest: row shards.
-        ids, targets, shots: of the test images, in their order.
+        ids, targets, shots, subjects: of the test images, in their order; an unknown subject is None.
     """
 
     ingest: Path
     ids: list[str]
     targets: Array
     shots: np.ndarray
+    subjects: list[str | None]
 
     @classmethod
     def read(cls, ingest: Path, shots: ShotTable) -> "TestSet":
@@ -58,7 +59,7 @@ class TestSet:
         if not table.num_rows:
             raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
         targets = table["target"].to_numpy()
-        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets))
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), read_subjects(ingest, "test"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def judge(
         found = rule.read(readings.log_p)
         columns |= {"balanced": found.value, "low": found.low, "high": found.high, "mass": found.mass}
     path = predictions_file(folder, name)
-    write_predictions(path, test.ids, test.targets, test.shots.tolist(), readings.texts, readings.values, columns)
+    write_predictions(
+        path, test.ids, test.targets, test.shots.tolist(), test.subjects, readings.texts, readings.values, columns
+    )
     table = read_predictions(path)
     answers = {}
     for way in ("text", *(way for way in WAYS if way in columns)):

@@ -156,6 +156,12 @@ class EvaluationResults:
         """Targets of the test images, `(U,)`."""
         return self.served_answers.predictions.targets
 
+    @property
+    def units(self) -> str:
+        """What intervals resample: `test images`, or `7 subjects of the test images` where these are known."""
+        subjects = self.served_answers.predictions.subjects
+        return "test images" if subjects is None else f"{int(subjects.max()) + 1} subjects of the test images"
+
     def members(self, group: str) -> NDArray[np.bool_]:
         """Mask of the test images in a shot group."""
         return self.served_answers.predictions.members(group)
@@ -229,6 +235,7 @@ def differences(
                 errors[ours].members(group),
                 settings.bootstrap,
                 settings.seed,
+                errors[ours].subjects,
             )
             for group in GROUPS
         }

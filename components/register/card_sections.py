@@ -149,8 +149,10 @@ def _cell(value: float | None, interval: Sequence[float] | None, unit: str = "")
 def _caption(card: Card) -> str:
     task = card.task
     unit = f" Errors and widths in {task.unit}." if task.unit else ""
+    subjects = card.figures.get("subjects")
+    over = "these images" if subjects is None else f"their {subjects:,} subjects"
     return (
-        f"On {card.figures['n']:,} test images, in brackets 95 % bootstrap intervals over these images.{unit} A shot "
+        f"On {card.figures['n']:,} test images, in brackets 95 % bootstrap intervals over {over}.{unit} A shot "
         f"group says how often training has the label of an image: many (over {task.many} times), medium ({task.few} "
         f"to {task.many}) or few (under {task.few})."
     )

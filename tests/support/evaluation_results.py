@@ -38,7 +38,7 @@ def evaluation_results(
     task, truth = settings.task, np.array(targets, float)
     train_targets = np.array(train, float)
     shots = ShotTable.of(train_targets, task.bin_width, task.resolution, task.many, task.few)
-    test = TestSet(folder, [f"image-{k}" for k in range(len(truth))], truth, shots.shot(truth))
+    test = TestSet(folder, [f"image-{k}" for k in range(len(truth))], truth, shots.shot(truth), [None] * len(truth))
     models: dict[str, ModelResults] = {}
     for name in MODELS:
         values = np.array(answers[name], float)
