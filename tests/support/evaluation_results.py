@@ -44,7 +44,7 @@ def evaluation_results(
         values = np.array(answers[name], float)
         texts = [f"<answer> {value:g} </answer>" if value == value else "no <b>idea</b>" for value in values]
         known = (log_p or {}).get(name, around(values, task))
-        readings = TestReadings(texts, values, task_values(task), known)
+        readings = TestReadings(test.ids, texts, values, task_values(task), known)
         rule = (
             None if name == "base" else fitted(settings, train_targets, truth, known, np.array(answers["sft"], float))
         )
