@@ -15,6 +15,7 @@ from rich.text import Text
 from components.commands.machine import facts_line, machine_facts
 from components.errors import ConcordError
 from components.evaluate.results import BALANCED, MODELS
+from components.register.decisions import decided
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
 from components.shared.reporting.predictions import TEXT
@@ -169,7 +170,9 @@ def verdict(registration: dict[str, Any] | None) -> str:
         return "Nothing is registered yet."
     version = f"{registration['name']} version {registration['version']}"
     state = "is now champion" if registration["promoted"] else "is registered as challenger, not promoted"
-    return f"{version} {state}: {registration['reason']}"
+    count = registration.get("test_set_decisions")
+    draws = f" The test set {decided(count)}." if count else ""
+    return f"{version} {state}: {registration['reason']}{draws}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
