@@ -437,6 +437,7 @@ class Evaluate(Strict):
     """Evaluation on the test set."""
 
     batch_size: Positive
+    max_unreadable: Share = Field(description="largest share of test images that cannot be read; they are left out")
     bootstrap: Positive
     seed: int
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from components.commands.machine import facts_line, machine_facts
 from components.errors import ConcordError
 from components.evaluate.results import BALANCED, MODELS
+from components.register.decisions import decided
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
 from components.shared.io.secrets import masked
@@ -126,7 +127,8 @@ def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]],
         lines.append(f"| {name} | " + " | ".join(_flat(cell) for cell in cells) + " |")
     sizes = ", ".join(f"{group} {known['groups'][group]['n']}" for group in GROUPS)
     prefix = f"Errors in {unit}. " if unit else ""
-    lines += ["", f"{prefix}Test images: {sizes}. In brackets: 95 % bootstrap interval over images. {decision}"]
+    over = "subjects" if "subjects" in known else "images"
+    lines += ["", f"{prefix}Test images: {sizes}. In brackets: 95 % bootstrap interval over {over}. {decision}"]
     return "\n".join([*lines, "", facts_line(machine_facts())]) + "\n"
 
 
@@ -175,7 +177,9 @@ def verdict(registration: dict[str, Any] | None) -> str:
         return "Nothing is registered yet."
     version = f"{registration['name']} version {registration['version']}"
     state = "is now champion" if registration["promoted"] else "is registered as challenger, not promoted"
-    return f"{version} {state}: {registration['reason']}"
+    count = registration.get("test_set_decisions")
+    draws = f" The test set {decided(count)}." if count else ""
+    return f"{version} {state}: {registration['reason']}{draws}"
 
 
 def remarks(artifacts: Path, registration: dict[str, Any] | None) -> Iterator[str]:

@@ -1,12 +1,16 @@
 """Judges one model on the test images: by its text, and by its distribution over all numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from transformers import PreTrainedModel
 
+from components.console import console
 from components.errors import ConcordError
 from components.evaluate.results import Answers, Distributions, ModelResults, way_title
 from components.settings import Settings
@@ -25,12 +29,14 @@ from components.shared.reporting.predictions import (
     to_predictions,
     write_predictions,
 )
-from components.shared.rows.rows import read_rows, read_table
+from components.shared.rows.rows import read_rows, read_subjects, read_table
 from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
 from components.shared.scoring.choice import Point, TuneSet, balance_curve
 from components.shared.scoring.distribution import answer, balanced
 from components.shared.scoring.errors import Array
 from components.shared.scoring.shots import ShotTable
+
+NAMED = 10  # unreadable images in a message; unreadable.json has all
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,14 @@ class TestSet:
 
     Attributes:
         ingest: row shards.
-        ids, targets, shots: of the test images, in their order.
+        ids, targets, shots, subjects: of the test images, in their order; an unknown subject is None.
     """
 
     ingest: Path
     ids: list[str]
     targets: Array
     shots: np.ndarray
+    subjects: list[str | None]
 
     @classmethod
     def read(cls, ingest: Path, shots: ShotTable) -> "TestSet":
@@ -58,33 +65,89 @@ class TestSet:
         if not table.num_rows:
             raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
         targets = table["target"].to_numpy()
-        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets))
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), read_subjects(ingest, "test"))
+
+    def without(self, ids: Collection[str]) -> "TestSet":
+        """Leaves out some images."""
+        kept = np.array([id not in ids for id in self.ids], bool)
+        return replace(
+            self,
+            ids=list(compress(self.ids, kept)),
+            targets=self.targets[kept],
+            shots=self.shots[kept],
+            subjects=list(compress(self.subjects, kept)),
+        )
+
+
+def check_unreadable(unreadable: Mapping[str, str], test: TestSet, allowed: float) -> None:
+    """Names the test images that cannot be read.
+
+    Args:
+        allowed: largest share of them.
+
+    Raises:
+        ConcordError: they are more, or all.
+    """
+    if not unreadable:
+        return
+    count, total = len(unreadable), len(test.ids)
+    named = "; ".join(f"{id}: {reason}" for id, reason in islice(unreadable.items(), NAMED))
+    text = f"{test.ingest}: {count} of {total} test images cannot be read ({named}{'; ...' if count > NAMED else ''})"
+    if count > allowed * total or count == total:
+        raise ConcordError(
+            f"{text}. A share of {allowed:g} is allowed (evaluate.max_unreadable). Remove their rows from the raw "
+            "data, or replace the images, and run ingest again."
+        )
+    console.print(f"[yellow]warning[/] {escape(text)}. They are left out of the figures of all models.")
 
 
 @dataclass(frozen=True)
 class TestReadings:
     """What a model says to every test image: its greedy text, the number in it, and `(U, N)` log-probabilities."""
 
+    ids: list[str]
     texts: list[str]
     values: Array
     numbers: Array
     log_p: Array
 
+    def without(self, ids: Collection[str]) -> "TestReadings":
+        """Leaves out some images."""
+        kept = np.array([id not in ids for id in self.ids], bool)
+        return replace(
+            self,
+            ids=list(compress(self.ids, kept)),
+            texts=list(compress(self.texts, kept)),
+            values=self.values[kept],
+            log_p=self.log_p[kept],
+        )
 
-def read_test(settings: Settings, title: str, model: PreTrainedModel, processor: Any, test: TestSet) -> TestReadings:
-    """Reads every test image twice: greedy text, and the probability of every number."""
+
+def read_test(
+    settings: Settings,
+    title: str,
+    model: PreTrainedModel,
+    processor: Any,
+    test: TestSet,
+    unreadable: dict[str, str] | None = None,
+) -> TestReadings:
+    """Reads every test image twice: greedy text, and the probability of every number.
+
+    Args:
+        unreadable: see `prepared_batches`.
+    """
     model.to(device())
     size, count = settings.evaluate.batch_size, -(-len(test.ids) // settings.evaluate.batch_size)
     # The same batches as `register` sends to the registered model, so that rounding and answers are identical.
     rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: text", count)
     length = max_answer_tokens(processor, settings.task)
-    ids, texts, values = collect_answers(model, processor, rows, size, length, settings.task)
+    ids, texts, values = collect_answers(model, processor, rows, size, length, settings.task, unreadable)
     tree = answer_tree(processor, settings.task)
     rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: distribution", count)
-    same, log_p = collect_log_probabilities(model, processor, rows, tree, size)
-    if not ids == same == test.ids:
+    same, log_p = collect_log_probabilities(model, processor, rows, tree, size, unreadable)
+    if not ids == same == [id for id in test.ids if not unreadable or id not in unreadable]:
         raise RuntimeError("the answers are not in the order of the test set")
-    return TestReadings(texts, values, tree.values, log_p)
+    return TestReadings(ids, texts, values, tree.values, log_p)
 
 
 def judge(
@@ -112,7 +175,9 @@ def judge(
         found = rule.read(readings.log_p)
         columns |= {"balanced": found.value, "low": found.low, "high": found.high, "mass": found.mass}
     path = predictions_file(folder, name)
-    write_predictions(path, test.ids, test.targets, test.shots.tolist(), readings.texts, readings.values, columns)
+    write_predictions(
+        path, test.ids, test.targets, test.shots.tolist(), test.subjects, readings.texts, readings.values, columns
+    )
     table = read_predictions(path)
     answers = {}
     for way in ("text", *(way for way in WAYS if way in columns)):

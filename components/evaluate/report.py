@@ -43,6 +43,7 @@ def write_report(results: EvaluationResults, histogram: Sequence[LabelBin], inge
         coverage=f"{100 * results.settings.answer.coverage:g}",
         floor=f"{results.served_answers.predictions.floor:g}",
         resamples=results.settings.evaluate.bootstrap,
+        units=results.units,
         figures={name: inline_png((folder / f"{name}.png").read_bytes()) for name in FIGURES},
         plots=FIGURES,
         tail=inline_png((folder / TAIL).read_bytes()),

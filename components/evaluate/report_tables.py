@@ -135,14 +135,16 @@ def difference_rows(results: EvaluationResults) -> list[tuple[str, str, list[Cel
 def _difference(paired: dict[str, Any]) -> Cell:
     if paired["difference"] is None:
         return NONE
+    if paired["ci"] is None:
+        return Cell(f"{paired['difference']:+.2f}")
     low, high = paired["ci"]
     word, kind = {"better": ("better", "gain"), "worse": ("worse", "loss"), "open": ("", "")}[_outcome(paired)]
     return Cell(f"{paired['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}", note=word, kind=kind)
 
 
 def _outcome(paired: dict[str, Any]) -> str:
-    """`better`, `worse`, or `open` if the interval contains 0."""
-    low, high = paired["ci"]
+    """`better`, `worse`, or `open` if the interval contains 0, or none is known."""
+    low, high = paired["ci"] or (0.0, 0.0)
     return "better" if high < 0 else "worse" if low > 0 else "open"
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ class EvaluationResults:
         models: in the order of `MODELS`, for the same test images.
         served: the answers that are registered.
         differences: `OURS - THEIRS` -> shot group -> paired difference of absolute errors.
+        unreadable: id -> reason of the test images that are left out of all of this.
     """
 
     settings: Settings
@@ -131,6 +132,13 @@ class EvaluationResults:
     models: Sequence[ModelResults]
     served: Served
     differences: dict[str, dict[str, dict[str, Any]]]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unreadable_share(self) -> dict[str, float]:
+        """Number and share of the test images that no figure includes, for metrics.json."""
+        count = len(self.unreadable)
+        return {"images": count, "share": count / (count + len(self.targets))}
 
     def model(self, name: str) -> ModelResults:
         """The results of `base`, `sft` or `grpo`."""
@@ -155,6 +163,12 @@ class EvaluationResults:
     def targets(self) -> Array:
         """Targets of the test images, `(U,)`."""
         return self.served_answers.predictions.targets
+
+    @property
+    def units(self) -> str:
+        """What intervals resample: `test images`, or `7 subjects of the test images` where these are known."""
+        subjects = self.served_answers.predictions.subjects
+        return "test images" if subjects is None else f"{int(subjects.max()) + 1} subjects of the test images"
 
     def members(self, group: str) -> NDArray[np.bool_]:
         """Mask of the test images in a shot group."""
@@ -229,6 +243,7 @@ def differences(
                 errors[ours].members(group),
                 settings.bootstrap,
                 settings.seed,
+                errors[ours].subjects,
             )
             for group in GROUPS
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.console import console
-from components.evaluate.judging import TestSet, judge, read_test
+from components.evaluate.judging import TestReadings, TestSet, check_unreadable, judge, read_test
 from components.evaluate.plot_data import write_plot_data
 from components.evaluate.plots import write_figures
 from components.evaluate.report import TAIL, write_report
@@ -37,11 +37,11 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         ingest: row shards; shot groups come from train, images from test; the report shows the labels of all splits.
         sft, grpo: model folders, with the distributions over the validation images from which answers are fitted.
         out: predictions-{base,sft,grpo}.parquet, metrics.json, differences.json, titles.json, served.json, shots.json,
-            plots/*.csv for DVC.
+            unreadable.json, plots/*.csv for DVC.
         report: report.html, a self-contained file, and its figures as PNG.
 
     Raises:
-        ConcordError: the test split is empty, or a model cannot be loaded.
+        ConcordError: the test split is empty, a model cannot be loaded, or too many images cannot be read.
     """
     task = settings.task
     loaders: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -59,22 +59,29 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         name: fitted_rule(folder, settings.answer, settings.registry.tolerance_many) for name, folder in folders.items()
     }
     with new_folder(out) as folder:
-        models: dict[str, ModelResults] = {}
+        readings: dict[str, TestReadings] = {}
+        unreadable: dict[str, str] = {}
         for name in MODELS:
             model, processor = loaders[name]()
             if reason := why_one_by_one(model):
                 console.print(f"{titles[name]}: each number is scored in a row of its own: {reason}")
-            readings = read_test(settings, titles[name], model, processor, test)
+            readings[name] = read_test(settings, titles[name], model, processor, test, unreadable)
             del model  # before the next one is loaded
+        check_unreadable(unreadable, test, settings.evaluate.max_unreadable)
+        models: dict[str, ModelResults] = {}
+        for name, read in readings.items():
             models[name] = judge(
-                settings, name, titles[name], readings, test, rules.get(name), models.get("sft"), folder
-            )
+                settings, name, titles[name], read.without(unreadable), test.without(unreadable),
+                rules.get(name), models.get("sft"), folder,
+            )  # fmt: skip
         judged = list(models.values())
         served = choose_served(judged, settings.answer, settings.registry.tolerance_many)
         results = EvaluationResults(
-            settings, train, shots, judged, served, differences(judged, served, settings.evaluate)
+            settings, train, shots, judged, served, differences(judged, served, settings.evaluate), unreadable
         )
-        write_json(folder / "metrics.json", {model.name: model.metrics() for model in judged})
+        figures = {model.name: model.metrics() for model in judged}
+        write_json(folder / "metrics.json", figures | {"unreadable": results.unreadable_share})
+        write_json(folder / "unreadable.json", unreadable)
         write_json(folder / "differences.json", results.differences)
         write_json(folder / "titles.json", {a.name: a.title for model in judged for a in model.answers.values()})
         write_json(folder / "served.json", asdict(served))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.register.ancestry import DATA
+from components.register.decisions import DECISIONS, decided
 from components.register.registry import PROMOTED, ROLLED_BACK
 from components.settings import Task
 from components.shared.scoring.shots import GROUPS, SHOTS
@@ -149,8 +150,10 @@ def _cell(value: float | None, interval: Sequence[float] | None, unit: str = "")
 def _caption(card: Card) -> str:
     task = card.task
     unit = f" Errors and widths in {task.unit}." if task.unit else ""
+    subjects = card.figures.get("subjects")
+    over = "these images" if subjects is None else f"their {subjects:,} subjects"
     return (
-        f"On {card.figures['n']:,} test images, in brackets 95 % bootstrap intervals over these images.{unit} A shot "
+        f"On {card.figures['n']:,} test images, in brackets 95 % bootstrap intervals over {over}.{unit} A shot "
         f"group says how often training has the label of an image: many (over {task.many} times), medium ({task.few} "
         f"to {task.many}) or few (under {task.few})."
     )
@@ -177,6 +180,8 @@ def decision(card: Card) -> str:
         if outcome.get("champion_before") and not outcome.get("few"):  # an error of one machine follows the colon
             reason = reason.partition(": ")[0]
         lines.append(f"The promotion rule was {'met' if outcome['promoted'] else 'not met'}: {reason}")
+    if DECISIONS in card.tags:
+        lines.append(f"By then, the test set {decided(card.tags[DECISIONS])}; each is one more draw.")
     why = card.tags.get(f"{PROMOTED}why")
     if why and not outcome.get("promoted"):
         lines.append(f"Promoted by hand: {why}")

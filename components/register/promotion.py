@@ -9,6 +9,10 @@ from components.settings import Register
 from components.shared.reporting.metrics import paired_difference
 from components.shared.scoring.errors import Array, Predictions
 
+# If two models are equally good, all of n independent images favour the challenger with probability 2 ** -n. From six
+# on, it is below the 2.5 % that a 95 % interval leaves on one side; with fewer, no outcome is evidence enough.
+LEAST_SUBJECTS = 6
+
 
 @dataclass(frozen=True)
 class Check:
@@ -54,8 +58,8 @@ def decide(
 
     It is promoted if its few-shot MAE is lower and the paired 95 % bootstrap interval of the difference excludes 0, its
     overall and many-shot MAE are not higher by more than the tolerances, and the share of its unparseable answers (or
-    the mean probability of other texts than numbers) is within the limit. Without few-shot images a gain cannot be
-    shown, so it is not promoted.
+    the mean probability of other texts than numbers) is within the limit. With fewer than `LEAST_SUBJECTS` few-shot
+    images (or subjects, where these are known: they are resampled as a whole) a gain cannot be shown.
 
     Args:
         challenger: predictions of the new version.
@@ -90,19 +94,28 @@ def decide(
 
 def _difference(challenger: Predictions, baseline: Predictions, group: str, rule: Register) -> dict[str, Any]:
     return paired_difference(
-        [challenger.errors], [baseline.errors], challenger.members(group), rule.bootstrap, rule.seed
+        [challenger.errors],
+        [baseline.errors],
+        challenger.members(group),
+        rule.bootstrap,
+        rule.seed,
+        challenger.subjects,
     )
 
 
 def _better_few_shot(challenger: Predictions, baseline: Predictions, few: dict[str, Any], suffix: str) -> Check:
     if few["difference"] is None:
         return Check("few", False, "the test set has no few-shot images, so no few-shot gain can be shown")
+    of, units = ("images", few["n"]) if few["subjects"] is None else ("subjects", few["subjects"])
+    if units < LEAST_SUBJECTS:
+        count = f"few-shot images: {few['n']}" + (f", of {units} subjects" if of == "subjects" else "")
+        return Check("few", False, f"{count}. With fewer than {LEAST_SUBJECTS} {of} no gain can be shown")
     low, high = few["ci"]
     mask = challenger.members("few")
     ours, theirs = challenger.errors[mask].mean(), baseline.errors[mask].mean()
     figures = (
         f"few-shot MAE {ours:.2f}{suffix} against {theirs:.2f}{suffix}, difference {few['difference']:+.2f} "
-        f"(95 % interval {low:+.2f} to {high:+.2f})"
+        f"(95 % interval {low:+.2f} to {high:+.2f}{f' over {units} subjects' if of == 'subjects' else ''})"
     )
     if high < 0:
         return Check("few", True, figures)

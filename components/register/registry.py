@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 CHALLENGER = "challenger"
 FINGERPRINT = "concord.fingerprint"
+DECISION = "concord.decision"
 REASON = "concord.reason"
 HISTORY = "concord.champions"  # on the model: version numbers, the newest last
 PROMOTED = "concord.promoted."  # + by, at, why, previous
 ROLLED_BACK = "concord.rolled_back."  # + by, at, why, to
 LOGGED_MODEL = "models:/"  # + id of the logged model: source of a version
 MAX_HISTORY = 200
+ANY = "any"  # champion; no number of a version
 MAX_DESCRIPTION = 5000  # MLflow's limit
 
 
@@ -89,6 +91,11 @@ class Registry:
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.name, number, key, value)
 
+    def _untag(self, number: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            with mlflow_errors(f"tag version {number} of {self.name}"), contextlib.suppress(KeyError):
+                self.client.delete_model_version_tag(self.name, number, key)
+
     def describe(self, number: str, reason: str, sections: Sequence[str] = ()) -> None:
         """Stores the reason as a tag, and as the description that the UI shows, followed by the sections that fit."""
         self.tag(number, {REASON: reason})
@@ -109,22 +116,45 @@ class Registry:
         """Makes a version the challenger."""
         self._alias(CHALLENGER, number)
 
-    def promote(self, number: str, why: str) -> str | None:
+    def promote(self, number: str, why: str, judged: str | None = ANY) -> str | None:
         """Makes a version champion and records who did it, when and why; returns the previous champion's number.
 
         If the process is killed in between, the old champion stays; calling `promote` again completes the promotion.
+        MLflow cannot set an alias on a condition. So the champion is read right before and right after: another
+        promotion goes unnoticed only if it falls between the read and the write, a request each, and is overwritten.
+
+        Args:
+            judged: the champion that the version was compared with, None for none; by default any.
+
+        Raises:
+            ConcordError: another version became champion meanwhile.
         """
+        judged = self.champion() if judged == ANY else judged
+        self._still(judged, number)
         history = self._history()
         previous = history[-1] if history else None
         if previous == number:
             return self.version(number).tags.get(f"{PROMOTED}previous") or None
         self.tag(number, _who_when_why(PROMOTED, why) | {f"{PROMOTED}previous": previous or ""})
-        for key in ("by", "at", "why", "to"):
-            with mlflow_errors(f"tag version {number} of {self.name}"), contextlib.suppress(KeyError):
-                self.client.delete_model_version_tag(self.name, number, f"{ROLLED_BACK}{key}")
+        try:
+            self._still(judged, number)
+        except ConcordError:
+            self._untag(number, [f"{PROMOTED}{key}" for key in ("by", "at", "why", "previous")])
+            raise
+        self._untag(number, [f"{ROLLED_BACK}{key}" for key in ("by", "at", "why", "to")])
         self._set_history([*history, number])
         self._alias(CHAMPION, number)
+        self._still(number, number)
         return previous
+
+    def _still(self, expected: str | None, number: str) -> None:
+        champion = self.champion()
+        if champion != expected:
+            names = [f"version {one}" if one else "no version" for one in (expected, champion)]
+            raise ConcordError(
+                f"{self.name}: while version {number} was promoted, another process changed the champion from "
+                f"{names[0]} to {names[1]}. Compare with the present champion: run register again."
+            )
 
     def rollback(self, why: str) -> tuple[str, str]:
         """Makes the previous champion the champion again; returns the numbers of the current and the previous one.

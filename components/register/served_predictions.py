@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from components.console import console
 from components.errors import ConcordError
+from components.register.predict_isolated import RETRY
 from components.settings import Task
 from components.shared.io.secrets import masked
 from components.shared.rows.rows import shards
@@ -23,10 +25,14 @@ MASS_TOLERANCE = 1e-3
 SCRIPT = Path(__file__).with_name("predict_isolated.py")
 
 
-def served_predictions(name: str, number: str, ingest: Path, batch_size: int) -> pa.Table:
-    """Returns `id`, `value` and, where the version has them, `low`, `high` and `mass` of every test image.
+class CannotPredictError(ConcordError):
+    """A version that cannot be loaded or cannot predict, however often it is asked."""
 
-    A value is null if the answer is invalid.
+
+def served_predictions(name: str, number: str, ingest: Path, batch_size: int, ids: Sequence[str]) -> pa.Table:
+    """Returns `id`, `value` and, where the version has them, `low`, `high` and `mass` of test images, and `error`.
+
+    A value is null if the answer is invalid. `error` says why an image cannot be read, else it is null.
 
     The other process uses the code stored with the version, which for a champion may be older than this checkout.
 
@@ -35,22 +41,39 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int) ->
         number: its version.
         ingest: row shards.
         batch_size: images per batch.
+        ids: of the images to predict, in the order of the test split.
 
     Raises:
-        ConcordError: the version cannot be loaded or fails to predict.
+        CannotPredictError: the version cannot be loaded or fails to predict.
+        ConcordError: another attempt may succeed: MLflow does not answer, or memory is short. Or the test split does
+            not have these images.
     """
     shards(ingest, "test")
     uri = f"models:/{name}/{number}"
     console.print(f"predicting the test images with {uri}")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "answers.parquet")
-        command = [sys.executable, "-I", str(SCRIPT), uri, str(ingest.resolve()), str(batch_size), str(out)]
+        asked, out = Path(folder, "ids.parquet"), Path(folder, "answers.parquet")
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), asked)
+        command = [sys.executable, "-I", str(SCRIPT), uri, str(ingest.resolve()), str(batch_size), str(asked), str(out)]
         environment = os.environ | {"MLFLOW_TRACKING_URI": absolute_tracking_uri()}
         process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if process.returncode:
-            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-            raise ConcordError(f"{uri} could not be loaded or could not predict: {masked(lines[-1])[:500]}")
-        return pq.read_table(out)
+            raise _error(uri, process)
+        table = pq.read_table(out)
+    if table["id"].to_pylist() != list(ids):
+        raise ConcordError(f"{ingest}: its test images are not those that evaluate read. Run the evaluate step again.")
+    return table
+
+
+def _error(uri: str, process: "subprocess.CompletedProcess[str]") -> ConcordError:
+    lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+    reason = masked(lines[-1])[:500]
+    if process.returncode == RETRY:
+        return ConcordError(f"{uri} could not be asked: {reason}. Run register again when this has passed.")
+    if process.returncode < 0:  # a signal; SIGKILL comes from the kernel when memory is short
+        reason = f"the process was ended by signal {-process.returncode}"
+        return ConcordError(f"{uri} could not be asked: {reason}, perhaps for memory. Run register again.")
+    return CannotPredictError(f"{uri} could not be loaded or could not predict: {reason}")
 
 
 def different_images(expected: Mapping[str, Sequence[float | None]], served: pa.Table, task: Task) -> dict[int, str]:
@@ -82,4 +105,4 @@ def comparable_predictions(served: pa.Table, reference: Predictions, task: Task)
     values = served["value"].to_numpy(zero_copy_only=False)
     in_range = (values >= task.low) & (values <= task.high)
     values = np.where(in_range, values, np.nan)
-    return Predictions(reference.targets, values, reference.shots, task.low, task.high, task.resolution)
+    return replace(reference, values=values)

@@ -9,15 +9,18 @@ from rich.markup import escape
 
 from components.console import console
 from components.errors import ConcordError
+from components.register.against_champion import Compared, compare
 from components.register.ancestry import ancestry_params, ancestry_tags, trace_ancestry
 from components.register.card_facts import card_facts
 from components.register.card_sections import FACTS
+from components.register.decisions import DECISIONS, decisions_on
 from components.register.model_card import publish_card
 from components.register.packaging import log_model
 from components.register.promotion import decide
-from components.register.registry import FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
+from components.register.registry import DECISION, FINGERPRINT, PROMOTED, ROLLED_BACK, Registry
+from components.register.seen_images import seen_by, store_seen_images
 from components.register.served import Served
-from components.register.served_predictions import comparable_predictions, different_images, served_predictions
+from components.register.served_predictions import CannotPredictError, different_images, served_predictions
 from components.settings import Settings
 from components.shared.io.atomic import new_folder, write_json
 from components.shared.io.secrets import masked_json
@@ -30,7 +33,6 @@ from components.shared.tracking.lineage import fingerprint
 from components.shared.tracking.past_runs import find_producer_in_pipeline
 from components.shared.tracking.step_run import StepRun
 
-DECISION = "concord.decision"
 VERIFIED = "concord.verified"
 DIFFERENT = "concord.different"
 SERVED = "concord.served"
@@ -48,14 +50,15 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         out: registration.json (version, promoted, reason, metrics, previous champion, runs) and metrics.json.
 
     Raises:
-        ConcordError: the registered model predicts more test images differently from evaluate than allowed, or the
-            registry cannot be reached.
+        ConcordError: the registered model predicts more test images differently from evaluate than allowed; the
+            registry cannot be reached; the champion cannot be asked now, or another process changed it meanwhile.
     """
     registry = Registry(track.client, settings.registered_model)
     registry.create()
     served = Served.read(settings, evaluate, {"sft": sft, "grpo": grpo})
     runs = _runs(track)
     number = _register(registry, served, track)
+    store_seen_images(registry, number, ingest)
     _link(registry, number, served, settings, track, evaluate, runs)
     facts = card_facts(served, settings.model, ingest, {"sft": sft, "grpo": grpo}, evaluate)
     registry.tag(number, {FACTS: json.dumps(facts)})
@@ -65,11 +68,12 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         outcome = _earlier_decision(registry, number)
         publish_card(registry, number)
     else:
-        outcome = _decide(registry, number, served, settings, ingest, evaluate)
-        registry.tag(number, {DECISION: json.dumps(outcome)})
+        champion = registry.champion()
+        outcome = _decide(registry, number, champion, served, settings, ingest, evaluate, track.inputs["ingest"])
+        registry.tag(number, {DECISION: json.dumps(outcome)} | decisions_on(registry, number, ingest))
         publish_card(registry, number, outcome["reason"])
         if outcome["promoted"]:
-            registry.promote(number, outcome["reason"])
+            registry.promote(number, outcome["reason"], champion)
     figures = metrics.evaluate(served.predictions, settings.registry.bootstrap, settings.registry.seed)
     registration = {
         "name": registry.name,
@@ -77,6 +81,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         "served": f"{served.model}.{served.way}",
         "metrics": figures,
         "runs": runs,
+        "test_set_decisions": int(registry.version(number).tags.get(DECISIONS, 0)) or None,
     }
     with new_folder(out) as folder:
         write_json(folder / "registration.json", registration | outcome)
@@ -132,9 +137,7 @@ def _link(
 def _verify(registry: Registry, number: str, served: Served, settings: Settings, ingest: Path) -> None:
     """Compares the predictions of the registered model with those of evaluate, image by image."""
     ids = served.table["id"].to_pylist()
-    predicted = served_predictions(registry.name, number, ingest, settings.evaluate.batch_size)
-    if predicted["id"].to_pylist() != ids:
-        raise ConcordError(f"{ingest}: its test images are not those that evaluate read. Run the evaluate step again.")
+    predicted = served_predictions(registry.name, number, ingest, settings.evaluate.batch_size, ids)
     different = different_images(served.expected(), predicted, settings.task)
     share, allowed = len(different) / len(ids), settings.registry.max_different
     registry.tag(number, {VERIFIED: "true" if share <= allowed else "false", DIFFERENT: str(len(different))})
@@ -152,32 +155,44 @@ def _verify(registry: Registry, number: str, served: Served, settings: Settings,
 
 
 def _decide(
-    registry: Registry, number: str, served: Served, settings: Settings, ingest: Path, evaluate: Path
+    registry: Registry,
+    number: str,
+    champion: str | None,
+    served: Served,
+    settings: Settings,
+    ingest: Path,
+    evaluate: Path,
+    digest: str,
 ) -> dict[str, Any]:
-    """Returns whether the version becomes champion, why, and the champion that it was compared with."""
-    rule, champion = settings.registry, registry.champion()
-    before: dict[str, Any] | None = None
+    """Returns whether the version becomes champion, why, and the champion that it was compared with.
+
+    Args:
+        champion: number of the present champion, or None.
+        digest: DVC hash of `ingest`.
+    """
+    rule = settings.registry
+    before: dict[str, Any] | None = {"version": champion, "metrics": None} if champion else None
     if champion is None:
-        baseline_name = "the greedy text of the SFT warm start (there is no champion yet)"
-        baseline = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
+        name = "the greedy text of the SFT warm start (there is no champion yet)"
+        text = to_predictions(read_predictions(predictions_file(evaluate, "sft")), settings.task)
+        compared = Compared(served.predictions, text, served.mass, ())
     else:
-        baseline_name = f"the champion (version {champion})"
-        before = {"version": champion, "metrics": None}
+        name = f"the champion (version {champion})"
         if difference := other_task(registry.version(champion), settings.task):
-            reason = (
-                f"{baseline_name} reads something else ({difference}), so the two are not compared. Give this "
-                "experiment a registered model of its own (register.model), or promote the version by hand."
+            return _refused(
+                f"{name} reads something else ({difference}), so the two are not compared. Give this experiment a "
+                "registered model of its own (register.model), or promote the version by hand.",
+                before,
             )
-            return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
+        seen = seen_by(registry, champion, ingest, digest)
         try:
-            predicted = served_predictions(registry.name, champion, ingest, settings.evaluate.batch_size)
-        except ConcordError as error:
-            reason = f"{baseline_name} could not predict the current test images, so no gain can be shown: {error}"
-            return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
-        baseline = comparable_predictions(predicted, served.predictions, settings.task)
-        before["metrics"] = metrics.evaluate(baseline, rule.bootstrap, rule.seed)
-    decision = decide(served.predictions, baseline, baseline_name, rule, settings.task.unit, served.mass)
-    promote, reason = decision.promote, decision.reason
+            compared = compare(registry.name, champion, served, settings, ingest, seen)
+        except CannotPredictError as error:
+            reason = f"{name} could not predict the current test images, so no gain can be shown: {error}"
+            return _refused(reason, before)
+        before = {"version": champion, "metrics": metrics.evaluate(compared.baseline, rule.bootstrap, rule.seed)}
+    decision = decide(compared.challenger, compared.baseline, name, rule, settings.task.unit, compared.mass)
+    promote, reason = decision.promote, " ".join([decision.reason, *compared.notes])
     tags = registry.version(number).tags
     if promote and f"{ROLLED_BACK}at" in tags:
         who, when, why = (tags[f"{ROLLED_BACK}{key}"] for key in ("by", "at", "why"))
@@ -185,6 +200,10 @@ def _decide(
         reason = f"rolled back by {who} at {when} ({why}), so it must be promoted by hand. The rule is met {reason}"
     met = {check.name: check.met for check in decision.checks}
     return {"promoted": promote, "reason": reason, "champion_before": before, "met": met, "few": decision.few}
+
+
+def _refused(reason: str, before: dict[str, Any] | None) -> dict[str, Any]:
+    return {"promoted": False, "reason": reason, "champion_before": before, "met": None, "few": None}
 
 
 def _earlier_decision(registry: Registry, number: str) -> dict[str, Any]:

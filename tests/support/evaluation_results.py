@@ -38,13 +38,13 @@ def evaluation_results(
     task, truth = settings.task, np.array(targets, float)
     train_targets = np.array(train, float)
     shots = ShotTable.of(train_targets, task.bin_width, task.resolution, task.many, task.few)
-    test = TestSet(folder, [f"image-{k}" for k in range(len(truth))], truth, shots.shot(truth))
+    test = TestSet(folder, [f"image-{k}" for k in range(len(truth))], truth, shots.shot(truth), [None] * len(truth))
     models: dict[str, ModelResults] = {}
     for name in MODELS:
         values = np.array(answers[name], float)
         texts = [f"<answer> {value:g} </answer>" if value == value else "no <b>idea</b>" for value in values]
         known = (log_p or {}).get(name, around(values, task))
-        readings = TestReadings(texts, values, task_values(task), known)
+        readings = TestReadings(test.ids, texts, values, task_values(task), known)
         rule = (
             None if name == "base" else fitted(settings, train_targets, truth, known, np.array(answers["sft"], float))
         )

@@ -84,24 +84,9 @@ class _BatchReader:
     def _read(self, rows: pa.RecordBatch, errors: dict[str, str]) -> dict[str, tuple[Readings, float]]:
         """Reads all rows; `errors` receives id -> reason of those that cannot be read.
 
-        Some processors refuse single images, as Qwen2.5-VL's does where one side is 200 times as long as the other.
-        Then each image is read alone.
-
         Returns:
             Id -> reading (arrays of one) and score.
         """
-        try:
-            return self._read_together(rows, errors)
-        except ValueError as error:
-            if rows.num_rows == 1:
-                errors[rows["id"][0].as_py()] = f"refused by the model's processor ({error})"
-                return {}
-        found: dict[str, tuple[Readings, float]] = {}
-        for k in range(rows.num_rows):
-            found |= self._read(rows.slice(k, 1), errors)
-        return found
-
-    def _read_together(self, rows: pa.RecordBatch, errors: dict[str, str]) -> dict[str, tuple[Readings, float]]:
         found: dict[str, tuple[Readings, float]] = {}
         for ids, read, scores in self._stream(rows, errors):
             for k, id in enumerate(ids):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from components.register.ancestry import ANCESTOR, DATA
+from components.register.decisions import DECISIONS, decided
 from components.register.registry import PROMOTED, REASON, ROLLED_BACK
 from components.shared.scoring.shots import GROUPS
 from components.shared.tracking.flatten import flatten
@@ -57,6 +58,8 @@ def decision(tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "few-shot", f"MAE {few['difference']:+.3g} against the baseline{interval}"
     if met := outcome.get("met"):
         yield "conditions", ", ".join(f"{name} {'met' if is_met else 'not met'}" for name, is_met in met.items())
+    if DECISIONS in tags:
+        yield "test set", decided(tags[DECISIONS])
     if "concord.metrics" in tags:
         figures = json.loads(tags["concord.metrics"])["groups"]
         for group in GROUPS:

@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedModel
 from components.errors import ConcordError
 from components.settings import Task
 from components.shared.model.prompts import prompt_with_image
-from components.shared.rows.images import BadImageError, decode_image
+from components.shared.rows.images import REMEDY, BadImageError, decode_image
 from components.shared.scoring.answers import parse_answers
 
 
@@ -53,11 +53,58 @@ def image_batches(
                     found.append((row["id"], decode_image(row["image"]["bytes"]), row["question"]))
                 except BadImageError as error:
                     if unreadable is None:
-                        raise ConcordError(f"image {row['id']}: {error}") from None
+                        raise ConcordError(f"image {row['id']}: {error}. {REMEDY}") from None
                     unreadable[row["id"]] = str(error)
             if found:
                 ids, images, questions = (list(column) for column in zip(*found, strict=True))
                 yield ids, images, questions
+
+
+def prepared_batches(
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Iterable[pa.RecordBatch],
+    size: int,
+    unreadable: dict[str, str] | None = None,
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Yields ids and `prepared` inputs of at most `size` rows at a time.
+
+    Some processors refuse single images, as Qwen2.5-VL's does where one side is 200 times as long as the other.
+
+    Args:
+        unreadable: receives id -> reason for each image that cannot be decoded or is refused, which is then left out.
+
+    Raises:
+        ConcordError: there is such an image, and `unreadable` is None.
+    """
+    for ids, images, questions in image_batches(rows, size, unreadable):
+        try:
+            batch = prepared(model, processor, images, questions)
+        except ValueError:
+            refused = _refused(processor, images, questions)
+            if not refused:
+                raise
+            if unreadable is None:
+                first = min(refused)
+                raise ConcordError(f"image {ids[first]}: {refused[first]}. {REMEDY}") from None
+            unreadable |= {ids[row]: reason for row, reason in refused.items()}
+            kept = [row for row in range(len(ids)) if row not in refused]
+            if not kept:
+                continue
+            ids = [ids[row] for row in kept]
+            batch = prepared(model, processor, [images[row] for row in kept], [questions[row] for row in kept])
+        yield ids, batch
+
+
+def _refused(processor: Any, images: list[Image.Image], questions: list[str]) -> dict[int, str]:
+    """Row -> reason of the images that the processor refuses."""
+    reasons = {}
+    for row, (image, question) in enumerate(zip(images, questions, strict=True)):
+        try:
+            processed(processor, [image], [question])
+        except ValueError as error:
+            reasons[row] = f"refused by the model's processor ({error})"
+    return reasons
 
 
 @contextmanager
@@ -76,7 +123,10 @@ def generate_greedy(
     model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str], max_new_tokens: int
 ) -> list[str]:
     """Generates the greedy completion of each image and question, as text without special tokens."""
-    batch = prepared(model, processor, images, questions)
+    return _generate(model, processor, prepared(model, processor, images, questions), max_new_tokens)
+
+
+def _generate(model: PreTrainedModel, processor: Any, batch: dict[str, Any], max_new_tokens: int) -> list[str]:
     generate: Any = model.generate
     sequences = generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return processor.batch_decode(sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -94,11 +144,11 @@ def generate_answers(
 
     Args:
         rows: record batches with the columns id, image and question.
-        unreadable: see `image_batches`.
+        unreadable: see `prepared_batches`.
     """
     with inference(model):
-        for ids, images, questions in image_batches(rows, batch_size, unreadable):
-            yield ids, generate_greedy(model, processor, images, questions, max_new_tokens)
+        for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable):
+            yield ids, _generate(model, processor, batch, max_new_tokens)
 
 
 def collect_answers(
@@ -108,6 +158,7 @@ def collect_answers(
     batch_size: int,
     max_new_tokens: int,
     task: Task,
+    unreadable: dict[str, str] | None = None,
 ) -> tuple[list[str], list[str], np.ndarray]:
     """Runs `generate_answers` over all rows and returns ids, raw completions and parsed values.
 
@@ -115,7 +166,7 @@ def collect_answers(
     """
     ids: list[str] = []
     texts: list[str] = []
-    for batch_ids, batch_texts in generate_answers(model, processor, rows, batch_size, max_new_tokens):
+    for batch_ids, batch_texts in generate_answers(model, processor, rows, batch_size, max_new_tokens, unreadable):
         ids += batch_ids
         texts += batch_texts
     return ids, texts, parse_answers(texts, task.low, task.high)

@@ -14,7 +14,7 @@ from components.settings import Model, Reader, Task
 from components.shared.model.answer_distribution import level_by_level, one_by_one
 from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.device import device
-from components.shared.model.generation import generate_answers, image_batches, inference, prepared
+from components.shared.model.generation import generate_answers, inference, prepared_batches
 from components.shared.model.loading import load
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import encode, unshared_reason
@@ -39,12 +39,11 @@ def log_probabilities(
     Args:
         model: the bare model, not wrapped for training on several devices.
         rows: record batches with the columns id, image and question.
-        unreadable: see `image_batches`.
+        unreadable: see `prepared_batches`.
     """
     shared = why_one_by_one(model) is None
-    for ids, images, questions in image_batches(rows, batch_size, unreadable):
+    for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable):
         with inference(model):
-            batch = prepared(model, processor, images, questions)
             inputs = batch.pop("input_ids"), batch.pop("attention_mask"), batch
             if shared:
                 found = level_by_level(model, encode(model, *inputs), tree, FLOOR).numbers
@@ -60,12 +59,17 @@ def why_one_by_one(model: PreTrainedModel) -> str | None:
 
 
 def collect_log_probabilities(
-    model: PreTrainedModel, processor: Any, rows: Iterable[pa.RecordBatch], tree: AnswerTree, batch_size: int
+    model: PreTrainedModel,
+    processor: Any,
+    rows: Iterable[pa.RecordBatch],
+    tree: AnswerTree,
+    batch_size: int,
+    unreadable: dict[str, str] | None = None,
 ) -> tuple[list[str], Array]:
     """`log_probabilities` of all rows together."""
     ids: list[str] = []
     parts: list[Array] = [np.empty((0, len(tree.values)))]
-    for batch_ids, log_p in log_probabilities(model, processor, rows, tree, batch_size):
+    for batch_ids, log_p in log_probabilities(model, processor, rows, tree, batch_size, unreadable):
         ids += batch_ids
         parts.append(log_p)
     return ids, np.concatenate(parts)
@@ -132,8 +136,7 @@ class NumberReader:
 
         Args:
             rows: record batches with the columns id, image and question.
-            unreadable: receives id -> reason for each image that cannot be decoded, which is then left out. None: such
-                an image is an error.
+            unreadable: see `prepared_batches`.
         """
         if self.rule is None:
             length = max_answer_tokens(self.processor, self.task)

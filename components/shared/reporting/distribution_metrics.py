@@ -35,7 +35,7 @@ def evaluate_distribution(
     statistics = _statistics(rule, log_p, readings, predictions)
     point, spread = with_intervals(
         lambda weights: {name: statistic(weights) for name, statistic in statistics.items()},
-        len(predictions.targets), times, seed,
+        len(predictions.targets), times, seed, predictions.subjects,
     )  # fmt: skip
 
     def pair(key: str, name: str) -> dict[str, Any]:

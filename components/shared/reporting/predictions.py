@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from components.errors import ConcordError
 from components.settings import Task
-from components.shared.scoring.errors import Array, Predictions
+from components.shared.scoring.errors import Array, Predictions, subject_numbers
 
 TEXT = "text"
 # Ways to read a number: from the greedy text; from the distribution as it was trained, by its median or mean; from the
@@ -17,12 +17,13 @@ TEXT = "text"
 WAYS = (TEXT, "median", "mean", "stretched", "balanced")
 READ = (*WAYS[1:], "low", "high", "mass")  # columns that come from the distribution; null where they are unknown
 
-# value is the number in the text; null if the text has no valid answer.
+# subject is null where it is unknown; value is the number in the text, null if the text has no valid answer.
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
         pa.field("target", pa.float64()),
         pa.field("shot", pa.string()),
+        pa.field("subject", pa.string()),
         pa.field("text", pa.string()),
         pa.field("value", pa.float64()),
         *(pa.field(name, pa.float64()) for name in READ),
@@ -40,6 +41,7 @@ def write_predictions(
     ids: Sequence[str],
     targets: Array,
     shots: Sequence[str],
+    subjects: Sequence[str | None],
     texts: Sequence[str],
     values: Array,
     read: Mapping[str, Array],
@@ -47,12 +49,14 @@ def write_predictions(
     """Writes one model's answers; all columns are `(N,)` in the order of the split.
 
     Args:
+        subjects: the person or device in each image; None where it is unknown.
         values: numbers in the texts, NaN for an invalid answer.
         read: columns of `READ` that are known.
     """
     unknown = np.full(len(ids), np.nan)
     numbers = [values, *(read.get(name, unknown) for name in READ)]
-    columns = [pa.array(ids), pa.array(targets), pa.array(shots, pa.string()), pa.array(texts)]
+    columns = [pa.array(ids), pa.array(targets)]
+    columns += [pa.array(each, pa.string()) for each in (shots, subjects, texts)]
     columns += [pa.array(each, pa.float64(), mask=~np.isfinite(each)) for each in numbers]
     pq.write_table(pa.table(columns, schema=SCHEMA), path)
 
@@ -83,4 +87,5 @@ def to_predictions(table: pa.Table, task: Task, way: str = TEXT) -> Predictions:
         low=task.low,
         high=task.high,
         resolution=task.resolution,
+        subjects=subject_numbers(table["subject"].to_pylist()),
     )

@@ -16,6 +16,9 @@ MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: 256 MB as RGB
 _WIDE_16_BIT = ("PNG", "PPM")
 
 
+REMEDY = "Remove its row from the raw data, or replace the image, and run ingest again."
+
+
 class BadImageError(ValueError):
     """An image that cannot be decoded for a model; the message says why."""
 

@@ -177,6 +177,14 @@ def slice_rows(rows: Iterable[pa.RecordBatch], start: int, count: int) -> Iterat
         start = max(start - batch.num_rows, 0)
 
 
+def read_subjects(folder: Path, split: str) -> list[str | None]:
+    """The person or device in each image of a split, in order; None where it is unknown."""
+    with pq.ParquetFile(shards(folder, split)[0]) as file:
+        if "subject" in file.schema_arrow.names:
+            return read_table(folder, split, ["subject"])["subject"].to_pylist()
+    return [None] * sum(pq.read_metadata(path).num_rows for path in shards(folder, split))
+
+
 def read_table(
     folder: Path, split: str, columns: Iterable[str] = ("id", "target", "image_sha256", "origin")
 ) -> pa.Table:

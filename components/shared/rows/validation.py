@@ -10,21 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from components.errors import ConcordError
-from components.shared.rows.rows import read_rows, read_table, shards
+from components.shared.rows.rows import read_rows, read_subjects, read_table
 
 
 def tune_mask(ingest: Path) -> NDArray[np.bool_]:
     """Mask of the validation rows that choices are made on, `(N,)` in the order of the split."""
-    columns = ["target", "image_sha256"]
-    with pq.ParquetFile(shards(ingest, "val")[0]) as file:
-        known = "subject" in file.schema_arrow.names
-    table = read_table(ingest, "val", [*columns, "subject"] if known else columns)
-    subjects = table["subject"].to_pylist() if known else [None] * table.num_rows
-    return halves(table["image_sha256"].to_pylist(), table["target"].to_pylist(), subjects)
+    table = read_table(ingest, "val", ["target", "image_sha256"])
+    return halves(table["image_sha256"].to_pylist(), table["target"].to_pylist(), read_subjects(ingest, "val"))
 
 
 def halves(hashes: Sequence[str], targets: Sequence[float], subjects: Sequence[str | None]) -> NDArray[np.bool_]:

@@ -4,17 +4,25 @@ An unparseable answer is never dropped: it is scored as the end of the range far
 possible answer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Subjects = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's answers to a test set. All arrays are `(N,)`; `values` has NaN where an answer is unparseable."""
+    """One model's answers to a test set. All arrays are `(N,)`.
+
+    Attributes:
+        values: NaN where an answer is unparseable.
+        subjects: a number from 0 for each subject (the person or device in the image), without gaps; an image of an
+            unknown subject has a number of its own. None: all are unknown.
+    """
 
     targets: Array
     values: Array
@@ -22,6 +30,7 @@ class Predictions:
     low: float
     high: float
     resolution: float
+    subjects: Subjects | None = None
 
     @property
     def unparseable(self) -> NDArray[np.bool_]:
@@ -47,3 +56,23 @@ class Predictions:
     def members(self, group: str) -> NDArray[np.bool_]:
         """Mask of the images in a shot group; `all` contains every image."""
         return np.ones(len(self.targets), bool) if group == "all" else self.shots == group
+
+    def subset(self, mask: NDArray[np.bool_]) -> "Predictions":
+        """The answers to the masked images."""
+        subjects = None if self.subjects is None else np.unique(self.subjects[mask], return_inverse=True)[1]
+        return replace(
+            self, targets=self.targets[mask], values=self.values[mask], shots=self.shots[mask], subjects=subjects
+        )
+
+
+def subject_numbers(names: Sequence[str | None]) -> Subjects | None:
+    """The `subjects` of `Predictions`, from a name for each image or None.
+
+    >>> subject_numbers(["eve", None, "adam", "eve"]).tolist()
+    [2, 0, 1, 2]
+    """
+    if all(name is None for name in names):
+        return None
+    keys = [(name is not None, name or "", 0 if name is not None else row) for row, name in enumerate(names)]
+    number = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return np.array([number[key] for key in keys], np.intp)

@@ -14,8 +14,9 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from components.errors import ConcordError
 from components.settings import Augment
-from components.shared.rows.images import decode_image
+from components.shared.rows.images import REMEDY, BadImageError, decode_image
 from components.shared.rows.rows import shards
 from components.shared.training.augment import augment
 from components.shared.training.ranks import ranks
@@ -64,7 +65,10 @@ def presentations(
         shown: dict[int, Example] = {}
         for i, k in enumerate(positions):
             row = {name: column[i] for name, column in picked.items()}
-            picture = decode_image(row.pop("image")["bytes"])
+            try:
+                picture = decode_image(row.pop("image")["bytes"])
+            except BadImageError as error:
+                raise ConcordError(f"image {row['id']}: {error}. {REMEDY}") from None
             shown[k] = example(row, augment(picture, changes, np.random.default_rng([seed, 1, k])))
         names = next(iter(shown.values()))
         return {name: [shown[k][name] for k in batch["position"]] for name in names}

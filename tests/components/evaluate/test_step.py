@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from components.errors import ConcordError
+from components.evaluate import judging
+from components.evaluate.judging import check_unreadable
 from components.evaluate.plots import FIGURES
 from components.evaluate.results import MODELS, model_titles
 from components.evaluate.step import run
@@ -89,7 +92,8 @@ def test_only_trained_models_are_judged_by_their_distribution(evaluated: tuple[P
 def test_metrics_match_the_predictions(evaluated: tuple[Path, str], gray: GrayWorld) -> None:
     folder, run_id = evaluated
     metrics = read(folder, "metrics.json")
-    assert list(metrics) == ["base", "grpo", "sft"]
+    assert list(metrics) == ["base", "grpo", "sft", "unreadable"]
+    assert metrics["unreadable"] == {"images": 0, "share": 0.0}
     assert metrics["grpo"]["text"]["groups"]["all"] == {
         "n": 24, "mae": 0.0, "mae_ci": [0.0, 0.0], "gm": 0.5, "gm_ci": [0.5, 0.5],
     }  # fmt: skip
@@ -197,6 +201,46 @@ def test_metrics_agree_with_an_independent_computation(evaluated: tuple[Path, st
         errors = [abs(row[column] - row["target"]) for row in table if row["shot"] == "many"]
         assert metrics[way]["groups"]["many"]["mae"] == pytest.approx(sum(errors) / len(errors))
     assert metrics["text"]["gm_floor"] == gray.settings.task.resolution / 2
+
+
+def test_a_broken_image_costs_the_others_nothing(evaluated: tuple[Path, str], gray: GrayWorld, store: Path) -> None:
+    shutil.copytree(gray.ingest, store / "ingest")
+    (shard,) = (store / "ingest").glob("test-*.parquet")
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[7]["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    limits = gray.settings.evaluate.model_copy(update={"max_unreadable": 0.05})
+    settings = gray.settings.model_copy(update={"evaluate": limits})
+    evaluate(replace(gray, settings=settings, ingest=store / "ingest"), store)
+    reason = "not an image in a known format (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
+    assert read(store, "unreadable.json") == {"test-007": reason}
+    figures = read(store, "metrics.json")
+    assert figures["unreadable"] == {"images": 1, "share": pytest.approx(1 / 24)}
+    assert [figures[name]["text"]["n"] for name in MODELS] == [23] * 3
+    for name, whole in tables(evaluated[0]).items():
+        kept = [row for row in whole.to_pylist() if row["id"] != "test-007"]
+        found = tables(store)[name].to_pylist()
+        assert [row["id"] for row in found] == [row["id"] for row in kept]
+        if name == "grpo":
+            assert [row["value"] for row in found] == [row["value"] for row in kept]
+    html = (store / "report" / "report.html").read_text()
+    assert (
+        f"1 test images cannot be read</b> and are left out of all figures, for every model:\ntest-007 ({reason})."
+        in html
+    )
+
+
+def test_more_broken_images_than_allowed_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [str(k) for k in range(20)]
+    test = judging.TestSet(Path("rows"), ids, np.zeros(20), np.array(["few"] * 20), [None] * 20)
+    check_unreadable({}, test, 0.0)
+    check_unreadable({"3": "empty"}, test, 0.05)
+    assert "1 of 20 test images cannot be read (3: empty)" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ConcordError, match=r"rows: 2 of 20 .*3: empty; 4: torn.*evaluate\.max_unreadable"):
+        check_unreadable({"3": "empty", "4": "torn"}, test, 0.05)
+    with pytest.raises(ConcordError, match="20 of 20"):
+        check_unreadable(dict.fromkeys(ids, "empty"), test, 1.0)
 
 
 def test_a_model_folder_without_validation_distributions_is_reported(gray: GrayWorld, store: Path) -> None:

@@ -1,11 +1,13 @@
 """The promotion rule: examples computed by hand, and its properties."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.register.promotion import Decision, decide
+from components.register.promotion import LEAST_SUBJECTS, Decision, decide
 from components.settings import Register
 from components.shared.scoring.errors import Predictions
 
@@ -98,6 +100,41 @@ def test_without_few_shot_images_nothing_is_promoted() -> None:
     assert "the test set has no few-shot images, so no few-shot gain can be shown" in reason
 
 
+@pytest.mark.parametrize(("count", "met"), [(1, False), (5, False), (6, True)])
+def test_a_handful_of_few_shot_images_shows_no_gain(count: int, met: bool) -> None:
+    shots = ["many"] * (20 - count) + ["few"] * count
+    promote, _, reason = decided(predictions(4, 5, shots=shots), predictions(4, 10, shots=shots))
+    assert promote is met
+    assert (f"few-shot images: {count}. With fewer than 6 images no gain can be shown" in reason) is not met
+
+
+def test_a_handful_of_few_shot_subjects_shows_no_gain() -> None:
+    subjects = np.array([0] * 10 + [1, 2, 3, 4, 5] * 2)
+    ours = replace(predictions(4, 5), subjects=subjects)
+    promote, missed, reason = decided(ours, predictions(4, 10))
+    assert (promote, missed) == (False, {"few"})
+    assert "few-shot images: 10, of 5 subjects. With fewer than 6 subjects no gain can be shown" in reason
+
+
+def test_images_of_one_subject_do_not_promote_by_chance() -> None:
+    """20 subjects with 10 images each: two equally good models, whose difference is mostly one of the subject.
+
+    2.5 % of such comparisons may show a gain; over single images, a fifth does.
+    """
+    rng, rule = np.random.default_rng(0), RULE.model_copy(update={"bootstrap": 200})
+    truth, shots, subjects = np.full(200, 50.0), np.array(["few"] * 200), np.repeat(np.arange(20), 10)
+    baseline = Predictions(truth, truth - 20, shots, 0, 100, 1)
+    promoted = {"subjects": 0, "images": 0}
+    runs = 600
+    for _ in range(runs):
+        gap = np.repeat(rng.normal(0, 2, 20), 10) + rng.normal(0, 2, 200)
+        ours = Predictions(truth, truth - 20 - gap, shots, 0, 100, 1)
+        promoted["images"] += decide(ours, baseline, "x", rule).promote
+        promoted["subjects"] += decide(replace(ours, subjects=subjects), baseline, "x", rule).promote
+    assert promoted["subjects"] <= 0.045 * runs  # three standard errors above 2.5 %
+    assert promoted["images"] >= 0.15 * runs
+
+
 def test_without_many_shot_images_their_condition_is_met() -> None:
     shots = ["medium"] * 10 + ["few"] * 10
     promote, _, reason = decided(predictions(4, 5, shots=shots), predictions(4, 10, shots=shots))
@@ -140,9 +177,9 @@ def test_better_on_every_image_is_promoted(theirs: np.ndarray, shots: np.ndarray
     few = baseline.members("few")
     promote = decide(ours, baseline, "x", RULE.model_copy(update={"bootstrap": 100})).promote
     # Where every few-shot error was at least as large as the gain, the whole interval lies below 0.
-    if few.any() and (baseline.errors[few] >= gain).all():
+    if few.sum() >= LEAST_SUBJECTS and (baseline.errors[few] >= gain).all():
         assert promote
-    if not few.any():
+    if few.sum() < LEAST_SUBJECTS:
         assert not promote
 
 

@@ -1,6 +1,7 @@
 """Aliases and their history on a real store, and the registry command. The versions hold no model."""
 
 import getpass
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,41 @@ def test_promotion_records_who_when_why_and_the_previous_champion(registry: Regi
     assert registry.champion() == "3"
     assert registry.promote("3", "again") == "1", "promoting the champion changes nothing"
     assert registry.version("3").tags["concord.promoted.why"] == "better"
+
+
+def test_a_version_that_was_compared_with_an_earlier_champion_is_not_promoted(registry: Registry) -> None:
+    registry.promote("1", "first")
+    registry.promote("2", "by another process, during the comparison")
+    with pytest.raises(ConcordError, match=r"changed the champion from version 1 to version 2.*run register again"):
+        registry.promote("3", "better than 1", "1")
+    with pytest.raises(ConcordError, match="from no version to version 2"):
+        registry.promote("3", "better than the warm start", None)
+    assert registry.champion() == "2"
+    assert "concord.promoted.at" not in registry.version("3").tags
+    assert registry.promote("3", "better than 2", "2") == "2"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_another_promotion_at_the_same_moment_is_reported(registry: Registry, moment: str) -> None:
+    """The other process promotes right before or right after the alias is set."""
+    other = Registry(registry.client, registry.name)
+    registry.promote("1", "first")
+
+    class Interleaved(Registry):
+        def tag(self, number: str, tags: Mapping[str, str]) -> None:
+            super().tag(number, tags)
+            if moment == "before":
+                other.promote("2", "by another process")
+
+        def _alias(self, alias: str, number: str) -> None:
+            super()._alias(alias, number)
+            if moment == "after":
+                other.promote("2", "by another process")
+
+    with pytest.raises(ConcordError, match="while version 3 was promoted, another process changed the champion"):
+        Interleaved(registry.client, registry.name).promote("3", "better", "1")
+    assert registry.champion() == "2"
+    assert ("concord.promoted.at" in registry.version("3").tags) is (moment == "after"), "it was champion for a moment"
 
 
 def test_rollback_follows_the_whole_history(registry: Registry) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -17,9 +20,14 @@ from components.commands.registry import command
 from components.errors import ConcordError
 from components.evaluate.step import run as evaluate_run
 from components.register import step as register
+from components.register.against_champion import compare
+from components.register.decisions import DECISIONS
 from components.register.registry import Registry
+from components.register.seen_images import SEEN, hashes_of, seen_by
+from components.register.served import Served
+from components.register.served_predictions import CannotPredictError, served_predictions
 from components.shared.model.number_reader import NumberReader
-from components.shared.rows.rows import read_rows
+from components.shared.rows.rows import read_rows, read_table
 from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.shared.tracking.step_run import step_run
@@ -241,9 +249,88 @@ def test_a_champion_of_another_task_is_not_compared(
     settings = workspace.world.settings
     changed = settings.model_copy(update={"task": settings.task.model_copy(update={key: value})})
     nowhere = Path("nowhere")
-    outcome = register._decide(Registry(connect(), MODEL), "1", None, changed, nowhere, nowhere)  # type: ignore[arg-type]
+    outcome = register._decide(Registry(connect(), MODEL), "1", "1", None, changed, nowhere, nowhere, "")  # type: ignore[arg-type]
     assert outcome["promoted"] is False
     assert f"reads something else (task.{key} was {getattr(settings.task, key)!r}, is {value!r})" in outcome["reason"]
+
+
+def changed_rows(ingest: Path, folder: Path, id: str) -> Path:
+    """A copy of the rows in which one test image is broken."""
+    shutil.copytree(ingest, folder)
+    (shard,) = folder.glob("test-*.parquet")
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    for row in rows:
+        if row["id"] == id:
+            row["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    return folder
+
+
+def test_what_the_champion_has_seen_or_cannot_read_is_left_out_for_both(
+    workspace: Workspace, first: dict[str, Any], tmp_path: Path
+) -> None:
+    settings, world = workspace.world.settings, workspace.world
+    served = Served.read(settings, workspace.poor, {"sft": world.sft, "grpo": world.sft})
+    few = read_table(world.ingest, "test", ["image_sha256"])["image_sha256"][-1:]
+    ingest = changed_rows(world.ingest, tmp_path / "ingest", "test-000")
+    allowed = settings.evaluate.model_copy(update={"max_unreadable": 0.05})
+    found = compare(MODEL, "1", served, settings.model_copy(update={"evaluate": allowed}), ingest, hashes_of(few))
+    expected = served.predictions.targets[1:-1].tolist()
+    assert found.baseline.targets.tolist() == found.challenger.targets.tolist() == expected
+    assert found.mass is not None
+    assert len(found.mass) == 22
+    assert (found.baseline.errors == 0).all()
+    assert found.notes[0] == (
+        "Left out for both: 1 of 24 test images, which were in the champion's training or validation data."
+    )
+    assert (
+        "1 test images that the champion cannot read (first test-000: not an image in a known format" in found.notes[1]
+    )
+
+
+def test_a_version_stores_what_it_has_seen(
+    workspace: Workspace, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, ingest = Registry(connect(), MODEL), workspace.world.ingest
+    expected = sorted(
+        bytes.fromhex(digest)
+        for split in ("train", "val")
+        for digest in set(read_table(ingest, split, ["image_sha256"])["image_sha256"].to_pylist())
+    )
+    assert seen_by(registry, "1", Path("nowhere"), "").to_pylist() == expected  # type: ignore[union-attr]
+    assert registry.version("1").tags[SEEN] == str(len(expected))
+    registry.client.delete_model_version_tag(MODEL, "1", SEEN)
+    try:  # as a version of an earlier release
+        assert seen_by(registry, "1", ingest, dvc_hash(ingest)).to_pylist() == expected  # type: ignore[union-attr]
+        assert seen_by(registry, "1", ingest, "other rows") is None
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["git", "init", "-q"], check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
+        shutil.copytree(ingest, "rows")
+        subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "rows"], check=True)
+        assert seen_by(registry, "1", Path("nowhere"), "other rows").to_pylist() == expected  # type: ignore[union-attr]
+    finally:
+        registry.tag("1", {SEEN: str(len(expected))})
+
+
+def test_a_champion_that_is_short_of_memory_is_asked_again(workspace: Workspace, first: dict[str, Any]) -> None:
+    (code,) = workspace.root.glob("mlruns/**/code/components/shared/scoring/answer_rule.py")
+    text, ids = code.read_text(), read_table(workspace.world.ingest, "test", ["id"])["id"].to_pylist()
+    for fault, final in (("MemoryError('no memory left')", False), ("KeyError('other library')", True)):
+        code.write_text(text.replace("return Readings(value,", f"raise {fault}\n        return Readings(value,"))
+        with pytest.raises(ConcordError, match=r"no memory left|other library") as caught:
+            served_predictions(MODEL, "1", workspace.world.ingest, 5, ids)
+        assert isinstance(caught.value, CannotPredictError) is final
+    code.write_text(text)
+
+
+def test_a_champion_whose_server_is_away_is_asked_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConcordError, match="Run register again when this has passed") as caught:
+        served_predictions(MODEL, "1", workspace.world.ingest, 5, ["test-000"])
+    assert not isinstance(caught.value, CannotPredictError)
 
 
 def test_model_that_is_no_better_than_the_champion_stays_challenger(
@@ -259,6 +346,9 @@ def test_model_that_is_no_better_than_the_champion_stays_challenger(
     assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": False}
     registry = Registry(connect(), MODEL)
     assert registry.aliases() == {"champion": "1", "challenger": "2"}
+    assert [registry.version(number).tags[DECISIONS] for number in ("1", "2")] == ["1", "2"]
+    assert registration["test_set_decisions"] == 2
+    assert "By then, the test set has decided about 2 versions of this model" in registry.version("2").description
     assert registry.version("2").description.startswith(f"{registration['reason']}\n\n")
     model = ["--model", MODEL]
     command.main(["promote", "--version", "2", "--reason", "field trial", *model])

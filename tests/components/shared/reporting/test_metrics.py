@@ -1,6 +1,7 @@
 """Metrics against hand-computed values, and their intervals against scipy's bootstrap."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 
 from components.grpo.concordance import concordance
 from components.shared.reporting.metrics import evaluate, interval, paired_difference, resamples
-from components.shared.scoring.errors import Predictions
+from components.shared.scoring.errors import Predictions, subject_numbers
 
 NAN = float("nan")
 FIGURES = ("rmse", "pearson", "ccc", "sd_ratio", "unparseable")
@@ -234,8 +235,53 @@ def test_paired_difference_widens_with_the_spread_between_seeds() -> None:
     assert wild["ci"][1] > 0.3
 
 
+def test_few_images_widen_the_interval_as_students_does() -> None:
+    gaps = np.array([-3.0, -1, -2, -4, 1, -3])
+    result: dict[str, Any] = paired_difference([gaps], [np.zeros(6)], np.ones(6, bool), times=20_000)
+    low, high = result["ci"]
+    student = stats.t.interval(0.95, 5, gaps.mean(), stats.sem(gaps))
+    plain = stats.bootstrap((gaps,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    assert low < plain.low - 0.2
+    assert (low, high) == pytest.approx(student, abs=0.5), "a mean of six has only about 462 resamples"
+    assert paired_difference([gaps[:1]], [np.zeros(1)], np.ones(1, bool))["ci"] is None
+
+
+def test_whole_subjects_are_resampled() -> None:
+    """Ten equal images of each subject say no more than one of each."""
+    few = np.random.default_rng(1).normal(-1, 2, 12)
+    many, subjects = np.repeat(few, 10), np.repeat(np.arange(12), 10)
+    alone: dict[str, Any] = paired_difference([few], [np.zeros(12)], np.ones(12, bool))
+    every = np.ones(120, bool)
+    ten: dict[str, Any] = paired_difference([many], [np.zeros(120)], every, subjects=subjects)
+    assert (ten["n"], ten["subjects"]) == (120, 12)
+    assert ten["ci"] == pytest.approx(alone["ci"])
+    wrong: dict[str, Any] = paired_difference([many], [np.zeros(120)], every)
+    assert wrong["ci"][1] - wrong["ci"][0] < 0.5 * (ten["ci"][1] - ten["ci"][0])
+
+
+def test_every_figure_has_its_interval_over_subjects() -> None:
+    rng = np.random.default_rng(2)
+    targets = rng.uniform(20, 80, 15)
+    alone = answers(targets + rng.normal(0, 5, 15), targets)
+    ten = answers(np.repeat(alone.values, 10), np.repeat(targets, 10))
+    known: dict[str, Any] = evaluate(replace(ten, subjects=np.repeat(np.arange(15), 10)), times=200)
+    expected: dict[str, Any] = evaluate(alone, times=200)
+    assert known["subjects"] == 15
+    for name in ("rmse", "pearson", "ccc", "sd_ratio"):
+        assert known[f"{name}_ci"] == pytest.approx(expected[f"{name}_ci"])
+    assert known["groups"]["many"]["mae_ci"] == pytest.approx(expected["groups"]["many"]["mae_ci"])
+
+
+def test_an_image_of_an_unknown_subject_stands_for_itself() -> None:
+    assert subject_numbers([None, None]) is None
+    numbers = subject_numbers(["b", None, "a", None, "b", ""])
+    assert numbers is not None
+    assert numbers[0] == numbers[4]
+    assert sorted(set(numbers.tolist())) == [0, 1, 2, 3, 4]
+
+
 def test_paired_difference_of_no_images_and_of_unequal_seeds() -> None:
-    nothing = {"n": 0, "seeds": 1, "difference": None, "ci": None, "per_seed": None}
+    nothing = {"n": 0, "subjects": None, "seeds": 1, "difference": None, "ci": None, "per_seed": None}
     assert paired_difference([np.ones(3)], [np.ones(3)], np.zeros(3, bool)) == nothing
     with pytest.raises(ValueError, match="shorter"):
         paired_difference([np.ones(3)] * 2, [np.ones(3)], np.ones(3, bool))

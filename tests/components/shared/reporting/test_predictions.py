@@ -27,7 +27,7 @@ READ_OFF = {name: TARGETS + k for k, name in enumerate(READ)}
 def written(folder: Path, read: dict[str, np.ndarray]) -> pa.Table:
     path = predictions_file(folder, "sft")
     texts = ["<answer> 11 </answer>", "none", "<answer> 33 </answer>"]
-    write_predictions(path, ["a", "b", "c"], TARGETS, ["many", "medium", "few"], texts, VALUES, read)
+    write_predictions(path, ["a", "b", "c"], TARGETS, ["many", "medium", "few"], [None] * 3, texts, VALUES, read)
     return read_predictions(path)
 
 

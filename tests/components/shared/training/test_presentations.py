@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from components.errors import ConcordError
 from components.settings import Augment
 from components.shared.rows.rows import Row, ShardWriter
 from components.shared.training.presentations import presentations, training_rows
@@ -50,6 +52,15 @@ def test_a_presentation_does_not_depend_on_the_order_of_access(rows: Dataset) ->
         assert in_order[k]["id"] == fetched["id"][k] == single["id"]
         assert in_order[k]["target"] == single["target"] == float(single["id"].removeprefix("row-"))
         assert in_order[k]["picture"].tobytes() == fetched["picture"][k].tobytes() == single["picture"].tobytes()
+
+
+def test_a_broken_image_is_named_with_a_remedy(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 1) as writer:
+        writer.add(Row("row-0", encoded(0, size=16), 0.0, "How much?", "table.csv:0"))
+        writer.add(Row("row-1", b"no image", 1.0, "How much?", "table.csv:1"))
+    shown = schedule(training_rows(tmp_path, tmp_path / "cache"), 2)
+    with pytest.raises(ConcordError, match=r"^image row-1: not an image.*Remove its row.*run ingest again"):
+        [shown[k] for k in range(2)]
 
 
 def test_a_longer_schedule_starts_like_a_shorter_one(rows: Dataset) -> None:
