@@ -21,6 +21,7 @@ from components.steps import STEPS, Step
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+DVC_LOCK = "dvc.lock"
 MAX_RUNS = 20  # the newest MLflow runs that are considered
 
 
@@ -55,7 +56,8 @@ def restore(step: Step, lineage: Lineage, remote: Remote, outputs: Mapping[str, 
             continue
         tried.append(cached.outputs)
         if all(remote.fetch(md5, outputs[port]) for port, md5 in cached.outputs.items()):
-            if difference := differences(recorded(outputs["out"]), lineage.libraries):
+            difference = differences(recorded(outputs["out"]), lineage.libraries)
+            if difference and cached.source == DVC_LOCK:  # the key of a run holds its libraries
                 message = f"outputs of other libraries ({cached.source}; {difference}) are not used"
                 console.print(f"{step.name}: {message}", soft_wrap=True)
                 continue
@@ -96,7 +98,7 @@ def find_in_lock(lineage: Lineage, lock: Path) -> CachedOutputs | None:
     code = {path: content.md5 for path, content in lineage.code.items()}
     if deps != {**inputs, **code} or params != lineage.params or outs.keys() != set(step.outputs.values()):
         return None
-    return CachedOutputs("dvc.lock", {port: outs[path] for port, path in step.outputs.items()})
+    return CachedOutputs(DVC_LOCK, {port: outs[path] for port, path in step.outputs.items()})
 
 
 def find_in_runs(step: Step, key: str, client: "MlflowClient") -> Iterator[CachedOutputs]:
