@@ -19,7 +19,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
-from components.shared.tracking.connection import connect, mlflow_errors, store_lock
+from components.shared.tracking.connection import connect, local_artifacts, mlflow_errors, store_lock
 from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
@@ -325,7 +325,7 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name)
+            return client.create_experiment(name, local_artifacts(name))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

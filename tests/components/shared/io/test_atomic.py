@@ -68,7 +68,8 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_folder(words: list[str], 
 def test_a_reader_that_restores_in_the_middle_does_not_break_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, replace, readers = tmp_path / "out", os.replace, []
+    folder, replace = tmp_path / "out", os.replace
+    readers: list[set[str]] = []
     with new_folder(folder) as first:
         (first / "a").write_text("old")
 
