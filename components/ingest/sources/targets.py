@@ -61,4 +61,4 @@ def _in_ascii(value: str) -> str:
     """The text with digits, points, signs and spaces of other scripts in ASCII: full-width, Arabic, a true minus."""
     plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in value)
     plain = "".join(unicodedata.normalize("NFKC", c) if not c.isalpha() else c for c in plain)
-    return plain.translate(str.maketrans({"−": "-", "–": "-", "٫": ".", "٬": ",", "’": "'", "\u2009": " "}))
+    return plain.translate(str.maketrans("−–٫٬’\u2009", "--.,' "))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from components.errors import ConcordError
 from components.shared.io.locks import brief_lock
@@ -29,19 +30,35 @@ def tracking_uri() -> str:
 
 
 def absolute_tracking_uri() -> str:
-    """Returns the tracking URI with an absolute path, so that a process in another working directory can use it."""
+    """Returns the tracking URI with an absolute path, so that a process in another working directory can use it.
+
+    `?`, which would begin the URI's options, and `%` are quoted. MLflow then also makes an empty folder of the quoted
+    name, which does no harm.
+    """
     uri = tracking_uri()
     scheme, marker, path = uri.partition(":///")
     if marker and scheme.startswith("sqlite") and path and not path.startswith("/"):
-        return f"{scheme}:///{Path(path).resolve()}"
+        name, mark, options = path.partition("?")
+        return f"{scheme}:///{_quoted(str(Path(unquote(name)).resolve()))}{mark}{options}"
     return uri
 
 
 def correct_paths() -> None:
     """Corrects the paths of artifacts if the store is the local one and was moved, see `local_store.follow`."""
     database = store_folder(Path()) / DATABASE
-    if absolute_tracking_uri() == f"sqlite:///{database}":
+    if absolute_tracking_uri() == f"sqlite:///{_quoted(str(database))}":
         follow(database)
+
+
+def _quoted(path: str) -> str:
+    return path.replace("%", "%25").replace("?", "%3F")
+
+
+def local_artifacts(name: str) -> str | None:
+    """Where an experiment keeps its artifacts; None for MLflow's default, which misreads a `%` in the folder's path."""
+    if tracking_uri() == DEFAULT_URI and "%" in str(Path.cwd()):
+        return (Path.cwd() / "mlruns" / quote(name, safe="")).as_uri()
+    return None
 
 
 def quiet() -> None:
@@ -89,7 +106,7 @@ def database_file(uri: str) -> Path | None:
     scheme, marker, path = uri.partition(":///")
     if not marker or scheme.partition("+")[0] != "sqlite" or path.startswith((":memory:", "file:")):
         return None
-    return Path(path.partition("?")[0])
+    return Path(unquote(path.partition("?")[0]))
 
 
 @contextmanager

@@ -19,7 +19,13 @@ from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
 from components.shared.io.secrets import masked
-from components.shared.tracking.connection import connect, correct_paths, mlflow_errors, store_lock
+from components.shared.tracking.connection import (
+    connect,
+    correct_paths,
+    local_artifacts,
+    mlflow_errors,
+    store_lock,
+)
 from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
@@ -326,7 +332,7 @@ def _experiment(client: "MlflowClient", name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            experiment_id = client.create_experiment(name)
+            experiment_id = client.create_experiment(name, local_artifacts(name))
             correct_paths()  # MLflow stores its artifacts below the working directory, which may be a copy by DVC
             return experiment_id
         except MlflowException as error:
