@@ -35,9 +35,9 @@ class Check:
 
 
 def with_severities(checks: Sequence[Check], severities: Severities) -> list[Check]:
-    """Returns the checks with their severities in the settings; checks without one are errors."""
+    """Returns the checks with their severities in the settings; checks without one keep their own."""
     configured = severities.model_dump()
-    return [replace(check, severity=configured.get(check.name, "error")) for check in checks]
+    return [replace(check, severity=configured.get(check.name, check.severity)) for check in checks]
 
 
 def field_checks() -> list[Check]:
@@ -113,6 +113,27 @@ def row_checks(task: Task, limits: Validate) -> list[Check]:
             f"{fix_rows}, or lower validate.min_side.",
         ),
     ]
+
+
+def content_checks() -> list[Check]:
+    """Checks that decoding loses nothing of what the images show; warnings, because the images may be meant so."""
+    checks = [
+        _summary_check(
+            "image_range",
+            {"min_value": 0.25},
+            "16-bit images use at least a quarter of their range",
+            "They look as if they had fewer bits. 16 bits are reduced to the upper 8, so the model sees them nearly "
+            "black. Multiply their values (12 bits: by 16) before ingest, and those of every image that a model reads "
+            "later; or save all of them with 8 bits.",
+        ),
+        _summary_check(
+            "image_frames",
+            {"max_value": 0},
+            "no image has several frames or pages",
+            "Only the first one is used. Save the frame that shows the number as an image of its own.",
+        ),
+    ]
+    return [replace(check, severity="warning") for check in checks]
 
 
 def leakage_checks(limits: Validate) -> list[Check]:

@@ -7,7 +7,14 @@ import pyarrow as pa
 from PIL import Image
 from xxhash import xxh3_128
 
-from components.shared.rows.images import BadImageError, into_rgb, into_small_grey, open_image
+from components.shared.rows.images import (
+    BadImageError,
+    frame_count,
+    into_rgb,
+    into_small_grey,
+    largest_value,
+    open_image,
+)
 from components.validate.perceptual_hash import SIDE, thumbnail
 
 # Modes that convert to 8-bit RGB without loss. Other modes lose depth, gamut or transparency.
@@ -28,6 +35,8 @@ class ImageProbe:
             None if the image cannot be decoded. The hash does not protect against deliberate collisions.
         reduced: whether `content` is of a reduced image; then equal hashes mean that the pictures may be equal.
         thumbnail: small grey image for the perceptual hash; None if the image cannot be decoded.
+        peak: largest value of 16-bit grey as a share of the range; None for other images.
+        frames: number of frames or pages, of which the first is used; None if the image cannot be decoded.
         fault: why the image cannot be decoded; None if it can.
     """
 
@@ -38,6 +47,8 @@ class ImageProbe:
     content: str | None = None
     reduced: bool = False
     thumbnail: bytes | None = None
+    peak: float | None = None
+    frames: int | None = None
     fault: str | None = None
 
 
@@ -57,6 +68,7 @@ def probe_image(data: bytes | None, reduce: bool = False) -> ImageProbe:
         size = image.size
         probe = ImageProbe(*size, image.mode, image.format)
         try:
+            probe = replace(probe, frames=frame_count(image), peak=largest_value(image))
             small = into_small_grey(image, 2 * SIDE) if reduce else None
             pixels = small or into_rgb(image)
         except BadImageError as error:

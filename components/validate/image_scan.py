@@ -29,6 +29,8 @@ SCAN_COLUMNS = pa.schema(
         ("format", pa.string()),
         ("content", pa.string()),
         ("reduced", pa.bool_()),
+        ("peak", pa.float64()),
+        ("frames", pa.int64()),
         ("fault", pa.string()),
         ("hash", pa.binary()),
     ]

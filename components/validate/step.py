@@ -21,6 +21,7 @@ from components.shared.tracking.step_run import StepRun
 from components.steps import metrics_file
 from components.validate.checks import (
     balance_checks,
+    content_checks,
     drift_checks,
     field_checks,
     leakage_checks,
@@ -111,7 +112,7 @@ def _check_splits(settings: Settings, ingest: Path) -> tuple[Suite, SplitReport]
     if not readable:
         return suite, SplitReport(outcomes, rows, summary, [], {})
     outcomes += suite.run("rows", rows.drop(columns="hash"), with_severities(row_checks(task, limits), limits.severity))
-    checks = [*leakage_checks(limits), *balance_checks(task, limits)]
+    checks = [*content_checks(), *leakage_checks(limits), *balance_checks(task, limits)]
     if "subjects_in_two_splits" in summary.figures:  # only if subjects are known
         checks += subject_checks()
     outcomes += suite.run("summary", summary.table, with_severities(checks, limits.severity))

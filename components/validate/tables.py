@@ -101,6 +101,8 @@ def summarise(rows: pd.DataFrame, task: Task, near_bits: int) -> Summary:
     figures["images_in_two_splits"], examples["images_in_two_splits"] = _shared_images(rows)
     figures["near_duplicates"], examples["near_duplicates"] = _near_duplicates(rows, near_bits)
     figures["images_with_two_targets"], examples["images_with_two_targets"] = _images_with_two_targets(rows)
+    figures["image_range"], examples["image_range"] = _range_used(rows)
+    figures["image_frames"], examples["image_frames"] = _more_frames(rows)
     if rows["subject"].notna().any():
         figures["subjects_in_two_splits"], examples["subjects_in_two_splits"] = _shared_subjects(rows)
     targets = valid_targets(rows, task)
@@ -157,6 +159,22 @@ def _near_duplicates(rows: pd.DataFrame, near_bits: int) -> tuple[int, list[str]
         twin = known.iloc[row.other]
         examples.append(f"{row.origin} ({row.split}) ~ {twin.origin} ({twin.split}), {row.distance} of 256 bits apart")
     return len(near), examples
+
+
+def _range_used(rows: pd.DataFrame) -> tuple[float, list[str]]:
+    """Largest value of all 16-bit images as a share of their range, and the image that has it; 1 if there are none."""
+    deep = rows[rows["peak"].notna()]
+    if deep.empty:
+        return 1.0, []
+    brightest = deep.loc[deep["peak"].astype(float).idxmax()]
+    value = round(brightest.peak * 65535)
+    return float(brightest.peak), [f"{len(deep)} images have 16 bits; the largest value is {value}: {brightest.origin}"]
+
+
+def _more_frames(rows: pd.DataFrame) -> tuple[int, list[str]]:
+    """Counts images with several frames or pages, with the first of them as examples."""
+    several = rows[rows["frames"].fillna(1) > 1]
+    return len(several), [f"{row.origin}: {row.frames} frames" for row in several.head(3).itertuples()]
 
 
 def _shared_subjects(rows: pd.DataFrame) -> tuple[int, list[str]]:

@@ -12,6 +12,8 @@ _GROUPED = re.compile(  # 1,234 1.234.567 1 234,5 1'234.5
     r"(?P<whole>[+-]?[1-9]\d{0,2}(?P<mark>[,.' ])\d{3}(?:(?P=mark)\d{3})*)(?:(?!(?P=mark))[.,](?P<part>\d+))?", re.ASCII
 )
 _WITH_UNIT = re.compile(r"(?P<before>[$€£¥]?)\s*(?P<number>[+-]?\d[\d.,' ]*?)\s*(?P<after>(?:[^\W\d]|[%°/$€£¥])*\.?)")
+# A minus sign, a dash, Arabic decimal and thousands marks, an apostrophe, a thin space.
+_SIGNS = str.maketrans("\u2212\u2013\u066b\u066c\u2019\u2009", "--.,' ")
 _NOT_FINITE = ("nan", "na", "inf", "infinity", "null", "none")
 
 
@@ -61,4 +63,4 @@ def _in_ascii(value: str) -> str:
     """The text with digits, points, signs and spaces of other scripts in ASCII: full-width, Arabic, a true minus."""
     plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in value)
     plain = "".join(unicodedata.normalize("NFKC", c) if not c.isalpha() else c for c in plain)
-    return plain.translate(str.maketrans("−–٫٬’\u2009", "--.,' "))
+    return plain.translate(_SIGNS)

@@ -91,12 +91,12 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     """
     quiet()
     if settings.model.name != "tiny":
-        model, processor = load(settings.model.name, settings.model, settings.model.revision)
-        if token := special_token(processor, settings.task.question):
+        pretrained = load(settings.model.name, settings.model, settings.model.revision)
+        if token := special_token(pretrained[1], settings.task.question):
             raise ConcordError(
                 f"task.question: {token} is a special token of {settings.model.name}, not text. Leave it out."
             )
-        return model, processor
+        return pretrained
     tiny = settings.model.tiny
     assert tiny is not None  # checked by the settings
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())

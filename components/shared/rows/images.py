@@ -14,6 +14,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: 256 MB as RGB
 # Formats whose 16-bit grey Pillow may read as 32-bit grey, with values up to 65,535.
 _WIDE_16_BIT = ("PNG", "PPM")
+_WITH_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 
 
 REMEDY = "Remove its row from the raw data, or replace the image, and run ingest again."
@@ -58,7 +59,7 @@ def into_rgb(image: Image.Image) -> Image.Image:
         BadImageError: the image does not decode, has more than `MAX_PIXELS`, or its pixel values have no known range.
     """
     _check_size(image)
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_16_BIT)
+    deep = _is_deep(image)
     if not deep and image.mode in ("I", "F"):
         raise BadImageError(f"pixels of mode {image.mode} have no known range; save the image with 8 or 16 bits")
     try:
@@ -72,6 +73,42 @@ def into_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # a decoder may raise anything on arbitrary bytes
         raise BadImageError(_message(error)) from error
+
+
+def largest_value(image: Image.Image) -> float | None:
+    """Largest value of 16-bit grey as a share of the range; None for other images. Decodes all pixels.
+
+    Raises:
+        BadImageError: the image does not decode, or has more than `MAX_PIXELS`.
+    """
+    if not _is_deep(image):
+        return None
+    _check_size(image)
+    try:
+        return float(np.asarray(image).max()) / 65535
+    except Exception as error:  # a decoder may raise anything on arbitrary bytes
+        raise BadImageError(_message(error)) from error
+
+
+def frame_count(image: Image.Image) -> int:
+    """Number of frames of an animation, or of pages of a TIFF; only the first is decoded.
+
+    Raises:
+        BadImageError: the frames cannot be counted.
+    """
+    if image.format not in _WITH_FRAMES:  # the second image of a JPEG is a preview
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # a decoder may raise anything on arbitrary bytes
+        raise BadImageError(_message(error)) from error
+    finally:
+        image.seek(0)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether this is 16-bit grey."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_16_BIT)
 
 
 def into_small_grey(image: Image.Image, least: int) -> Image.Image | None:

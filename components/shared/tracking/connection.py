@@ -26,7 +26,7 @@ def tracking_uri() -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     home = store_folder(Path())
-    return DEFAULT_URI if home == Path().resolve() else f"sqlite:///{home / DATABASE}"
+    return DEFAULT_URI if home == Path().resolve() else f"sqlite:///{_quoted(str(home / DATABASE))}"
 
 
 def absolute_tracking_uri() -> str:

@@ -50,7 +50,7 @@ def test_valid_splits_pass(capfd: pytest.CaptureFixture[str]) -> None:
     assert result["train_imbalance"]["observed"] == {"value": 32 / 3}
     metrics = json.loads((OUT / "metrics.json").read_text())
     assert metrics["rows"] == {"train": 47, "val": 11, "test": 11}
-    assert metrics["expectations_met"] == len(result) == 20
+    assert metrics["expectations_met"] == len(result) == 22
     assert metrics["smallest_side"] == metrics["largest_side"] == 12
     assert (DOCS / "index.html").is_file()
     assert f"Data Docs: {DOCS}/index.html" in capfd.readouterr().err
@@ -226,11 +226,41 @@ def test_warning_is_reported_and_does_not_stop_the_run(
     change(raw)
     assert main(INGEST) == main(VALIDATE) == 0
     stderr = capfd.readouterr().err
-    assert not [part for part in [*expected, "warning ", "19 expectations met"] if part not in stderr], stderr
+    assert not [part for part in [*expected, "warning ", "21 expectations met"] if part not in stderr], stderr
     assert json.loads((OUT / "metrics.json").read_text())["warnings"] == 1
     result = json.loads((OUT / "result.json").read_text())
     unmet = [item for item in result.values() if not item["success"]]
     assert [item["severity"] for item in unmet] == ["warning"]
+
+
+def grey_16_bit(seed: int, bits: int) -> bytes:
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (12, 12), np.uint16)
+    return stored(values)
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(16, False), (14, True), (12, True)])
+def test_images_of_12_bits_in_16_are_reported(
+    bits: int, warned: bool, raw: RawFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A single dark image is no reason for a warning; the largest value of all images is."""
+    for k, (name, _) in enumerate(raw.rows):
+        (raw.folder / name).write_bytes(grey_16_bit(k, bits))
+    (raw.folder / raw.rows[0][0]).write_bytes(grey_16_bit(0, 4))
+    assert main(INGEST) == main(VALIDATE) == 0
+    stderr = capfd.readouterr().err
+    assert ("69 images have 16 bits; the largest value is" in stderr) == warned, stderr
+    assert ("(12 bits: by 16)" in stderr) == warned
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_frames_that_are_not_used_are_counted(format: str, raw: RawFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.open(io.BytesIO(encoded(900 + k))) for k in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
+    (raw.folder / raw.rows[5][0]).write_bytes(buffer.getvalue())
+    assert main(INGEST) == main(VALIDATE) == 0
+    assert f"labels.csv:7 {raw.rows[5][0]}: 3 frames" in capfd.readouterr().err
+    assert json.loads((OUT / "metrics.json").read_text())["image_frames"] == 1
 
 
 @pytest.mark.usefixtures("raw")

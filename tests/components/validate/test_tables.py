@@ -49,6 +49,7 @@ def test_multiples_of_a_tenth_are_on_step(tmp_path: Path, target: float) -> None
 def frame(**splits: list[float]) -> pd.DataFrame:
     rows = [(split, target) for split, targets in splits.items() for target in targets]
     table = pd.DataFrame(rows, columns=["split", "target"])
+    table = table.assign(peak=None, frames=1)
     return table.assign(
         origin=[f"t.csv:{k}" for k in range(len(table))],
         content=[str(k) for k in range(len(table))],
@@ -64,6 +65,8 @@ def test_imbalance_and_shots(tmp_path: Path) -> None:
     assert summary.figures == {
         "images_in_two_splits": 0,
         "near_duplicates": 0,
+        "image_range": 1.0,
+        "image_frames": 0,
         "images_with_two_targets": 0,
         "train_imbalance": 5.0,
         "val_imbalance": 1.0,

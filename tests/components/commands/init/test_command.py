@@ -148,7 +148,7 @@ def test_errors_are_shown_with_row_and_remedy(
     output = capsys.readouterr().out
     for part in (
         "5 of 285 rows have an error",
-        "labels.csv:4: age: target is not a number '12 years'; write a plain number",
+        "labels.csv:4: age: target with a unit '12 years'; write 12, without years",
         "labels.csv:5: photo: missing file 'gone.png'; add the file or remove the row",
         "labels.csv:7: photo: image listed twice",
         "image does not open",
