@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from components.errors import ConcordError
-from components.evaluate.results import Answers, Distributions, ModelResults, way_title
+from components.evaluate.results import CONSTANT, Answers, Distributions, ModelResults, way_title
 from components.settings import Settings
 from components.shared.io.progress import with_progress
 from components.shared.model.answer_tree import answer_tree
@@ -26,11 +26,13 @@ from components.shared.reporting.predictions import (
     write_predictions,
 )
 from components.shared.rows.rows import read_rows, read_table
+from components.shared.rows.validation import tune_table
 from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
 from components.shared.scoring.choice import Point, TuneSet, balance_curve
 from components.shared.scoring.distribution import answer, balanced
-from components.shared.scoring.errors import Array
+from components.shared.scoring.errors import Array, Predictions
 from components.shared.scoring.shots import ShotTable
+from components.shared.scoring.skill import best_constant
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,28 @@ class TestSet:
     Attributes:
         ingest: row shards.
         ids, targets, shots: of the test images, in their order.
+        constant: the best constant answer to the images that choices are made on (`tune`).
     """
 
     ingest: Path
     ids: list[str]
     targets: Array
     shots: np.ndarray
+    constant: float
 
     @classmethod
     def read(cls, ingest: Path, shots: ShotTable) -> "TestSet":
         """Reads ids and targets.
 
         Raises:
-            ConcordError: the test split is empty.
+            ConcordError: the test split is empty, or there are no images to choose by.
         """
         table = read_table(ingest, "test", ["id", "target"])
         if not table.num_rows:
             raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
         targets = table["target"].to_numpy()
-        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets))
+        constant = best_constant(tune_table(ingest)["target"].to_numpy())
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), constant)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def judge(
     answers = {}
     for way in ("text", *(way for way in WAYS if way in columns)):
         predictions = to_predictions(table, settings.task, way)
-        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed)
+        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed, test.constant)
         answers[way] = Answers(name, way, f"{title}, {way_title(way, rule, factor)}", predictions, figures)
     if rule is None or found is None or factor is None:
         return ModelResults(name, title, table, answers, None)
@@ -130,6 +135,25 @@ def judge(
         evaluate_distribution(rule, readings.log_p, found, answers["text"].predictions, limits.bootstrap, limits.seed),
     )
     return ModelResults(name, title, table, answers, distributions)
+
+
+def judge_constants(settings: Settings, test: TestSet, train: Array) -> list[Answers]:
+    """What a model must beat: the best constant on validation, and the training median, as answers to every image.
+
+    Args:
+        train: training targets `(N,)`.
+    """
+    task, limits, found = settings.task, settings.evaluate, []
+    constants = {
+        "validation": (test.constant, "best constant, val"),
+        "training": (float(np.median(train)), "training median,"),
+    }
+    for way, (number, title) in constants.items():
+        values = np.full(len(test.targets), number)
+        predictions = Predictions(test.targets, values, test.shots, task.low, task.high, task.resolution)
+        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed, test.constant)
+        found.append(Answers(CONSTANT, way, f"{title} {number:g}", predictions, figures))
+    return found
 
 
 def _plain(readings: TestReadings, way: str) -> Array:
