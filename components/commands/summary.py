@@ -15,7 +15,7 @@ from rich.text import Text
 
 from components.commands.machine import facts_line, machine_facts
 from components.errors import ConcordError
-from components.evaluate.results import BALANCED, MODELS
+from components.evaluate.results import BALANCED, CONSTANT, MODELS
 from components.register.decisions import decided
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
@@ -27,6 +27,15 @@ from components.shared.tracking.libraries import differences, installed, recorde
 from components.steps import STEPS
 
 FIGURE = "bins.png"
+# Groups of columns and their heads.
+HEADS = {
+    "mae": [f"MAE\n{group}" for group in GROUPS],
+    "skill": ["\nskill"],
+    "gm": [f"GM\n{group}" for group in GROUPS],
+    "shape": ["sd\nratio", "unpar-\nseable"],
+}
+
+SPACED = ("gm",)  # those with a gap before them
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         for way in (TEXT, BALANCED)
         if way in figures[model]
     ]
+    rows += [(titles[f"{CONSTANT}.{way}"], known) for way, known in figures.get(CONSTANT, {}).items()]
     if registration and registration["champion_before"]:
         champion = registration["champion_before"]
         rows.append((f"champion v{champion['version']}", champion["metrics"]))
@@ -101,9 +111,9 @@ def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], un
     """
     known = next(figures for _, figures in rows if figures)
     counts = {group: known["groups"][group]["n"] for group in GROUPS}
-    table = _table(rows, ("mae", "gm", "shape"))
+    table = _table(rows, tuple(HEADS))
     width = Measurement.get(console, console.options.update(width=1000), table).maximum
-    for part in [table] if width <= console.width else [_table(rows, ("mae",)), _table(rows, ("gm", "shape"))]:
+    for part in [table] if width <= console.width else [_table(rows, ("mae", "skill")), _table(rows, ("gm", "shape"))]:
         console.print(part)
     sizes = ", ".join(f"{counts[group]} {group}" for group in GROUPS[1:])
     prefix = f"Errors in {unit}; " if unit else ""
@@ -111,7 +121,7 @@ def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], un
         Text(
             f"{prefix}{counts['all']} test images ({sizes}). Below each value: its 95 % interval. GM: errors floored "
             f"at {known['gm_floor']:g}. Unparseable answers count as the end of the range farther from the target. "
-            "✓: served."
+            "Skill: 1 - MAE / MAE of the best constant on validation. The report has more intervals. ✓: served."
         ),
         style="dim",
     )
@@ -119,11 +129,11 @@ def show(console: Console, rows: Sequence[tuple[str, dict[str, Any] | None]], un
 
 def markdown(experiment: str, rows: Sequence[tuple[str, dict[str, Any] | None]], unit: str, decision: str) -> str:
     """Formats the table and the promotion decision for a results file."""
-    heads = [f"{part} {group}" for part in ("MAE", "GM") for group in GROUPS] + ["sd ratio", "unparseable"]
+    heads = [head.replace("-\n", "").replace("\n", " ").strip() for part in HEADS.values() for head in part]
     known = next(figures for _, figures in rows if figures)
     lines = [f"# Run: {experiment}", "", f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, figures in rows:
-        cells = [cell for part in ("mae", "gm", "shape") for cell in _cells(figures, part)]
+        cells = [cell for part in HEADS for cell in _cells(figures, part)]
         lines.append(f"| {name} | " + " | ".join(_flat(cell) for cell in cells) + " |")
     sizes = ", ".join(f"{group} {known['groups'][group]['n']}" for group in GROUPS)
     prefix = f"Errors in {unit}. " if unit else ""
@@ -141,21 +151,29 @@ def _table(rows: Sequence[tuple[str, dict[str, Any] | None]], parts: Sequence[st
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("", no_wrap=True)  # the model, and below it how it is read
     for part in parts:
-        table.add_column("", width=1)  # a gap between MAE, GM and the rest
-        for head in ("sd\nratio", "unpar-\nseable") if part == "shape" else (f"{part.upper()}\n{g}" for g in GROUPS):
+        if part in SPACED:
+            table.add_column("", width=1)  # a gap
+        for head in HEADS[part]:
             table.add_column(head, justify="right", no_wrap=True)
     for name, figures in rows:
-        cells = [cell for part in parts for cell in (Text(), *_cells(figures, part))]
+        cells = [cell for part in parts for cell in _spaced(part, _cells(figures, part))]
         table.add_row(_two_lines(name), *cells)
     return table
 
 
+def _spaced(part: str, cells: list[Text]) -> list[Text]:
+    """The cells, with that of the gap before them."""
+    return [Text(), *cells] if part in SPACED else cells
+
+
 def _cells(figures: dict[str, Any] | None, part: str) -> list[Text]:
     if figures is None:
-        return [Text("–")] * (2 if part == "shape" else len(GROUPS))
+        return [Text("–")] * len(HEADS[part])
+    if part == "skill":
+        return [_cell(figures.get("skill"), None)]  # earlier champions have none
     if part == "shape":
         bounds = [100 * bound for bound in figures["unparseable_ci"] or []]
-        return [_cell(figures["sd_ratio"], figures["sd_ratio_ci"]), _cell(100 * figures["unparseable"], bounds, " %")]
+        return [_cell(figures["sd_ratio"], None), _cell(100 * figures["unparseable"], bounds, " %")]
     return [_cell(figures["groups"][g][part], figures["groups"][g][f"{part}_ci"]) for g in GROUPS]
 
 

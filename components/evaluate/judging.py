@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from components.console import console
 from components.errors import ConcordError
-from components.evaluate.results import Answers, Distributions, ModelResults, way_title
+from components.evaluate.results import CONSTANT, Answers, Distributions, ModelResults, way_title
 from components.settings import Settings
 from components.shared.io.progress import with_progress
 from components.shared.model.answer_tree import answer_tree
@@ -30,11 +30,13 @@ from components.shared.reporting.predictions import (
     write_predictions,
 )
 from components.shared.rows.rows import read_rows, read_subjects, read_table
+from components.shared.rows.validation import tune_table
 from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
 from components.shared.scoring.choice import Point, TuneSet, balance_curve
 from components.shared.scoring.distribution import answer, balanced
-from components.shared.scoring.errors import Array
+from components.shared.scoring.errors import Array, Predictions, subject_numbers
 from components.shared.scoring.shots import ShotTable
+from components.shared.scoring.skill import best_constant
 
 NAMED = 10  # unreadable images in a message; unreadable.json has all
 
@@ -46,6 +48,7 @@ class TestSet:
     Attributes:
         ingest: row shards.
         ids, targets, shots, subjects: of the test images, in their order; an unknown subject is None.
+        constant: the best constant answer to the images that choices are made on (`tune`).
     """
 
     ingest: Path
@@ -53,19 +56,22 @@ class TestSet:
     targets: Array
     shots: np.ndarray
     subjects: list[str | None]
+    constant: float
 
     @classmethod
     def read(cls, ingest: Path, shots: ShotTable) -> "TestSet":
         """Reads ids and targets.
 
         Raises:
-            ConcordError: the test split is empty.
+            ConcordError: the test split is empty, or there are no images to choose by.
         """
         table = read_table(ingest, "test", ["id", "target"])
         if not table.num_rows:
             raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
         targets = table["target"].to_numpy()
-        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), read_subjects(ingest, "test"))
+        constant = best_constant(tune_table(ingest)["target"].to_numpy())
+        subjects = read_subjects(ingest, "test")
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), subjects, constant)
 
     def without(self, ids: Collection[str]) -> "TestSet":
         """Leaves out some images."""
@@ -182,7 +188,7 @@ def judge(
     answers = {}
     for way in ("text", *(way for way in WAYS if way in columns)):
         predictions = to_predictions(table, settings.task, way)
-        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed)
+        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed, test.constant)
         answers[way] = Answers(name, way, f"{title}, {way_title(way, rule, factor)}", predictions, figures)
     if rule is None or found is None or factor is None:
         return ModelResults(name, title, table, answers, None)
@@ -195,6 +201,26 @@ def judge(
         evaluate_distribution(rule, readings.log_p, found, answers["text"].predictions, limits.bootstrap, limits.seed),
     )
     return ModelResults(name, title, table, answers, distributions)
+
+
+def judge_constants(settings: Settings, test: TestSet, train: Array) -> list[Answers]:
+    """What a model must beat: the best constant on validation, and the training median, as answers to every image.
+
+    Args:
+        train: training targets `(N,)`.
+    """
+    task, limits, found = settings.task, settings.evaluate, []
+    constants = {
+        "validation": (test.constant, "best constant, val"),
+        "training": (float(np.median(train)), "training median,"),
+    }
+    for way, (number, title) in constants.items():
+        values = np.full(len(test.targets), number)
+        subjects = subject_numbers(test.subjects)
+        predictions = Predictions(test.targets, values, test.shots, task.low, task.high, task.resolution, subjects)
+        figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed, test.constant)
+        found.append(Answers(CONSTANT, way, f"{title} {number:g}", predictions, figures))
+    return found
 
 
 def _plain(readings: TestReadings, way: str) -> Array:

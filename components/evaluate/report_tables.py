@@ -27,18 +27,20 @@ NONE = Cell("–")
 
 
 def all_answers(results: EvaluationResults) -> list[Answers]:
-    """Every model's answers, in every way that its numbers are read."""
-    return [answers for model in results.models for answers in model.answers.values()]
+    """Every model's answers, in every way that its numbers are read, and the constants."""
+    return [*(answers for model in results.models for answers in model.answers.values()), *results.constants]
 
 
 def table(results: EvaluationResults) -> list[tuple[Answers, list[Cell]]]:
-    """One row per model and way: MAE by group, GM by group, sd ratio, share of unparseable answers."""
+    """One row per model and way: MAE by group, GM by group, skill, sd ratio, share of unparseable answers."""
     rows = all_answers(results)
     columns: list[list[Cell]] = []
     for metric in ("mae", "gm"):
         for group in GROUPS:
             groups = [answers.metrics["groups"][group] for answers in rows]
             columns.append(_column([(g[metric], g[f"{metric}_ci"]) for g in groups], lambda value: value))
+    skills = [(answers.metrics["skill"], answers.metrics["skill_ci"]) for answers in rows]
+    columns.append(_column(skills, lambda value: -value))
     ratios = [(answers.metrics["sd_ratio"], answers.metrics["sd_ratio_ci"]) for answers in rows]
     columns.append(_column(ratios, lambda value: abs(value - 1)))
     shares = [_percent(answers.metrics["unparseable"], answers.metrics["unparseable_ci"]) for answers in rows]

@@ -21,6 +21,7 @@ from components.shared.scoring.shots import GROUPS, ShotTable
 from components.steps import metrics_file
 
 MODELS = ("base", "sft", "grpo")
+CONSTANT = "constant"  # what stands in place of a model where every image gets the same answer
 BALANCED = "balanced"
 
 
@@ -29,8 +30,8 @@ class Answers:
     """One way to read numbers from one model, judged on the test images.
 
     Attributes:
-        model: `base`, `sft` or `grpo`.
-        way: of `components.shared.reporting.predictions.WAYS`.
+        model: `base`, `sft`, `grpo` or `constant`.
+        way: of `components.shared.reporting.predictions.WAYS`; of a constant, the split that it comes from.
         title: shown to users.
         predictions: the answers.
         metrics: result of `components.shared.reporting.metrics.evaluate`.
@@ -121,6 +122,7 @@ class EvaluationResults:
     Attributes:
         train: training targets `(N,)`.
         models: in the order of `MODELS`, for the same test images.
+        constants: the best constant on validation and the training median, for the same images.
         served: the answers that are registered.
         differences: `OURS - THEIRS` -> shot group -> paired difference of absolute errors.
         unreadable: id -> reason of the test images that are left out of all of this.
@@ -130,6 +132,7 @@ class EvaluationResults:
     train: Array
     shots: ShotTable
     models: Sequence[ModelResults]
+    constants: Sequence[Answers]
     served: Served
     differences: dict[str, dict[str, dict[str, Any]]]
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -139,6 +142,16 @@ class EvaluationResults:
         """Number and share of the test images that no figure includes, for metrics.json."""
         count = len(self.unreadable)
         return {"images": count, "share": count / (count + len(self.targets))}
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The content of metrics.json: model -> way -> figures."""
+        constants = {answers.way: answers.metrics for answers in self.constants}
+        return {model.name: model.metrics() for model in self.models} | {CONSTANT: constants}
+
+    def titles(self) -> dict[str, str]:
+        """The content of titles.json: name of the answers -> title."""
+        answers = [each for model in self.models for each in model.answers.values()]
+        return {each.name: each.title for each in (*answers, *self.constants)}
 
     def model(self, name: str) -> ModelResults:
         """The results of `base`, `sft` or `grpo`."""

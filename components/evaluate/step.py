@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from components.console import console
-from components.evaluate.judging import TestReadings, TestSet, check_unreadable, judge, read_test
+from components.evaluate.judging import (
+    TestReadings,
+    TestSet,
+    check_unreadable,
+    judge,
+    judge_constants,
+    read_test,
+)
 from components.evaluate.plot_data import write_plot_data
 from components.evaluate.plots import write_figures
 from components.evaluate.report import TAIL, write_report
@@ -77,13 +84,19 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         judged = list(models.values())
         served = choose_served(judged, settings.answer, settings.registry.tolerance_many)
         results = EvaluationResults(
-            settings, train, shots, judged, served, differences(judged, served, settings.evaluate), unreadable
+            settings,
+            train,
+            shots,
+            judged,
+            judge_constants(settings, test.without(unreadable), train),
+            served,
+            differences(judged, served, settings.evaluate),
+            unreadable,
         )
-        figures = {model.name: model.metrics() for model in judged}
-        write_json(folder / "metrics.json", figures | {"unreadable": results.unreadable_share})
+        write_json(folder / "metrics.json", results.metrics() | {"unreadable": results.unreadable_share})
         write_json(folder / "unreadable.json", unreadable)
         write_json(folder / "differences.json", results.differences)
-        write_json(folder / "titles.json", {a.name: a.title for model in judged for a in model.answers.values()})
+        write_json(folder / "titles.json", results.titles())
         write_json(folder / "served.json", asdict(served))
         write_json(folder / "shots.json", asdict(shots))
         write_plot_data(results, folder / "plots")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from components.evaluate.judging import TestReadings, TestSet, judge
+from components.evaluate.judging import TestReadings, TestSet, judge, judge_constants
 from components.evaluate.results import MODELS, EvaluationResults, ModelResults, choose_served, differences
 from components.settings import Settings, Task
 from components.shared.model.answer_tree import task_values
@@ -13,6 +13,7 @@ from components.shared.model.validation_file import label_counts
 from components.shared.scoring.answer_rule import AnswerRule, ValidationDistributions
 from components.shared.scoring.errors import Array
 from components.shared.scoring.shots import ShotTable
+from components.shared.scoring.skill import best_constant
 
 TITLES = {"base": "untrained", "sft": "SFT", "grpo": "CCC-GRPO"}
 
@@ -38,7 +39,9 @@ def evaluation_results(
     task, truth = settings.task, np.array(targets, float)
     train_targets = np.array(train, float)
     shots = ShotTable.of(train_targets, task.bin_width, task.resolution, task.many, task.few)
-    test = TestSet(folder, [f"image-{k}" for k in range(len(truth))], truth, shots.shot(truth), [None] * len(truth))
+    subjects: list[str | None] = [None] * len(truth)
+    ids = [f"image-{k}" for k in range(len(truth))]
+    test = TestSet(folder, ids, truth, shots.shot(truth), subjects, best_constant(truth))
     models: dict[str, ModelResults] = {}
     for name in MODELS:
         values = np.array(answers[name], float)
@@ -51,7 +54,10 @@ def evaluation_results(
         models[name] = judge(settings, name, TITLES[name], readings, test, rule, models.get("sft"), folder)
     judged = list(models.values())
     served = choose_served(judged, settings.answer, settings.registry.tolerance_many)
-    return EvaluationResults(settings, train_targets, shots, judged, served, differences(judged, served, limits))
+    constants = judge_constants(settings, test, train_targets)
+    return EvaluationResults(
+        settings, train_targets, shots, judged, constants, served, differences(judged, served, limits)
+    )
 
 
 def fitted(settings: Settings, train: Array, targets: Array, log_p: Array, warm_start: Array) -> AnswerRule:

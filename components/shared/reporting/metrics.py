@@ -117,13 +117,19 @@ def with_intervals(
     return point, {name: interval(np.concatenate([b[name] for b in blocks])) for name in point}
 
 
-def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict[str, object]:
+def evaluate(
+    predictions: Predictions, times: int = 1000, seed: int = 0, constant: float | None = None
+) -> dict[str, object]:
     """Computes every metric of one model, each with its 95 % bootstrap interval over images or subjects.
+
+    Args:
+        constant: the best constant answer to the validation images, for `skill`: 1 - MAE / MAE of that constant.
 
     Returns:
         `{"groups": {group: {"n", "mae", "mae_ci", "gm", "gm_ci"}}, "rmse", "rmse_ci", "pearson", ..., "unparseable",
         "unparseable_ci", "gm_floor", "n"}`, and `subjects`, their number, where they are known. An empty shot group has
-        `n` 0 and None for every metric. An undefined metric (Pearson correlation of a constant) is None.
+        `n` 0 and None for every metric. An undefined metric (Pearson correlation of a constant; skill without a
+        constant) is None.
 
     Raises:
         ValueError: there are no predictions.
@@ -141,9 +147,14 @@ def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict
             statistics[f"mae.{group}"] = mean_over(errors, mask)
             statistics[f"gm.{group}"] = mean_over(logs, mask)
     shape = moments(predictions.scored, predictions.targets)
+    everything = predictions.members("all")
+    reference = None if constant is None else mean_over(np.abs(predictions.targets - constant), everything)
 
     def figures(weights: Array) -> dict[str, Array]:
         values = {name: statistic(weights) for name, statistic in statistics.items()} | shape(weights)
+        if reference is not None:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values["skill"] = 1 - values["mae.all"] / reference(weights)
         return {name: np.exp(v) if name.startswith("gm.") else v for name, v in values.items()}
 
     n = len(predictions.targets)
@@ -162,9 +173,10 @@ def evaluate(predictions: Predictions, times: int = 1000, seed: int = 0) -> dict
     result: dict[str, object] = {"n": n, "gm_floor": predictions.floor, "groups": groups}
     if predictions.subjects is not None:
         result["subjects"] = int(predictions.subjects.max()) + 1
-    for name in ("rmse", "pearson", "ccc", "sd_ratio", "unparseable"):
-        result[name] = point[name] if np.isfinite(point[name]) else None
-        result[f"{name}_ci"] = spread[name]
+    for name in ("rmse", "pearson", "ccc", "sd_ratio", "skill", "unparseable"):
+        value = point.get(name, np.nan)
+        result[name] = value if np.isfinite(value) else None
+        result[f"{name}_ci"] = spread.get(name)
     return result
 
 

@@ -24,9 +24,8 @@ def arguments(settings: Settings, tmp_path: Path) -> list[str]:
         settings, tmp_path, [50.0] * 120 + [70.0] * 30, [50.0, 52.0, 70.0, 71.0],
         base=[NAN] * 4, sft=[50, 80, 75, 60], grpo=[50, 52, 70, 70],
     )  # fmt: skip
-    (tmp_path / "metrics.json").write_text(json.dumps({model.name: model.metrics() for model in results.models}))
-    titles = {answers.name: answers.title for model in results.models for answers in model.answers.values()}
-    (tmp_path / "titles.json").write_text(json.dumps(titles))
+    (tmp_path / "metrics.json").write_text(json.dumps(results.metrics()))
+    (tmp_path / "titles.json").write_text(json.dumps(results.titles()))
     (tmp_path / "served.json").write_text(json.dumps({"model": "grpo", "way": "balanced", "reason": "it is better"}))
     champion = {"version": "12", "metrics": results.models[1].answers["text"].metrics}
     registration = {"name": "gauge-reader", "version": "13", "promoted": False, "reason": "few-shot MAE is no better."}
@@ -42,7 +41,17 @@ def test_summary_fits_120_columns_and_has_table_verdict_and_report(
     main(arguments)
     output = capsys.readouterr().out
     assert max(len(line) for line in output.splitlines() if "/" not in line) <= 120
-    for name in ("untrained", "SFT", "CCC-GRPO", "champion v12", "text", "balance 0", "✓ CCC-GRPO"):
+    for name in (
+        "untrained",
+        "SFT",
+        "CCC-GRPO",
+        "champion v12",
+        "best constant",
+        "training median",
+        "text",
+        "balance 0",
+        "✓ CCC-GRPO",
+    ):
         assert any(line.startswith(name) for line in output.splitlines()), name
     assert output.count("✓ CCC-GRPO") == 1, "one table"
     assert "…" not in output

@@ -108,16 +108,27 @@ def test_losses_of_the_other_pairs_are_listed(chosen: EvaluationResults) -> None
 def test_table_has_a_row_for_each_way_and_marks_the_best_value(results: EvaluationResults) -> None:
     rows = {answers.name: cells for answers, cells in tables.table(results)}
     ways = ["text", "median", "mean", "stretched", "balanced"]
-    assert list(rows) == [f"base.{way}" for way in ways[:3]] + [f"{m}.{way}" for m in ("sft", "grpo") for way in ways]
-    # Columns: MAE all, many, medium, few; GM likewise; sd ratio; unparseable.
+    assert list(rows) == [f"base.{way}" for way in ways[:3]] + [
+        f"{m}.{way}" for m in ("sft", "grpo") for way in ways
+    ] + [
+        "constant.validation",
+        "constant.training",
+    ]
+    # Columns: MAE all, many, medium, few; GM likewise; skill; sd ratio; unparseable.
     best = {name for name, cells in rows.items() if cells[1].best}
     assert "base.median" in best, "equal probabilities have the median 50, which is the label of many"
     assert "sft.text" not in best
     assert rows["sft.text"][1].value == "0.25"
     assert (rows["base.text"][3].value, rows["base.text"][3].interval) == ("90.00", "90.00–90.00")
-    assert rows["grpo.text"][9].value == "8.33 %"
+    assert rows["grpo.text"][10].value == "8.33 %"
     assert rows["sft.median"][1].value == "0.25", "the median of a distribution around the answer is the answer"
-    assert {len(cells) for cells in rows.values()} == {10}
+    assert {len(cells) for cells in rows.values()} == {11}
+    # 50, 70 and 90, four times each: the best constant on validation is 70, the training median 50.
+    assert [cell.value for cell in rows["constant.validation"][:4]] == ["13.33", "20.00", "0.00", "20.00"]
+    assert [cell.value for cell in rows["constant.training"][:4]] == ["20.00", "0.00", "20.00", "40.00"]
+    assert [rows[f"constant.{way}"][8].value for way in ("validation", "training")] == ["0.00", "-0.50"]
+    sft = (1 + 1 + 1 + 2 + 10 + 10 + 12 + 8) / 12
+    assert rows["sft.text"][8].value == f"{1 - sft / (40 / 3):.2f}"
 
 
 def test_tables_of_the_distributions_by_hand(settings: Settings, tmp_path: Path) -> None:

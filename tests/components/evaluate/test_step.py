@@ -233,7 +233,7 @@ def test_a_broken_image_costs_the_others_nothing(evaluated: tuple[Path, str], gr
 
 def test_more_broken_images_than_allowed_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     ids = [str(k) for k in range(20)]
-    test = judging.TestSet(Path("rows"), ids, np.zeros(20), np.array(["few"] * 20), [None] * 20)
+    test = judging.TestSet(Path("rows"), ids, np.zeros(20), np.array(["few"] * 20), [None] * 20, 0.0)
     check_unreadable({}, test, 0.0)
     check_unreadable({"3": "empty"}, test, 0.05)
     assert "1 of 20 test images cannot be read (3: empty)" in " ".join(capsys.readouterr().err.split())

@@ -18,8 +18,10 @@ from tests.support.gauge_world import Curves, curve, ingested, write_params
 from tests.support.raw_folder import content
 
 PLATEAU = {"max_steps": 12, "eval_every": 2, "patience": 2, "lr": 1e-9}
-GRAY = {"task": gray_world.SECTIONS["task"], "model": gray_world.SECTIONS["model"]}
-LEARNS = {"max_steps": 400, "eval_every": 4, "eval_rows": 16, "batch_size": 16, "lr": 0.003, "patience": 2}
+GRAY: dict[str, Any] = {"task": gray_world.SECTIONS["task"], "model": gray_world.SECTIONS["model"]}
+LEARNS: dict[str, Any] = {
+    "max_steps": 400, "eval_every": 4, "eval_rows": 16, "batch_size": 16, "lr": 0.003, "patience": 2,
+}  # fmt: skip
 
 
 def train(ingest: Path, folder: Path, stop_after: int | None = None, **sections: Any) -> tuple[Path, Curves]:
