@@ -254,6 +254,24 @@ def test_a_champion_of_another_task_is_not_compared(
     assert f"reads something else (task.{key} was {getattr(settings.task, key)!r}, is {value!r})" in outcome["reason"]
 
 
+def test_another_kind_of_machine_may_read_a_share_otherwise(
+    workspace: Workspace, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, world = workspace.world.settings, workspace.world
+    served = Served.read(settings, workspace.good, {"sft": world.sft, "grpo": world.grpo})
+    values = served.table["balanced"].to_pylist()
+    column = served.table.column_names.index("balanced")
+    table = served.table.set_column(column, "balanced", pa.array([values[0] + 1, *values[1:]]))
+    rule = settings.registry.model_copy(update={"max_different": 0.05})
+    registry = Registry(connect(), MODEL)
+    register._verify(
+        registry, "1", replace(served, table=table), settings.model_copy(update={"registry": rule}), world.ingest
+    )
+    tags = registry.version("1").tags
+    assert (tags["concord.verified"], tags["concord.different"]) == ("true", "1")
+    assert "predicts 1 of 24 test images differently from evaluate" in " ".join(capsys.readouterr().err.split())
+
+
 def changed_rows(ingest: Path, folder: Path, id: str) -> Path:
     """A copy of the rows in which one test image is broken."""
     shutil.copytree(ingest, folder)
