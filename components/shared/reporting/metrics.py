@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.shared.reporting.crossed import t_quantile
+from components.shared.scoring.crossed import t_quantile
 from components.shared.scoring.errors import Array, Predictions, Subjects
 from components.shared.scoring.shots import GROUPS
 
