@@ -380,6 +380,9 @@ class Grpo(Strict):
     advantage: Literal["group", "batch", "none"] = Field(description="what advantages are divided by")
     checkpoint_every: Positive = Field(description="steps between checkpoints; each is judged on validation images")
     eval_rows: Positive = Field(description="validation images of one evaluation; the best checkpoint is kept")
+    no_signal: Severity = Field(
+        description="if no answer of the whole training is valid, or its rewards never differ: nothing could be learned"
+    )
     gradient_checkpointing: bool
     vllm: Vllm | None = Field(description="null: the trained model samples its answers itself")
     augment: Augment

@@ -25,11 +25,6 @@ class PatienceOnceSkilled(EarlyStoppingCallback):
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
-def training_settings(settings: Settings) -> Settings:
-    """The settings as far as they decide the training: a change of `no_skill` continues from the same checkpoints."""
-    return settings.model_copy(update={"sft": settings.sft.model_copy(update={"no_skill": "error"})})
-
-
 def kept_evaluation(state: TrainerState) -> dict[str, float]:
     """The logged figures of the checkpoint that is kept."""
     return next(line for line in state.log_history if line["step"] == state.best_global_step and "val_mae" in line)

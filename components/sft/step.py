@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from components.settings import Settings
-from components.sft.skill import check_skill, kept_evaluation, training_settings
+from components.sft.skill import check_skill, kept_evaluation
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
@@ -41,7 +41,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     base, processor = base_model(settings, ingest)
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
-    lineage = compute_lineage(STEPS["sft"], training_settings(settings), {"ingest": ingest})
+    lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
     checkpoints = state_folder(state, lineage, world_size)
     with node_cache() as cache:
         arguments = training_arguments(

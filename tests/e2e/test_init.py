@@ -26,7 +26,14 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
         "eval_rows": 20,
         "no_skill": "warning",
     },
-    "grpo": {"steps": 3, "warmup_steps": 1, "prompts": 8, "checkpoint_every": 3, "eval_rows": 20},
+    "grpo": {
+        "steps": 3,
+        "warmup_steps": 1,
+        "prompts": 8,
+        "checkpoint_every": 3,
+        "eval_rows": 20,
+        "no_signal": "warning",
+    },
     "evaluate": {"bootstrap": 50},
     "register": {"bootstrap": 50, "max_unparseable": 1.0},
 }

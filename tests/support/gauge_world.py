@@ -33,7 +33,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "grpo": {
         **PUBLISHED, "steps": 4, "prompts": 4, "generations": 4, "warmup_steps": 1, "checkpoint_every": 2,
-        "eval_rows": 10,
+        "eval_rows": 10, "no_signal": "warning",
     },
 }  # fmt: skip
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}

@@ -178,13 +178,12 @@ def _parallel(function: Callable[[Job], T], jobs: list[Job], count: int) -> list
 
 
 def _work_folder(parent: Path, settings: Settings, ingest: Path) -> Path:
-    from components.sft.skill import training_settings
     from components.shared.tracking.lineage import code_identity, compute_lineage
     from components.shared.tracking.model_revision import check_revision
     from components.shared.training.checkpoints import state_folder  # takes seconds
 
     check_revision(settings.model)
-    tree, code = training_settings(settings).tree(), {**code_identity(STEPS["sft"]), **code_identity(STEPS["grpo"])}
+    tree, code = settings.tree(), {**code_identity(STEPS["sft"]), **code_identity(STEPS["grpo"])}
     params = {name: tree[name] for name in ("task", "model", "sft", "grpo", "evaluate")}
     lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
     return state_folder(parent, replace(lineage, code=code, params=params))

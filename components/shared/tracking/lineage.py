@@ -21,6 +21,8 @@ from components.steps import STEPS, Step
 ROOT = Path(__file__).resolve().parents[3]
 UNKNOWN = "none"  # code fingerprint when the code cannot be identified
 
+_AFTER_TRAINING = ("no_skill", "no_signal")  # settings that are read once a training has ended
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -43,23 +45,31 @@ class Lineage:
     @property
     def key(self) -> str | None:
         """SHA-256 (64 hex digits) of inputs, code, params and libraries; None if the code is unknown."""
-        return self._digest(self.inputs) if self.code else None
+        return self._digest(self.inputs, self.params) if self.code else None
 
     @property
     def state_name(self) -> str:
         """Name (16 hex digits) of the folder with the training state, and of its lock.
 
-        Runs that differ only in an input that the step does not read share it: each resumes what the other left.
+        Runs share it, and each resumes what the other left, if they differ only in an input that the step does not
+        read, or in what is done about a training without any effect.
         """
         unread = STEPS[self.step].unread
-        return self._digest({port: item for port, item in self.inputs.items() if port not in unread})[:16]
+        inputs = {port: item for port, item in self.inputs.items() if port not in unread}
+        params = {
+            section: {key: value for key, value in content.items() if key not in _AFTER_TRAINING}
+            if isinstance(content, Mapping)
+            else content
+            for section, content in self.params.items()
+        }
+        return self._digest(inputs, params)[:16]
 
-    def _digest(self, inputs: Mapping[str, Content]) -> str:
+    def _digest(self, inputs: Mapping[str, Content], params: Mapping[str, Any]) -> str:
         content = {
             "step": self.step,
             "inputs": {port: item.md5 for port, item in inputs.items()},
             "code": {path: item.md5 for path, item in self.code.items()},
-            "params": self.params,
+            "params": params,
             "libraries": self.libraries,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

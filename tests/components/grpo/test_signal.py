@@ -24,7 +24,7 @@ def sampled(invalid: list[float], spread: list[float]) -> History:
     ],
 )
 def test_a_training_without_a_signal_is_an_error(history: History, message: str, tmp_path: Path) -> None:
-    grpo = write_params(tmp_path / "params.yaml").grpo
+    grpo = write_params(tmp_path / "params.yaml", grpo={"no_signal": "error"}).grpo
     with pytest.raises(ConcordError, match=message) as error:
         check_signal(grpo, [*history, {"val_score": 3.0}], ".checkpoints/x")
     assert ".checkpoints/x" in str(error.value)
@@ -41,4 +41,4 @@ def test_a_training_without_a_signal_is_an_error(history: History, message: str,
     ],
 )
 def test_one_step_with_a_signal_is_enough(history: History, tmp_path: Path) -> None:
-    check_signal(write_params(tmp_path / "params.yaml").grpo, history, "x")
+    check_signal(write_params(tmp_path / "params.yaml", grpo={"no_signal": "error"}).grpo, history, "x")

@@ -175,7 +175,7 @@ def test_a_warm_start_without_its_answers_is_refused_before_training(
 def test_a_training_without_valid_answers_is_an_error(ingest: Path, untrained: Path, tmp_path: Path) -> None:
     """All rewards are equal then, so the loss is 0 and nothing is written; the checkpoints stay."""
     track = Curves()
-    settings = write_params(tmp_path / "params.yaml", grpo={"steps": 2})
+    settings = write_params(tmp_path / "params.yaml", grpo={"steps": 2, "no_signal": "error"})
     with pytest.raises(ConcordError, match=r"all answers of all 2 steps are invalid"):
         run(settings, track, ingest=ingest, sft=untrained, out=tmp_path / "grpo", state=tmp_path / "state")  # type: ignore[arg-type]
     lines = [point for _, point in track.points if "reward/ccc" in point]
@@ -188,11 +188,17 @@ def test_a_training_without_valid_answers_is_an_error(ingest: Path, untrained: P
         assert line["loss"] == pytest.approx(0, abs=1e-6)
     assert not (tmp_path / "grpo").exists()
     assert list((tmp_path / "state").glob("*/checkpoint-2"))
+    accepted = write_params(tmp_path / "params.yaml", grpo={"steps": 2, "no_signal": "warning"})
+    again = Curves()
+    run(accepted, again, ingest=ingest, sft=untrained, out=tmp_path / "grpo", state=tmp_path / "state")  # type: ignore[arg-type]
+    assert not [point for _, point in again.points if "loss" in point], "it trained again"
+    assert (tmp_path / "grpo" / "model.safetensors").exists()
 
 
 def test_a_reward_that_never_differs_is_an_error(ingest: Path, warm: Path, tmp_path: Path) -> None:
     """The CCC of one input is 0 for every answer. The settings refuse that; here they are changed behind their back."""
-    settings = write_params(tmp_path / "params.yaml", grpo={"estimator": "means", "steps": 2, "checkpoint_every": 2})
+    short = {"estimator": "means", "steps": 2, "checkpoint_every": 2, "no_signal": "error"}
+    settings = write_params(tmp_path / "params.yaml", grpo=short)
     alone = settings.model_copy(update={"grpo": settings.grpo.model_copy(update={"prompts": 1})})
     with pytest.raises(ConcordError, match=r"grpo learned nothing: .*ccc"):
         run(alone, Curves(), ingest=ingest, sft=warm, out=tmp_path / "grpo", state=tmp_path / "state")  # type: ignore[arg-type]
