@@ -247,6 +247,7 @@ TEXT = "image,reading\na.png,5\n"
         (TEXT.encode("utf-16-be"), "iconv", "UTF-16 text"),
         (TEXT.encode("utf-32"), "iconv", "UTF-32 text"),
     ],
+    ids=["gzip", "bzip2", "xz", "utf-16", "utf-16-le", "utf-16-be", "utf-32"],
 )
 def test_the_remedy_for_text_in_disguise_works(content: bytes, tool: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(content)
