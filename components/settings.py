@@ -269,7 +269,10 @@ class Model(Strict):
         description="the commit of a hub model (40 hexadecimal digits), or the content hash of a local folder, which "
         "the steps that load it check; null: tiny"
     )
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16"] = Field(
+        description="of the computation; trained weights are float32, also where they are stored. With lora, the "
+        "frozen weights have this dtype, and so have the merged ones"
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     compile: bool = Field(description="torch.compile in training")
     max_pixels: Positive | None = Field(description="larger images are scaled down; null: the processor's own limit")
@@ -431,7 +434,7 @@ class Reader(Strict):
 
     task: Task
     answer: Answer = Field(description="its balance is a number where it reads from the distribution")
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16"] = Field(description="of the computation")
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     batch_size: Positive = Field(description="images that are read at once")
 

@@ -14,7 +14,7 @@ from components.grpo.signal import check_signal
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.io.atomic import new_folder
-from components.shared.model.loading import load, save
+from components.shared.model.loading import load, save, weights_dtype
 from components.shared.model.lora import lora_config, merged, trainable, vision_tower
 from components.shared.model.prompts import prompt
 from components.shared.model.validation_pass import save_validation, warm_start_answers
@@ -43,7 +43,8 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         ConcordError: no reward of the training could teach anything, see `check_signal`; the checkpoints stay.
     """
     grpo = settings.grpo
-    model, processor = load(sft, settings.model)
+    dtype = weights_dtype(settings.model)
+    model, processor = load(sft, settings.model, weights=dtype)
     reference = warm_start_answers(sft, ingest)  # before hours of training, in case it has none
     set_seed(grpo.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
@@ -66,7 +67,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
                 console.print(remark)
         trainer.follow(track)
         trainer.train(resume_from_checkpoint=resume_point(checkpoints))
-    trained = model_on_main_rank(trainer, lambda: trainable(load(sft, settings.model)[0], settings.model))
+    trained = model_on_main_rank(
+        trainer, lambda: trainable(load(sft, settings.model, weights=dtype)[0], settings.model)
+    )
     if trained is None:
         return
     check_signal(grpo, trainer.state.log_history, str(checkpoints))

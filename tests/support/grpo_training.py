@@ -18,7 +18,7 @@ from transformers import (
 from components.grpo.exact_trainer import ExactTrainer, exact_arguments
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings, load_settings
-from components.shared.model.loading import load, save
+from components.shared.model.loading import load, save, weights_dtype
 from components.shared.model.lora import trainable
 from components.shared.model.prompts import prompt
 from components.shared.model.tiny import build_model, build_processor
@@ -132,7 +132,7 @@ def make_trainer(
     warm: Path, settings: Settings, folder: Path, kind: type[BatchRewardTrainer] = BatchRewardTrainer
 ) -> BatchRewardTrainer:
     """Returns a trainer of the model in `warm` on noise pictures."""
-    model, processor = load(warm, settings.model)
+    model, processor = load(warm, settings.model, weights=weights_dtype(settings.model))
     return kind(
         model=model,
         args=training_arguments(settings.grpo, settings, folder, 1),
@@ -146,7 +146,7 @@ def make_exact_trainer(
     warm: Path, settings: Settings, folder: Path, world_size: int = 1, kind: type[ExactTrainer] = ExactTrainer
 ) -> ExactTrainer:
     """The same for the exact estimators, with adapters if the settings have them; keeps no best checkpoint."""
-    model, processor = load(warm, settings.model)
+    model, processor = load(warm, settings.model, weights=weights_dtype(settings.model))
     torch.manual_seed(settings.grpo.seed)  # for the adapters
     return kind(
         model=trainable(model, settings.model),

@@ -8,7 +8,7 @@ from transformers import PrinterCallback, set_seed
 from components.settings import Settings
 from components.sft.trainer import OrderedSFTTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
-from components.shared.model.loading import load, save
+from components.shared.model.loading import load, save, weights_dtype
 from components.shared.model.lora import merged, trainable
 from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.rows.rows import read_table
@@ -44,7 +44,7 @@ def run(settings: Settings, track: Any, *, ingest: Path, sft: Path, out: Path, s
     """
     grpo, task = settings.grpo, settings.task
     settings = settings.model_copy(update={"sft": settings.sft.model_copy(update={"seed": 1000 + grpo.seed})})
-    model, processor = load(sft, settings.model)
+    model, processor = load(sft, settings.model, weights=weights_dtype(settings.model))
     reference = warm_start_answers(sft, ingest)
     set_seed(settings.sft.seed)
     batch_size = 2 * settings.sft.batch_size

@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.model.loading import DTYPES, limit_pixels
+from components.shared.model.loading import limit_pixels, weights_dtype
 from components.shared.model.lora import trainable
 from components.shared.model.quiet import quiet
 from components.shared.model.suppression import suppress_placeholders
@@ -119,12 +119,12 @@ def _model_from_config(settings: Settings, processor: Any, device: torch.device)
         assert chosen.tiny is not None
         with torch.device("cpu"):  # small, and some of its weights are computed
             model: Any = build_model(chosen.tiny, processor, settings.sft.seed)
-        model = model.to(device, DTYPES[chosen.dtype])
+        model = model.to(device, weights_dtype(chosen))
         model.set_attn_implementation(attention)
         return model
     try:
         return AutoModelForImageTextToText.from_config(
-            load_config(settings), dtype=DTYPES[chosen.dtype], attn_implementation=attention, trust_remote_code=False
+            load_config(settings), dtype=weights_dtype(chosen), attn_implementation=attention, trust_remote_code=False
         )
     except (ValueError, ImportError) as error:
         raise _error(chosen.name, "the vision-language model could not be built", error) from error

@@ -12,6 +12,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from components.errors import ConcordError
 from components.settings import Task
+from components.shared.model.precision import autocast
 from components.shared.model.prompts import prompt_with_image
 from components.shared.rows.images import REMEDY, BadImageError, decode_image
 from components.shared.scoring.answers import parse_answers
@@ -28,7 +29,7 @@ def processed(processor: Any, images: list[Image.Image], questions: list[str]) -
 
 
 def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], questions: list[str]) -> dict[str, Any]:
-    """`processed`, on the model's device and in its dtype."""
+    """`processed`, on the model's device and in the dtype of its weights."""
     batch = processed(processor, images, questions).to(model.device)
     return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in batch.items()}
 
@@ -109,11 +110,11 @@ def _refused(processor: Any, images: list[Image.Image], questions: list[str]) ->
 
 @contextmanager
 def inference(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model is in eval mode and keeps no gradients."""
+    """Within, the model is in eval mode, keeps no gradients, and computes in the dtype of the settings."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), autocast(model):
             yield
     finally:
         model.train(training)

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from components.errors import ConcordError
 from components.settings import Model, Settings
+from components.shared.model.precision import compute_in
 from components.shared.model.prompts import special_token
 from components.shared.model.quiet import quiet
 from components.shared.model.suppression import suppress_placeholders
@@ -21,25 +22,40 @@ _REMEDY = "Give a hub id with its revision, or a folder with a model's safetenso
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(source: str | Path, settings: Model, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+def weights_dtype(settings: Model) -> torch.dtype:
+    """The dtype of the weights that training starts from.
+
+    Trained weights are float32, and autocast rounds them to bfloat16 in each pass: bfloat16 has 8 significant bits, so
+    a weight plus an update of less than 1/512 of it is the same weight again. Frozen weights are never updated.
+    """
+    return DTYPES[settings.dtype] if settings.lora else torch.float32
+
+
+def load(
+    source: str | Path, settings: Model, revision: str | None = None, weights: torch.dtype | None = None
+) -> tuple[PreTrainedModel, Any]:
     """Loads a model and its processor, and suppresses placeholder tokens.
 
     Args:
         source: a local model folder, or a hub id.
-        settings: dtype, attention implementation and max_pixels.
+        settings: dtype of the computation, attention implementation and max_pixels.
         revision: the hub commit; required for a hub id.
+        weights: `weights_dtype` where the model is trained; None: as they are stored, and float32 where that is the
+            dtype of the computation.
 
     Raises:
         ConcordError: `source` has no model that AutoModelForImageTextToText can load, or lacks some of its weights.
     """
     quiet()
+    if weights is None and settings.dtype == "float32":
+        weights = torch.float32
     if isinstance(source, Path) and not source.is_dir():
         raise ConcordError(f"{source}: no such folder. {_REMEDY}")  # transformers would look for it on the hub
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=revision,
-            dtype=DTYPES[settings.dtype],
+            dtype=weights or "auto",
             attn_implementation=settings.attention,
             use_safetensors=True,
             trust_remote_code=False,
@@ -56,6 +72,7 @@ def load(source: str | Path, settings: Model, revision: str | None = None) -> tu
     processor.tokenizer.padding_side = "left"
     limit_pixels(processor, settings.max_pixels)
     suppress_placeholders(model, processor)
+    compute_in(model, DTYPES[settings.dtype])
     return model, processor
 
 
@@ -91,7 +108,7 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     """
     quiet()
     if settings.model.name != "tiny":
-        pretrained = load(settings.model.name, settings.model, settings.model.revision)
+        pretrained = load(settings.model.name, settings.model, settings.model.revision, weights_dtype(settings.model))
         if token := special_token(pretrained[1], settings.task.question):
             raise ConcordError(
                 f"task.question: {token} is a special token of {settings.model.name}, not text. Leave it out."
@@ -102,10 +119,11 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
     processor = build_processor(tiny, questions)
     model: Any = build_model(tiny, processor, settings.sft.seed)
-    model = model.to(DTYPES[settings.model.dtype])
+    model = model.to(weights_dtype(settings.model))
     model.set_attn_implementation(settings.model.attention)
     limit_pixels(processor, settings.model.max_pixels)
     suppress_placeholders(model, processor)
+    compute_in(model, DTYPES[settings.model.dtype])
     return model, processor
 
 

@@ -13,7 +13,7 @@ from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Lora, Settings
 from components.sft.step import run as sft_run
 from components.sft.trainer import training_arguments as sft_arguments
-from components.shared.model.loading import base_model, load
+from components.shared.model.loading import base_model, load, weights_dtype
 from components.shared.model.lora import lora_config, vision_tower
 from tests.support.gauge_world import LORA, Curves, ingested, write_params
 from tests.support.grpo_training import loss_and_gradients, make_trainer, save_tiny, small_settings, step_batch
@@ -34,7 +34,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted_trainer(warm: Path, settings: Settings, folder: Path) -> BatchRewardTrainer:
     """A trainer with adapters and a frozen tower, as the step builds it."""
     rows = make_trainer(warm, small_settings(prompts=2), folder / "rows").train_dataset
-    model, processor = load(warm, settings.model)
+    model, processor = load(warm, settings.model, weights=weights_dtype(settings.model))
     vision_tower(model).requires_grad_(False)
     return BatchRewardTrainer(
         model=model,

@@ -68,9 +68,14 @@ def test_use_of_a_model_does_not_change_its_saved_files(settings: Settings, fold
         assert (tmp_path / "used" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-def test_dtype_attention_and_padding_side_follow_the_settings(settings: Settings, folder: Path) -> None:
-    model, processor = load(folder, settings.model.model_copy(update={"dtype": "bfloat16", "attention": "eager"}))
+def test_dtype_attention_and_padding_side_follow_the_settings(settings: Settings, folder: Path, tmp_path: Path) -> None:
+    chosen = settings.model.model_copy(update={"dtype": "bfloat16", "attention": "eager"})
+    model, processor = load(folder, chosen, weights=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    save(model, processor, tmp_path / "half")
+    for source, dtype in ((folder, torch.float32), (tmp_path / "half", torch.bfloat16)):
+        assert {p.dtype for p in load(source, chosen)[0].parameters()} == {dtype}, "as stored"
+    assert {p.dtype for p in load(tmp_path / "half", settings.model)[0].parameters()} == {torch.float32}
     assert model.config._attn_implementation == "eager"
     assert processor.tokenizer.padding_side == "left"
 
