@@ -23,6 +23,7 @@ from components.shared.model.answer_distribution import from_prompts, level_by_l
 from components.shared.model.answer_tree import AnswerTree, answer_tree
 from components.shared.model.device import device, on_accelerator, peak_bytes
 from components.shared.model.generation import generate_answers, image_batches, inference, prepared
+from components.shared.model.precision import compute_in
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import encode
 from components.shared.rows.rows import read_rows, slice_rows
@@ -172,6 +173,7 @@ class GpuBench:
         for dtype in ("bfloat16", "float32"):
             if dtype == "float32":
                 model = model.float()
+                compute_in(model, torch.float32)
             for way, log_p in self._log_probs(model).items():
                 found[f"{way}, {dtype}"] = log_p.double().cpu()
         pairs = [(f"{way}, {dtype}", f"one by one, {dtype}") for dtype in ("bfloat16", "float32") for way in _WAYS[:2]]

@@ -21,6 +21,7 @@ from transformers import (
 from components.commands.bench.tags import split_tags
 from components.shared.model.device import random_state_kept
 from components.shared.model.loading import DTYPES
+from components.shared.model.precision import compute_in
 from components.shared.model.suppression import suppress_placeholders
 from components.shared.model.tiny import PAD, build_tokenizer
 
@@ -110,6 +111,7 @@ def build_qwen(size: Dimensions, processor: "StandInProcessor", dtype: str, devi
     end, pad = ids[END], processor.tokenizer.pad_token_id
     model.generation_config.update(eos_token_id=end, pad_token_id=pad, bos_token_id=None)
     suppress_placeholders(model, processor)
+    compute_in(model, DTYPES[dtype])
     return model
 
 

@@ -119,7 +119,8 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     questions = sorted(pc.unique(read_table(ingest, "train", ["question"])["question"]).to_pylist())
     processor = build_processor(tiny, questions)
     model: Any = build_model(tiny, processor, settings.sft.seed)
-    model = model.to(weights_dtype(settings.model))
+    for weight in model.parameters():  # not the buffers, which from_pretrained keeps in float32
+        weight.data = weight.data.to(weights_dtype(settings.model))
     model.set_attn_implementation(settings.model.attention)
     limit_pixels(processor, settings.model.max_pixels)
     suppress_placeholders(model, processor)
