@@ -95,26 +95,31 @@ class Quarantine:
     Attributes:
         enabled: whether any row may be set aside; if not, every error ends the step.
         low, high: the task's range; an enabled quarantine also takes rows whose target is outside.
+        grey_bits: the task's; an enabled quarantine also takes rows whose grey image has more.
         read: number of rows read, including those set aside.
         rows: number of rows set aside.
     """
 
-    def __init__(self, limit: float = 0, low: float = -math.inf, high: float = math.inf) -> None:
+    def __init__(
+        self, limit: float = 0, low: float = -math.inf, high: float = math.inf, grey_bits: int | None = None
+    ) -> None:
         """Starts empty.
 
         Args:
             limit: largest share of rows that may be set aside.
             low, high: the task's range.
+            grey_bits: the task's.
         """
-        self._limit, self.low, self.high = limit, low, high
+        self._limit, self.low, self.high, self.grey_bits = limit, low, high, grey_bits
         self.enabled = limit > 0
         self.read = self.rows = 0
         self._errors: list[tuple[str, RowError]] = []
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Quarantine":
-        """A quarantine with the limit and the range from the settings."""
-        return cls(settings.ingest.max_quarantined, settings.task.low, settings.task.high)
+        """A quarantine with the limit, and what the task says of its rows, from the settings."""
+        task = settings.task
+        return cls(settings.ingest.max_quarantined, task.low, task.high, task.grey_bits)
 
     def add(self, read: int, tables: Sequence[TableErrors]) -> None:
         """Sets aside the rows with errors of a source of `read` rows.
