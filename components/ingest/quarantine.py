@@ -14,6 +14,7 @@ from components.shared.io.text import quoted
 
 ERRORS_SHOWN = 10
 QUARANTINE_FILE = "quarantine.csv"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins so, quoted or not
 _MAX_VALUE = 200  # characters of a value that quarantine.csv keeps
 
 
@@ -137,12 +138,17 @@ class Quarantine:
         self._errors += [(table.name, error) for table in tables for error in table.errors]
 
     def to_csv(self) -> str:
-        """The content of quarantine.csv: one line per error, sorted by source and line."""
+        """The content of quarantine.csv: one line per error, sorted by source and line.
+
+        A text that a spreadsheet would run as a formula begins with an apostrophe, which makes it text there.
+        """
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out)  # ends lines with \r\n, without which it would not quote a value with \r
         writer.writerow(["source", "line", "column", "value", "reason", "remedy"])
         for source, error in sorted(self._errors, key=lambda pair: (pair[0], pair[1].line)):
-            writer.writerow([source, error.line, error.column or "", error.value or "", error.kind, error.remedy])
+            texts = [source, error.column or "", error.value or "", error.kind, error.remedy]
+            source, *others = [f"'{text}" if _is_formula(text) else text for text in texts]
+            writer.writerow([source, error.line, *others])
         return out.getvalue()
 
     def rows_per_reason(self) -> dict[str, int]:
@@ -161,3 +167,14 @@ class Quarantine:
         """
         if self.read != kept + self.rows:
             raise RuntimeError(f"{self.read} rows read, but {kept} kept and {self.rows} quarantined")
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run the text; it does not run a number such as -5."""
+    if not text.startswith(_FORMULA):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
