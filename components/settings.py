@@ -52,6 +52,13 @@ class Task(Strict):
     bin_width: float = Field(gt=0, description="labels are counted in bins this wide; a multiple of resolution")
     many: Positive = Field(description="many-shot: more training samples than this in the label's bin")
     few: Positive = Field(description="few-shot: fewer than this")
+    # With a default, since models were registered before there was this key.
+    grey_bits: int | None = Field(
+        default=None,
+        ge=8,
+        le=16,
+        description="bits that 16-bit grey images use, such as 12; null: as many as each file says",
+    )
 
     @field_validator("question")
     @classmethod

@@ -148,7 +148,8 @@ def distributions(results: EvaluationResults, ingest: Path) -> "Figure":
 
     chosen = {shot: spread_rows(results, shot, SHOWN_PER_SHOT) for shot in SHOTS}
     ids = results.models[0].table["id"].to_pylist()
-    images = thumbnails(ingest, {ids[row] for rows in chosen.values() for row in rows})
+    shown_ids = {ids[row] for rows in chosen.values() for row in rows}
+    images = thumbnails(ingest, shown_ids, results.settings.task.grey_bits)
     figure = Figure(figsize=(12, 6.4))
     grid = figure.add_gridspec(len(SHOTS), 2 * SHOWN_PER_SHOT, width_ratios=[0.78, 1] * SHOWN_PER_SHOT)
     for line, (shot, rows) in enumerate(chosen.items()):

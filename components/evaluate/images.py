@@ -35,8 +35,8 @@ def _by_error(results: EvaluationResults, shot: str) -> list[int]:
     return [int(row) for row in rows[order]]
 
 
-def thumbnails(ingest: Path, ids: Collection[str]) -> dict[str, "Image"]:
-    """Small versions of test images, by id."""
+def thumbnails(ingest: Path, ids: Collection[str], grey_bits: int | None) -> dict[str, "Image"]:
+    """Small versions of test images, by id, decoded as the model sees them."""
     from PIL import Image
 
     from components.shared.rows.images import decode_image
@@ -45,7 +45,7 @@ def thumbnails(ingest: Path, ids: Collection[str]) -> dict[str, "Image"]:
     for batch in read_rows(ingest, "test"):
         for row, id in enumerate(batch.column("id").to_pylist()):
             if id in ids:
-                image = decode_image(batch.column("image")[row].as_py()["bytes"])
+                image = decode_image(batch.column("image")[row].as_py()["bytes"], grey_bits)
                 image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
                 found[id] = image
     return found

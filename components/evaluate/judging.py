@@ -150,7 +150,8 @@ def read_test(
     ids, texts, values = collect_answers(model, processor, rows, size, length, settings.task, unreadable)
     tree = answer_tree(processor, settings.task)
     rows = with_progress(read_rows(test.ingest, "test", size), f"{title}: distribution", count)
-    same, log_p = collect_log_probabilities(model, processor, rows, tree, size, unreadable)
+    bits = settings.task.grey_bits
+    same, log_p = collect_log_probabilities(model, processor, rows, tree, size, unreadable, bits)
     if not ids == same == [id for id in test.ids if not unreadable or id not in unreadable]:
         raise RuntimeError("the answers are not in the order of the test set")
     return TestReadings(ids, texts, values, tree.values, log_p)

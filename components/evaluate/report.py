@@ -61,7 +61,8 @@ def worst_images(results: EvaluationResults, ingest: Path) -> dict[str, list[dic
     """The images with the largest errors of the served answers in each shot group, with the texts beside them."""
     chosen = {shot: worst_rows(results, shot, WORST_IMAGES) for shot in SHOTS}
     ids = results.models[0].table["id"].to_pylist()
-    images = thumbnails(ingest, {ids[row] for rows in chosen.values() for row in rows})
+    shown_ids = {ids[row] for rows in chosen.values() for row in rows}
+    images = thumbnails(ingest, shown_ids, results.settings.task.grey_bits)
     shown = {"served": results.served_answers}
     for name in ("sft.text", "grpo.text"):
         if name != results.served.name:

@@ -97,6 +97,7 @@ def _presentations(settings: Settings, rows: Dataset, numbers: TaskNumbers) -> D
             "target": row["target"],
             "shot": str(numbers.shots_of([row["target"]])[0]),
         },
+        settings.task.grey_bits,
     )
 
 

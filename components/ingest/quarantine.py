@@ -14,6 +14,7 @@ from components.shared.io.text import quoted
 
 ERRORS_SHOWN = 10
 QUARANTINE_FILE = "quarantine.csv"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins so, quoted or not
 _MAX_VALUE = 200  # characters of a value that quarantine.csv keeps
 
 
@@ -95,26 +96,31 @@ class Quarantine:
     Attributes:
         enabled: whether any row may be set aside; if not, every error ends the step.
         low, high: the task's range; an enabled quarantine also takes rows whose target is outside.
+        grey_bits: the task's; an enabled quarantine also takes rows whose grey image has more.
         read: number of rows read, including those set aside.
         rows: number of rows set aside.
     """
 
-    def __init__(self, limit: float = 0, low: float = -math.inf, high: float = math.inf) -> None:
+    def __init__(
+        self, limit: float = 0, low: float = -math.inf, high: float = math.inf, grey_bits: int | None = None
+    ) -> None:
         """Starts empty.
 
         Args:
             limit: largest share of rows that may be set aside.
             low, high: the task's range.
+            grey_bits: the task's.
         """
-        self._limit, self.low, self.high = limit, low, high
+        self._limit, self.low, self.high, self.grey_bits = limit, low, high, grey_bits
         self.enabled = limit > 0
         self.read = self.rows = 0
         self._errors: list[tuple[str, RowError]] = []
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Quarantine":
-        """A quarantine with the limit and the range from the settings."""
-        return cls(settings.ingest.max_quarantined, settings.task.low, settings.task.high)
+        """A quarantine with the limit, and what the task says of its rows, from the settings."""
+        task = settings.task
+        return cls(settings.ingest.max_quarantined, task.low, task.high, task.grey_bits)
 
     def add(self, read: int, tables: Sequence[TableErrors]) -> None:
         """Sets aside the rows with errors of a source of `read` rows.
@@ -132,12 +138,17 @@ class Quarantine:
         self._errors += [(table.name, error) for table in tables for error in table.errors]
 
     def to_csv(self) -> str:
-        """The content of quarantine.csv: one line per error, sorted by source and line."""
+        """The content of quarantine.csv: one line per error, sorted by source and line.
+
+        A text that a spreadsheet would run as a formula begins with an apostrophe, which makes it text there.
+        """
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out)  # ends lines with \r\n, without which it would not quote a value with \r
         writer.writerow(["source", "line", "column", "value", "reason", "remedy"])
         for source, error in sorted(self._errors, key=lambda pair: (pair[0], pair[1].line)):
-            writer.writerow([source, error.line, error.column or "", error.value or "", error.kind, error.remedy])
+            texts = [source, error.column or "", error.value or "", error.kind, error.remedy]
+            source, *others = [f"'{text}" if _is_formula(text) else text for text in texts]
+            writer.writerow([source, error.line, *others])
         return out.getvalue()
 
     def rows_per_reason(self) -> dict[str, int]:
@@ -156,3 +167,14 @@ class Quarantine:
         """
         if self.read != kept + self.rows:
             raise RuntimeError(f"{self.read} rows read, but {kept} kept and {self.rows} quarantined")
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run the text; it does not run a number such as -5."""
+    if not text.startswith(_FORMULA):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False

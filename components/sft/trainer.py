@@ -101,6 +101,7 @@ def sft_presentations(settings: Settings, ingest: Path, cache: Path, count: int,
         settings.sft.seed,
         settings.sft.augment,
         lambda row, image: {**texts(row["question"], row["target"]), "images": [image]},
+        settings.task.grey_bits,
     )
 
 

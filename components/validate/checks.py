@@ -122,9 +122,8 @@ def content_checks() -> list[Check]:
             "image_range",
             {"min_value": 0.25},
             "16-bit images use at least a quarter of their range",
-            "They look as if they had fewer bits. 16 bits are reduced to the upper 8, so the model sees them nearly "
-            "black. Multiply their values (12 bits: by 16) before ingest, and those of every image that a model reads "
-            "later; or save all of them with 8 bits.",
+            "They look as if they used fewer bits. 16 bits are reduced to the upper 8, so the model sees them nearly "
+            "black. Set task.grey_bits to the number of bits that they use (12 for values up to 4095).",
         ),
         _summary_check(
             "image_frames",

@@ -12,7 +12,7 @@ from components.validate.perceptual_hash import nearest_in_earlier_split
 CANDIDATE_BITS = 16
 
 
-def confirm_duplicates(table: pd.DataFrame, groups: list[RowGroup]) -> pd.DataFrame:
+def confirm_duplicates(table: pd.DataFrame, groups: list[RowGroup], grey_bits: int | None = None) -> pd.DataFrame:
     """Returns the table with a `content` hash that is equal for two rows only if all their pixels are equal.
 
     Two JPEG files are the same picture if their reduced images are also equal: copies, changed metadata, or another
@@ -21,6 +21,7 @@ def confirm_duplicates(table: pd.DataFrame, groups: list[RowGroup]) -> pd.DataFr
     Args:
         table: one row per image, in the order of the row groups, as from `scan_images`.
         groups: the row groups with the images.
+        grey_bits: the task's, see `decode_image`.
 
     Raises:
         ConcordError: a shard is damaged.
@@ -30,7 +31,8 @@ def confirm_duplicates(table: pd.DataFrame, groups: list[RowGroup]) -> pd.DataFr
     indices: dict[int, list[int]] = defaultdict(list)
     for row, group in zip(rows, np.searchsorted(starts, rows, side="right") - 1, strict=True):
         indices[int(group)].append(int(row - starts[group]))
-    hashes = full_resolution_hashes([(groups[group], selected) for group, selected in indices.items()])
+    selected = [(groups[group], in_group) for group, in_group in indices.items()]
+    hashes = full_resolution_hashes(selected, grey_bits)
     full = [content for in_group in hashes for content in in_group]
     content = table["content"].to_numpy(object, copy=True)
     # Decoding at full resolution may run out of memory where the reduced image did not: then the old hash stays.

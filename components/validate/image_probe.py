@@ -52,13 +52,14 @@ class ImageProbe:
     fault: str | None = None
 
 
-def probe_image(data: bytes | None, reduce: bool = False) -> ImageProbe:
+def probe_image(data: bytes | None, reduce: bool = False, grey_bits: int | None = None) -> ImageProbe:
     """Decodes an encoded image completely. Never raises, because a decoder may raise anything on damaged bytes.
 
     Args:
         data: the encoded file.
         reduce: decode at reduced size if `into_small_grey` supports the image. This takes half the time; all fields but
             `content` and `reduced` are the same, thumbnails up to rounding.
+        grey_bits: the task's, see `decode_image`.
     """
     try:
         image = open_image(data)
@@ -68,9 +69,9 @@ def probe_image(data: bytes | None, reduce: bool = False) -> ImageProbe:
         size = image.size
         probe = ImageProbe(*size, image.mode, image.format)
         try:
-            probe = replace(probe, frames=frame_count(image), peak=largest_value(image))
+            probe = replace(probe, frames=frame_count(image), peak=largest_value(image, grey_bits))
             small = into_small_grey(image, 2 * SIDE) if reduce else None
-            pixels = small or into_rgb(image)
+            pixels = small or into_rgb(image, grey_bits)
         except BadImageError as error:
             return replace(probe, fault=str(error))
     if small:

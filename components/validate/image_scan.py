@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,26 +66,33 @@ def row_groups(folder: Path) -> list[RowGroup]:
     return groups
 
 
-def scan_images(groups: list[RowGroup]) -> Iterator[pa.Table]:
+def scan_images(groups: list[RowGroup], grey_bits: int | None = None) -> Iterator[pa.Table]:
     """Yields one table per row group, in order: split, id, origin, target, subject (if the shards have it), and
     `SCAN_COLUMNS`, which are the fields of `ImageProbe` with the perceptual hash instead of the thumbnail.
+
+    Args:
+        groups: of one or more shards.
+        grey_bits: the task's, see `decode_image`.
 
     Raises:
         ConcordError: a shard is damaged, or a worker process was killed.
     """
-    yield from _map(scan_row_group, groups, sum(group.rows for group in groups))
+    yield from _map(partial(scan_row_group, grey_bits=grey_bits), groups, sum(group.rows for group in groups))
 
 
-def full_resolution_hashes(selected: list[tuple[RowGroup, list[int]]]) -> Iterator[list[str | None]]:
+def full_resolution_hashes(
+    selected: list[tuple[RowGroup, list[int]]], grey_bits: int | None = None
+) -> Iterator[list[str | None]]:
     """Yields the full-resolution content hashes of the selected rows of each row group.
 
     Args:
         selected: row groups, each with the indices of rows in it.
+        grey_bits: the task's, see `decode_image`.
 
     Raises:
         ConcordError: see `scan_images`.
     """
-    yield from _map(_hash_rows, selected, sum(len(indices) for _, indices in selected))
+    yield from _map(partial(_hash_rows, grey_bits=grey_bits), selected, sum(len(indices) for _, indices in selected))
 
 
 def _map(function: Callable[[T], R], items: list[T], rows: int) -> Iterator[R]:
@@ -102,7 +110,7 @@ def _map(function: Callable[[T], R], items: list[T], rows: int) -> Iterator[R]:
             ) from None
 
 
-def scan_row_group(group: RowGroup) -> pa.Table:
+def scan_row_group(group: RowGroup, grey_bits: int | None = None) -> pa.Table:
     """Returns the rows of a row group with `SCAN_COLUMNS`; decodes one image at a time.
 
     Raises:
@@ -110,7 +118,7 @@ def scan_row_group(group: RowGroup) -> pa.Table:
     """
     load_decoders()
     table = _read(group)
-    probes = [probe_image(data.as_py(), reduce=True) for data in _images(table)]
+    probes = [probe_image(data.as_py(), reduce=True, grey_bits=grey_bits) for data in _images(table)]
     table = table.drop_columns("image").add_column(0, "split", pa.repeat(group.split, group.rows))
     for field in SCAN_COLUMNS:
         values = _hashes(probes) if field.name == "hash" else [getattr(probe, field.name) for probe in probes]
@@ -118,11 +126,11 @@ def scan_row_group(group: RowGroup) -> pa.Table:
     return table
 
 
-def _hash_rows(selected: tuple[RowGroup, list[int]]) -> list[str | None]:
+def _hash_rows(selected: tuple[RowGroup, list[int]], grey_bits: int | None) -> list[str | None]:
     load_decoders()
     group, indices = selected
     images = _images(_read(group))
-    return [probe_image(images[index].as_py()).content for index in indices]
+    return [probe_image(images[index].as_py(), grey_bits=grey_bits).content for index in indices]
 
 
 def _images(table: pa.Table) -> pa.Array:

@@ -1,5 +1,6 @@
 """Runs expectations with Great Expectations in memory and writes its Data Docs."""
 
+import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Suite:
         batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
         definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
         result = self._context.validation_definitions.add(definition).run(
-            batch_parameters={"dataframe": table},
+            batch_parameters={"dataframe": _escaped(table)},
             result_format={
                 "result_format": "SUMMARY",
                 "unexpected_index_column_names": [column for column in _IDENTIFYING_COLUMNS if column in table],
@@ -104,4 +105,21 @@ def _outcome(check: Check, item: Any) -> Outcome:
     observed = {
         name: np.asarray(value).item() for name, value in observed.items()
     }  # NumPy scalars to Python's, for JSON
-    return Outcome(check, bool(item.success), observed, result.get("partial_unexpected_index_list") or [])
+    rows = result.get("partial_unexpected_index_list") or []
+    return Outcome(check, bool(item.success), observed, [_unescaped(row) for row in rows])
+
+
+def _escaped(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all texts escaped for HTML: the Data Docs show ids and others as they are, markup included."""
+    texts = table.select_dtypes(["object", "string"])
+    escaped = {
+        name: pd.Series(
+            [html.escape(value) if isinstance(value, str) else value for value in texts[name]], table.index, object
+        )
+        for name in texts
+    }
+    return table.assign(**escaped)
+
+
+def _unescaped(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: html.unescape(value) if isinstance(value, str) else value for name, value in row.items()}

@@ -75,9 +75,9 @@ def row_table(folder: Path, task: Task) -> pd.DataFrame:
         ConcordError: a shard is damaged.
     """
     groups = row_groups(folder)
-    scanned = list(with_progress(scan_images(groups), "decoding images, 8 MB at a time", len(groups)))
+    scanned = list(with_progress(scan_images(groups, task.grey_bits), "decoding images, 8 MB at a time", len(groups)))
     table = pa.concat_tables(scanned).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    table = confirm_duplicates(table, groups).drop(columns="reduced")
+    table = confirm_duplicates(table, groups, task.grey_bits).drop(columns="reduced")
     if "subject" not in table:
         table["subject"] = None
     steps = table["target"].where(np.isfinite(table["target"])) / task.resolution
@@ -167,8 +167,8 @@ def _range_used(rows: pd.DataFrame) -> tuple[float, list[str]]:
     if deep.empty:
         return 1.0, []
     brightest = deep.loc[deep["peak"].astype(float).idxmax()]
-    value = round(brightest.peak * 65535)
-    return float(brightest.peak), [f"{len(deep)} images have 16 bits; the largest value is {value}: {brightest.origin}"]
+    share = f"{brightest.peak:.1%} of the range"
+    return float(brightest.peak), [f"{len(deep)} images have 16 bits; the largest value is {share}: {brightest.origin}"]
 
 
 def _more_frames(rows: pd.DataFrame) -> tuple[int, list[str]]:

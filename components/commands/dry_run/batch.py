@@ -47,7 +47,7 @@ def build_batch(
         ingest: row shards; if the folder does not exist, noise images are generated.
         length: tokens of each completion; None: those of the longest correct answer and its end token.
     """
-    rows = _rows(ingest, inputs) if ingest.is_dir() else None
+    rows = _rows(ingest, inputs, settings.task.grey_bits) if ingest.is_dir() else None
     side = _side(settings)
     if rows is None:
         rng = np.random.default_rng(0)
@@ -72,10 +72,10 @@ def build_batch(
     return Batch(fields, ids.expand(len(owners), -1), owners, image_tokens, prompt_tokens, image_source)
 
 
-def _rows(ingest: Path, count: int) -> list[tuple[str, Image.Image]]:
+def _rows(ingest: Path, count: int, grey_bits: int | None) -> list[tuple[str, Image.Image]]:
     """Question and image of the first `count` training rows; starts over if there are fewer."""
     rows = [
-        (row["question"], decode_image(row["image"]["bytes"]))
+        (row["question"], decode_image(row["image"]["bytes"], grey_bits))
         for part in slice_rows(read_rows(ingest, "train"), 0, count)
         for row in part.select(["question", "image"]).to_pylist()
     ]

@@ -98,6 +98,7 @@ def _task_and_ingest(found: Found, options: Namespace) -> tuple[dict[str, Any], 
         "bin_width": rounded(bins.width),
         "many": bins.many,
         "few": bins.few,
+        "grey_bits": None,
     }
     return task, found.ingest.model_copy(update={"max_per_label": bins.max_per_label})
 

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -187,7 +188,7 @@ def drop_unusable_labels(
 
     Args:
         labels: of rows without errors so far.
-        quarantine: has the task's range.
+        quarantine: has the task's range and the bits of its grey images.
         read: reads the image's bytes; called in the caller's thread, a few dozen images ahead.
         report: called with each error and its label.
     """
@@ -202,7 +203,8 @@ def drop_unusable_labels(
             span = f"{quarantine.low:g} to {quarantine.high:g}"
             drop(label, OutOfRangeError("target out of range", f"correct it, or widen task.low and task.high ({span})"))
     load_decoders()
-    image_errors = prefetch(_image_error, (_read_or_error(label, read) for label in labels))
+    check = partial(_image_error, grey_bits=quarantine.grey_bits)
+    image_errors = prefetch(check, (_read_or_error(label, read) for label in labels))
     for label, bad in zip(with_progress(labels, "decoding images"), image_errors, strict=True):
         if bad:
             drop(label, bad)
@@ -227,11 +229,11 @@ def _read_or_error(label: Label, read: Callable[[Label], bytes]) -> bytes | BadV
         return BadValueError("image cannot be read", f"{error.strerror}: make it readable")
 
 
-def _image_error(data: bytes | BadValueError) -> BadValueError | None:
+def _image_error(data: bytes | BadValueError, grey_bits: int | None) -> BadValueError | None:
     if isinstance(data, BadValueError):
         return data
     try:
-        check_image(data)
+        check_image(data, grey_bits)
     except BadImageError as bad:
         return BadValueError("image does not decode", f"{bad}: replace the file or remove the row")
     return None

@@ -35,13 +35,17 @@ def prepared(model: PreTrainedModel, processor: Any, images: list[Image.Image], 
 
 
 def image_batches(
-    rows: Iterable[pa.RecordBatch], size: int, unreadable: dict[str, str] | None = None
+    rows: Iterable[pa.RecordBatch],
+    size: int,
+    unreadable: dict[str, str] | None = None,
+    grey_bits: int | None = None,
 ) -> Iterator[tuple[list[str], list[Image.Image], list[str]]]:
     """Yields ids, decoded images and questions of at most `size` rows at a time.
 
     Args:
         rows: record batches with the columns id, image and question.
         unreadable: receives id -> reason for each image that cannot be decoded, which is then left out.
+        grey_bits: the task's, see `decode_image`.
 
     Raises:
         ConcordError: an image cannot be decoded, and `unreadable` is None.
@@ -51,7 +55,7 @@ def image_batches(
             found = []
             for row in chunk.slice(start, size).select(["id", "image", "question"]).to_pylist():
                 try:
-                    found.append((row["id"], decode_image(row["image"]["bytes"]), row["question"]))
+                    found.append((row["id"], decode_image(row["image"]["bytes"], grey_bits), row["question"]))
                 except BadImageError as error:
                     if unreadable is None:
                         raise ConcordError(f"image {row['id']}: {error}. {REMEDY}") from None
@@ -67,6 +71,7 @@ def prepared_batches(
     rows: Iterable[pa.RecordBatch],
     size: int,
     unreadable: dict[str, str] | None = None,
+    grey_bits: int | None = None,
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """Yields ids and `prepared` inputs of at most `size` rows at a time.
 
@@ -74,11 +79,12 @@ def prepared_batches(
 
     Args:
         unreadable: receives id -> reason for each image that cannot be decoded or is refused, which is then left out.
+        grey_bits: the task's, see `decode_image`.
 
     Raises:
         ConcordError: there is such an image, and `unreadable` is None.
     """
-    for ids, images, questions in image_batches(rows, size, unreadable):
+    for ids, images, questions in image_batches(rows, size, unreadable, grey_bits):
         try:
             batch = prepared(model, processor, images, questions)
         except ValueError:
@@ -140,15 +146,16 @@ def generate_answers(
     batch_size: int,
     max_new_tokens: int,
     unreadable: dict[str, str] | None = None,
+    grey_bits: int | None = None,
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Yields ids and raw completions, batch by batch; the model is in eval mode while it generates.
 
     Args:
         rows: record batches with the columns id, image and question.
-        unreadable: see `prepared_batches`.
+        unreadable, grey_bits: see `prepared_batches`.
     """
     with inference(model):
-        for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable):
+        for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable, grey_bits):
             yield ids, _generate(model, processor, batch, max_new_tokens)
 
 
@@ -167,7 +174,8 @@ def collect_answers(
     """
     ids: list[str] = []
     texts: list[str] = []
-    for batch_ids, batch_texts in generate_answers(model, processor, rows, batch_size, max_new_tokens, unreadable):
+    found = generate_answers(model, processor, rows, batch_size, max_new_tokens, unreadable, task.grey_bits)
+    for batch_ids, batch_texts in found:
         ids += batch_ids
         texts += batch_texts
     return ids, texts, parse_answers(texts, task.low, task.high)

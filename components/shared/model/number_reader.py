@@ -33,16 +33,17 @@ def log_probabilities(
     tree: AnswerTree,
     batch_size: int,
     unreadable: dict[str, str] | None = None,
+    grey_bits: int | None = None,
 ) -> Iterator[tuple[list[str], Array]]:
     """Yields ids and log-probabilities `(U, N)` of all numbers, batch by batch.
 
     Args:
         model: the bare model, not wrapped for training on several devices.
         rows: record batches with the columns id, image and question.
-        unreadable: see `prepared_batches`.
+        unreadable, grey_bits: see `prepared_batches`.
     """
     shared = why_one_by_one(model) is None
-    for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable):
+    for ids, batch in prepared_batches(model, processor, rows, batch_size, unreadable, grey_bits):
         with inference(model):
             inputs = batch.pop("input_ids"), batch.pop("attention_mask"), batch
             if shared:
@@ -65,11 +66,12 @@ def collect_log_probabilities(
     tree: AnswerTree,
     batch_size: int,
     unreadable: dict[str, str] | None = None,
+    grey_bits: int | None = None,
 ) -> tuple[list[str], Array]:
     """`log_probabilities` of all rows together."""
     ids: list[str] = []
     parts: list[Array] = [np.empty((0, len(tree.values)))]
-    for batch_ids, log_p in log_probabilities(model, processor, rows, tree, batch_size, unreadable):
+    for batch_ids, log_p in log_probabilities(model, processor, rows, tree, batch_size, unreadable, grey_bits):
         ids += batch_ids
         parts.append(log_p)
     return ids, np.concatenate(parts)
@@ -140,7 +142,8 @@ class NumberReader:
         """
         if self.rule is None:
             length = max_answer_tokens(self.processor, self.task)
-            for ids, texts in generate_answers(self.model, self.processor, rows, batch_size, length, unreadable):
+            bits = self.task.grey_bits
+            for ids, texts in generate_answers(self.model, self.processor, rows, batch_size, length, unreadable, bits):
                 unknown = np.full(len(ids), np.nan)
                 yield ids, Readings(parse_answers(texts, self.task.low, self.task.high), unknown, unknown, unknown)
             return
@@ -151,7 +154,8 @@ class NumberReader:
         self, rows: Iterable[pa.RecordBatch], batch_size: int, unreadable: dict[str, str] | None = None
     ) -> Iterator[tuple[list[str], Array]]:
         """Yields ids and log-probabilities `(U, N)` of all numbers, batch by batch; for the arguments see `read`."""
-        return log_probabilities(self.model, self.processor, rows, self.tree, batch_size, unreadable)
+        bits = self.task.grey_bits
+        return log_probabilities(self.model, self.processor, rows, self.tree, batch_size, unreadable, bits)
 
 
 def _loading(folder: Path, settings: Reader) -> Model:

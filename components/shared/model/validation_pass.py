@@ -47,7 +47,7 @@ def save_validation(
     targets = read_table(ingest, "val", ["target"])["target"].to_numpy()
     batches = -(-len(targets) // batch_size)
     rows = with_progress(read_rows(ingest, "val", batch_size), "validation distributions", batches)
-    ids, log_p = collect_log_probabilities(model, processor, rows, tree, batch_size)
+    ids, log_p = collect_log_probabilities(model, processor, rows, tree, batch_size, grey_bits=task.grey_bits)
     if reference is None:
         rows = with_progress(read_rows(ingest, "val", batch_size), "validation answers", batches)
         length = max_answer_tokens(processor, task)

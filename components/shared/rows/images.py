@@ -7,13 +7,14 @@ import io
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 # Plain raster formats only: decoders of others (EPS) start external programs on the file's content.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: 256 MB as RGB
 # Formats whose 16-bit grey Pillow may read as 32-bit grey, with values up to 65,535.
 _WIDE_16_BIT = ("PNG", "PPM")
+_OWN_BITS = "own grey bits"  # key of `Image.info`, since decoding drops what the header says
 _WITH_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 
 
@@ -39,24 +40,33 @@ def open_image(data: bytes | None) -> Image.Image:
     if not data:
         raise BadImageError("empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if own := _own_bits(image):
+            image.info[_OWN_BITS] = own
+        return image
     except UnidentifiedImageError:
         raise BadImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # a decoder may raise anything on arbitrary bytes
         raise BadImageError(_message(error)) from error
 
 
-def into_rgb(image: Image.Image) -> Image.Image:
+def into_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
     """Decodes all pixels, turns the image upright by its EXIF tag, and converts it to 8-bit RGB.
 
     The image passed in may be changed and returned; do not use it afterwards. The result has its pixels loaded and
     needs no open file.
 
-    16-bit grey keeps its upper 8 bits (Pillow alone would make all of it white). Transparent pixels become white, so
-    that hidden colours stay hidden. CMYK is converted without its colour profile.
+    16-bit grey keeps the upper 8 of its bits (Pillow alone would make all of it white). Transparent pixels become
+    white, so that hidden colours stay hidden. CMYK is converted without its colour profile.
+
+    Args:
+        image: from `open_image`.
+        grey_bits: how many of the 16 bits grey values use (`task.grey_bits`); None: all of them. A file that states
+            its own range is read by that, and other images do not depend on it.
 
     Raises:
-        BadImageError: the image does not decode, has more than `MAX_PIXELS`, or its pixel values have no known range.
+        BadImageError: the image does not decode, has more than `MAX_PIXELS`, its pixel values have no known range, or
+            one of them has more than `grey_bits`.
     """
     _check_size(image)
     deep = _is_deep(image)
@@ -66,17 +76,22 @@ def into_rgb(image: Image.Image) -> Image.Image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if deep:
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            image = _upper_bits(image, _bits_used(image, grey_bits))
         elif image.has_transparency_data:
             with_alpha = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except BadImageError:
+        raise
     except Exception as error:  # a decoder may raise anything on arbitrary bytes
         raise BadImageError(_message(error)) from error
 
 
-def largest_value(image: Image.Image) -> float | None:
+def largest_value(image: Image.Image, grey_bits: int | None = None) -> float | None:
     """Largest value of 16-bit grey as a share of the range; None for other images. Decodes all pixels.
+
+    Args:
+        image, grey_bits: see `into_rgb`.
 
     Raises:
         BadImageError: the image does not decode, or has more than `MAX_PIXELS`.
@@ -85,7 +100,7 @@ def largest_value(image: Image.Image) -> float | None:
         return None
     _check_size(image)
     try:
-        return float(np.asarray(image).max()) / 65535
+        return float(np.asarray(image).max()) / ((1 << _bits_used(image, grey_bits)) - 1)
     except Exception as error:  # a decoder may raise anything on arbitrary bytes
         raise BadImageError(_message(error)) from error
 
@@ -109,6 +124,34 @@ def frame_count(image: Image.Image) -> int:
 def _is_deep(image: Image.Image) -> bool:
     """Whether this is 16-bit grey."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_16_BIT)
+
+
+def _own_bits(image: ImageFile.ImageFile) -> int | None:
+    """How many bits 16-bit grey uses by the file's own word; None if the file allows all 16 and may use fewer."""
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        stored = int(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])  # type: ignore[attr-defined]
+        return stored if stored < 16 else None
+    if image.format == "PPM" and image.mode == "I":
+        args = image.tile[0].args
+        maximum = args[-1] if isinstance(args, tuple) else 65535
+        return 16 if maximum != 65535 else None  # Pillow stretches other ranges to 16 bits
+    return None
+
+
+def _bits_used(image: Image.Image, grey_bits: int | None) -> int:
+    return image.info.get(_OWN_BITS) or grey_bits or 16
+
+
+def _upper_bits(image: Image.Image, bits: int) -> Image.Image:
+    """The upper 8 of a 16-bit image's bits, as 8-bit grey.
+
+    Raises:
+        BadImageError: a value has more bits.
+    """
+    values = np.asarray(image).astype(np.uint32)
+    if (largest := int(values.max(initial=0))) >> bits:
+        raise BadImageError(f"a grey value of {largest}, which has more bits than task.grey_bits ({bits})")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def into_small_grey(image: Image.Image, least: int) -> Image.Image | None:
@@ -140,17 +183,21 @@ def into_small_grey(image: Image.Image, least: int) -> Image.Image | None:
     return image
 
 
-def decode_image(data: bytes | None) -> Image.Image:
+def decode_image(data: bytes | None, grey_bits: int | None = None) -> Image.Image:
     """Decodes an image into the form that the model sees: upright, 8-bit RGB.
+
+    Args:
+        data: the encoded file.
+        grey_bits: see `into_rgb`.
 
     Raises:
         BadImageError: see `open_image` and `into_rgb`.
     """
     with open_image(data) as image:
-        return into_rgb(image)
+        return into_rgb(image, grey_bits)
 
 
-def check_image(data: bytes | None) -> None:
+def check_image(data: bytes | None, grey_bits: int | None = None) -> None:
     """Decodes an image completely, only to find errors; for JPEG faster than `decode_image`.
 
     Raises:
@@ -158,7 +205,7 @@ def check_image(data: bytes | None) -> None:
     """
     with open_image(data) as image:
         if not into_small_grey(image, least=1):
-            into_rgb(image)
+            into_rgb(image, grey_bits)
 
 
 def _check_size(image: Image.Image) -> None:

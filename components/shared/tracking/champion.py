@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 SETTINGS = "concord.settings"  # tag of a version: the settings of the steps that made it, as JSON
+_QUESTION = ("question", "unit", "low", "high", "resolution", "grey_bits")  # of a task: what a model answers
 
 
 def champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
@@ -37,5 +38,8 @@ def other_task(version: "ModelVersion", task: Task) -> str | None:
     same, or if the version does not tell."""
     before = json.loads(version.tags.get(SETTINGS, "{}")).get("task")
     now = task.tree()
-    names = [name for name in ("question", "unit", "low", "high", "resolution") if before and before[name] != now[name]]
+    if not before:
+        return None
+    before.setdefault("grey_bits", None)  # of a version from before there was this key
+    names = [name for name in _QUESTION if before[name] != now[name]]
     return ", ".join(f"task.{name} was {before[name]!r}, is {now[name]!r}" for name in names) or None

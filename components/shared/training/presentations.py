@@ -42,7 +42,12 @@ def training_rows(ingest: Path, cache: Path) -> Dataset:
 
 
 def presentations(
-    rows: Dataset, count: int, seed: int, changes: Augment, example: Callable[[Example, Image.Image], Example]
+    rows: Dataset,
+    count: int,
+    seed: int,
+    changes: Augment,
+    example: Callable[[Example, Image.Image], Example],
+    grey_bits: int | None = None,
 ) -> Dataset:
     """Returns a dataset of `count` presentations for TRL's trainers.
 
@@ -52,6 +57,7 @@ def presentations(
         seed: decides order and augmentation.
         changes: the largest changes of a picture.
         example: builds the trainer's row from ours (without the image) and the augmented picture.
+        grey_bits: the task's, see `decode_image`.
     """
     n = len(rows)
 
@@ -66,7 +72,7 @@ def presentations(
         for i, k in enumerate(positions):
             row = {name: column[i] for name, column in picked.items()}
             try:
-                picture = decode_image(row.pop("image")["bytes"])
+                picture = decode_image(row.pop("image")["bytes"], grey_bits)
             except BadImageError as error:
                 raise ConcordError(f"image {row['id']}: {error}. {REMEDY}") from None
             shown[k] = example(row, augment(picture, changes, np.random.default_rng([seed, 1, k])))

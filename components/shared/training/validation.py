@@ -45,17 +45,20 @@ class TaskNumbers:
         tree: N numbers as the model's tokens.
         log_prior: `(N,)` log of the smoothed training prior.
         shots: `(N,)` shot group of each number.
+        grey_bits: the task's.
     """
 
     tree: AnswerTree
     log_prior: Array
     shots: NDArray[np.str_]
+    grey_bits: int | None = None
 
     @classmethod
     def of(cls, processor: Any, task: Task, train: ArrayLike) -> "TaskNumbers":
         """Takes the targets of the training split."""
         counts, shots, per_bin = label_counts(task, np.asarray(train, np.float64))
-        return cls(answer_tree(processor, task), np.log(smoothed_prior(counts, per_bin)), shots)
+        prior = np.log(smoothed_prior(counts, per_bin))
+        return cls(answer_tree(processor, task), prior, shots, task.grey_bits)
 
     def shots_of(self, targets: ArrayLike) -> NDArray[np.str_]:
         """Shot group of each target, `(U,)`."""
@@ -185,7 +188,8 @@ class ValidatesDistributions(TrainerHooks):
         def log_probs(start: int, count: int) -> Array:
             rows = slice_rows(tune_rows(validation.ingest), start, count)
             with self.accelerator.autocast():
-                return collect_log_probabilities(model, self.processing_class, rows, numbers.tree, size)[1]
+                processor, bits = self.processing_class, numbers.grey_bits
+                return collect_log_probabilities(model, processor, rows, numbers.tree, size, grey_bits=bits)[1]
 
         def answers(start: int, count: int) -> Array:
             assert text is not None

@@ -45,7 +45,7 @@ def test_the_limit_is_a_share_of_the_rows(limit: float, stops: bool) -> None:
 
 
 def test_values_are_unchanged_in_the_csv_up_to_200_characters() -> None:
-    values = ["größe \n", 'a "b", c', "\x00\x1b[2J", "=1+1", "x" * 10_000]
+    values = ["größe \n", 'a "b", c', "\x00\x1b[2J", "1+1", "-5", "+1.5e3", "x" * 10_000]
     errors = TableErrors(Path("labels.csv"))
     for line, value in enumerate(values, start=2):
         errors.add(line, "reading", value, BadValueError("target is not a number", "write one"))
@@ -54,6 +54,18 @@ def test_values_are_unchanged_in_the_csv_up_to_200_characters() -> None:
     table = list(csv.DictReader(io.StringIO(quarantine.to_csv(), newline="")))
     assert [row["value"] for row in table[:-1]] == values[:-1]
     assert len(table[-1]["value"]) == 200
+
+
+@pytest.mark.parametrize(
+    "value", ['=HYPERLINK("http://evil.example","see")', "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1"]
+)
+def test_no_cell_of_the_csv_is_a_formula(value: str) -> None:
+    errors = TableErrors(Path("labels.csv"), value)
+    errors.add(2, value, value, BadValueError(value, value))
+    quarantine = Quarantine(1)
+    quarantine.add(1, [errors])
+    (row,) = csv.DictReader(io.StringIO(quarantine.to_csv(), newline=""))
+    assert {row[name] for name in ("source", "column", "value", "reason", "remedy")} == {f"'{value}"}
 
 
 def test_the_csv_is_sorted_by_source_and_line() -> None:

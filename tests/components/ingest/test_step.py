@@ -364,7 +364,7 @@ def test_without_bad_rows_the_quarantine_is_empty_and_the_shards_are_unchanged(r
     setting(max_quarantined=0.5)(raw)
     assert main(INGEST) == 0
     after = content(OUT)
-    assert after.pop("quarantine.csv") == b"source,line,column,value,reason,remedy\n"
+    assert after.pop("quarantine.csv") == b"source,line,column,value,reason,remedy\r\n"
     assert {name for name in after if after[name] != before[name]} == {"metrics.json"}
 
 

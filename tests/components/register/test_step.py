@@ -241,7 +241,15 @@ def test_decision_about_a_champion_is_kept(first: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("question", "How old?"), ("unit", "years"), ("low", -1.0), ("high", 200.0), ("resolution", 0.5)]
+    ("key", "value"),
+    [
+        ("question", "How old?"),
+        ("unit", "years"),
+        ("low", -1.0),
+        ("high", 200.0),
+        ("resolution", 0.5),
+        ("grey_bits", 12),
+    ],
 )
 def test_a_champion_of_another_task_is_not_compared(
     workspace: Workspace, first: dict[str, Any], key: str, value: Any

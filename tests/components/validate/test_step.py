@@ -249,7 +249,7 @@ def test_images_of_12_bits_in_16_are_reported(
     assert main(INGEST) == main(VALIDATE) == 0
     stderr = capfd.readouterr().err
     assert ("69 images have 16 bits; the largest value is" in stderr) == warned, stderr
-    assert ("(12 bits: by 16)" in stderr) == warned
+    assert ("Set task.grey_bits to the number of bits" in stderr) == warned
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])

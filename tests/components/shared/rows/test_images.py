@@ -84,6 +84,71 @@ def test_16_bits_keep_their_upper_8(format: str, order: str) -> None:
     assert (pixels(data) == expected).all()
 
 
+def grey_ramp(bits: int) -> np.ndarray:
+    """All 256 shades of 8 bits, in the upper bits of `bits`; the lower ones are set where there are any."""
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    return np.asarray((ramp << (bits - 8)) | ((1 << (bits - 8)) - 1), np.uint16)
+
+
+def deep_file(kind: str, values: np.ndarray) -> bytes:
+    if kind == "PGM":
+        return b"P5 16 16 65535\n" + values.astype(">u2").tobytes()
+    if kind == "TIFF >":
+        return big_endian_tiff(values.astype(">u2").tobytes(), 16, 16)
+    return saved(Image.fromarray(values), kind)
+
+
+DEEP_FILES = ("PNG", "TIFF", "TIFF >", "PGM")
+
+
+@pytest.mark.parametrize("kind", DEEP_FILES)
+@pytest.mark.parametrize("bits", [8, 9, 12, 15, 16])
+def test_fewer_bits_in_a_16_bit_file_give_the_8_bit_picture(kind: str, bits: int) -> None:
+    found = decode_image(deep_file(kind, grey_ramp(bits)), bits)
+    assert found.tobytes() == decode_image(saved(Image.fromarray(grey_ramp(8).astype(np.uint8)))).tobytes()
+
+
+@pytest.mark.parametrize("kind", DEEP_FILES)
+def test_a_value_with_more_bits_than_the_setting_is_an_error_that_names_it(kind: str) -> None:
+    values = grey_ramp(12)
+    values[3, 4] = 4096
+    with pytest.raises(BadImageError, match=r"a grey value of 4096, which has more bits than task.grey_bits \(12\)"):
+        decode_image(deep_file(kind, values), 12)
+
+
+def tiff_of_12_bits(values: np.ndarray) -> bytes:
+    """A little-endian TIFF that packs two values into three bytes."""
+    first, second = values.reshape(-1, 2).astype(np.uint32).T
+    packed = np.stack([first >> 4, ((first & 15) << 4) | (second >> 8), second & 255], 1).astype(np.uint8).tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, height)]
+    tags.append((279, len(packed)))
+    entries = b"".join(
+        tag.to_bytes(2, "little") + (4).to_bytes(2, "little") + (1).to_bytes(4, "little") + value.to_bytes(4, "little")
+        for tag, value in tags
+    )
+    return b"II*\0" + (8).to_bytes(4, "little") + len(tags).to_bytes(2, "little") + entries + bytes(4) + packed
+
+
+@pytest.mark.parametrize("setting", [None, 12, 16])
+@pytest.mark.parametrize("kind", ["TIFF", "PGM", "plain PGM"])
+def test_a_file_that_states_12_bits_needs_no_setting(kind: str, setting: int | None) -> None:
+    values = grey_ramp(12)
+    files = {
+        "TIFF": tiff_of_12_bits(values),
+        "PGM": b"P5 16 16 4095\n" + values.astype(">u2").tobytes(),
+        "plain PGM": b"P2 16 16 4095\n" + " ".join(map(str, values.ravel())).encode(),
+    }
+    found = np.asarray(decode_image(files[kind], setting))[..., 0]
+    assert (found == grey_ramp(8)).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_other_images_do_not_depend_on_the_grey_bits(mode: str) -> None:
+    data = saved(Image.open(io.BytesIO(encoded(2, size=24))).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    assert decode_image(data, 12).tobytes() == decode_image(data).tobytes()
+
+
 def test_16_bit_images_are_turned_upright() -> None:
     values = np.arange(32, dtype=np.uint16).reshape(4, 8) * 2000
     data = saved(Image.fromarray(values), "PNG", exif=exif_with(6))
