@@ -232,6 +232,16 @@ def _unchecked(outputs: Mapping[str, Path]) -> dict[str, Path]:
     return {port: path.with_name(f"{path.name}.unchecked") for port, path in outputs.items()}
 
 
+def _check_bucket(call: StepCall) -> None:
+    """Raises ConcordError if raw input in a bucket has changed: DVC takes its ETags after the command has ended."""
+    location = parse_location(call.data or call.settings.ingest.path)
+    if isinstance(location, Path):
+        return
+    from components.shared.s3.local_copy import check_listing
+
+    check_listing(location)
+
+
 def _check_unchanged(call: StepCall, inputs: Mapping[str, Path], lineage: "Lineage") -> None:
     """Raises ConcordError if params, inputs or code are not those of the step's start; the earlier outputs stay."""
     from components.shared.tracking.model_revision import check_revision
@@ -241,7 +251,9 @@ def _check_unchanged(call: StepCall, inputs: Mapping[str, Path], lineage: "Linea
         found = changes(lineage, call.step, call.settings_now(), inputs)
         if call.step.loads_base and not found:
             check_revision(call.settings.model)
-    except ConcordError as error:  # the file is being edited, or the folder of the model
+        if "data" in call.step.inputs and not found:
+            _check_bucket(call)
+    except ConcordError as error:  # the file is being edited, or the folder of the model or the bucket has changed
         found = [str(error)]
     if not found:
         return

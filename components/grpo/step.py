@@ -24,6 +24,7 @@ from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
 from components.shared.training.presentations import presentations, training_rows
 from components.shared.training.ranks import model_on_main_rank, node_cache, ranks, shards_weights
+from components.shared.training.readable import check_readable
 from components.shared.training.validation import TaskNumbers, Validation, kept_figures
 from components.steps import STEPS
 
@@ -40,12 +41,14 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         state: folder of the checkpoints; a killed run resumes from them.
 
     Raises:
-        ConcordError: no reward of the training could teach anything, see `check_signal`; the checkpoints stay.
+        ConcordError: an image of train or val cannot be read, see `check_readable`; or no reward of the training could
+            teach anything, see `check_signal`; then the checkpoints stay.
     """
     grpo = settings.grpo
     dtype = weights_dtype(settings.model)
     model, processor = load(sft, settings.model, weights=dtype)
     reference = warm_start_answers(sft, ingest)  # before hours of training, in case it has none
+    check_readable(processor, ingest)
     set_seed(grpo.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
     lineage = compute_lineage(STEPS["grpo"], settings, {"ingest": ingest, "sft": sft})

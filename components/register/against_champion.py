@@ -42,7 +42,7 @@ def compare(
         seen: hashes of the images that the champion has seen; None if they are unknown.
 
     Raises:
-        CannotPredictError: the champion cannot predict the test images, or has seen all of them.
+        CannotPredictError: the champion cannot predict the test images, or has seen all that it can read.
         ConcordError: another attempt may succeed.
     """
     ids = served.table["id"].to_pylist()
@@ -59,6 +59,11 @@ def compare(
             f"share of {limit:g} is allowed (evaluate.max_unreadable)"
         )
     kept = ~known & ~np.isin(ids, list(unreadable))
+    if not kept.any():
+        raise CannotPredictError(
+            f"none of the {len(ids)} test images is left to compare: it has seen {int(known.sum())} of them in its "
+            f"training or validation data, and cannot read {len(unreadable)}"
+        )
     baseline = comparable_predictions(predicted, served.predictions, settings.task)
     return Compared(
         served.predictions.subset(kept),

@@ -21,6 +21,7 @@ from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
 from components.shared.training.ranks import model_on_main_rank, node_cache, ranks
+from components.shared.training.readable import check_readable
 from components.steps import STEPS
 
 
@@ -34,11 +35,13 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
         state: folder of the checkpoints; a killed run resumes from them.
 
     Raises:
-        ConcordError: no answer is clearly better than the best constant, and `sft.no_skill` is error; the checkpoints
-            stay, and a run with `no_skill: warning` takes them.
+        ConcordError: an image of train or val cannot be read, see `check_readable`; or no answer is clearly better
+            than the best constant, and `sft.no_skill` is error; then the checkpoints stay, and a run with
+            `no_skill: warning` takes them.
     """
     del validate
     base, processor = base_model(settings, ingest)
+    check_readable(processor, ingest)
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
     lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})

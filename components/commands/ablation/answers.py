@@ -61,14 +61,17 @@ def read_answers(settings: Settings, ingest: Path, split: str, folder: Path, pat
 
 
 def _read_test(settings: Settings, ingest: Path, folder: Path, model: "PreTrainedModel", processor: Any) -> Answers:
-    from components.evaluate.judging import TestSet, read_test
+    from components.evaluate.judging import TestSet, check_unreadable, read_test
     from components.shared.rows.rows import read_table
     from components.shared.scoring.shots import ShotTable
 
     task = settings.task
     train = read_table(ingest, "train", ["target"])["target"].to_numpy()
     test = TestSet.read(ingest, ShotTable.of(train, task.bin_width, task.resolution, task.many, task.few))
-    found = read_test(settings, folder.name, model, processor, test)
+    unreadable: dict[str, str] = {}
+    found = read_test(settings, folder.name, model, processor, test, unreadable)
+    check_unreadable(unreadable, test, settings.evaluate.max_unreadable)
+    found, test = found.without(unreadable), test.without(unreadable)
     return Answers(np.array(test.ids), test.targets, found.values, found.log_p)
 
 

@@ -15,6 +15,7 @@ from components.shared.rows.rows import read_table
 from components.shared.training.checkpoints import SealedCheckpoints, resume_point
 from components.shared.training.curves import CurveCallback, write_results
 from components.shared.training.ranks import node_cache
+from components.shared.training.readable import check_readable
 from components.shared.training.validation import (
     TaskNumbers,
     ValidatesDistributions,
@@ -46,6 +47,7 @@ def run(settings: Settings, track: Any, *, ingest: Path, sft: Path, out: Path, s
     settings = settings.model_copy(update={"sft": settings.sft.model_copy(update={"seed": 1000 + grpo.seed})})
     model, processor = load(sft, settings.model, weights=weights_dtype(settings.model))
     reference = warm_start_answers(sft, ingest)
+    check_readable(processor, ingest)
     set_seed(settings.sft.seed)
     batch_size = 2 * settings.sft.batch_size
     with node_cache() as cache:

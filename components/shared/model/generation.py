@@ -88,7 +88,7 @@ def prepared_batches(
         try:
             batch = prepared(model, processor, images, questions)
         except ValueError:
-            refused = _refused(processor, images, questions)
+            refused = refusals(processor, images, questions)
             if not refused:
                 raise
             if unreadable is None:
@@ -103,8 +103,8 @@ def prepared_batches(
         yield ids, batch
 
 
-def _refused(processor: Any, images: list[Image.Image], questions: list[str]) -> dict[int, str]:
-    """Row -> reason of the images that the processor refuses."""
+def refusals(processor: Any, images: list[Image.Image], questions: list[str]) -> dict[int, str]:
+    """Row -> reason of the images that the processor refuses, of those that decode."""
     reasons = {}
     for row, (image, question) in enumerate(zip(images, questions, strict=True)):
         try:

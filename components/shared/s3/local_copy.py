@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -58,6 +59,22 @@ def local_copy(address: S3Address, retry_seconds: float = RETRY_SECONDS) -> Iter
         with disk_full_errors(cache.folder), open_index(folder.with_name(f"{folder.name}.sqlite")) as index:
             _fetch(address, cache, index, folder, retry_seconds)
         yield folder
+
+
+def check_listing(address: S3Address, retry_seconds: float = RETRY_SECONDS) -> None:
+    """Lists the bucket again within a `local_copy` of the address.
+
+    Raises:
+        ConcordError: an object was added, removed or replaced since, or the server stays unreachable.
+    """
+    folder = _folder_of(address, cache_folder())
+    with open_index(folder.with_name(f"{folder.name}.sqlite")) as index:
+        before = iter(index.objects())
+        now = sorted(_list_objects(_client(address), address, retry_seconds), key=lambda item: item.name)
+        for old, new in zip_longest(before, now):
+            if old is None or new is None or (old.name, old.size, old.etag) != (new.name, new.size, new.etag):
+                name = min(item.name for item in (old, new) if item)
+                raise ConcordError(f"input {address}: the object {quoted(name)} was added, removed or replaced")
 
 
 def _folder_of(address: S3Address, cache: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components import runner
 from components.__main__ import main
 from components.commands.data.ensure import ensure
 from components.errors import ConcordError
@@ -51,6 +52,31 @@ def test_shards_from_a_bucket_equal_those_from_local_files(bucket: RawFolder) ->
     assert content(Path("remote")) == content(Path("given")) == content(Path("local"))
     (folder,) = (path for path in Path(".cache/s3").iterdir() if path.is_dir())
     assert dvc_hash(folder) == dvc_hash(bucket.folder), "MLflow must have the same hash for both"
+
+
+@pytest.mark.parametrize("name", ["zzz-new.txt", "labels.csv"])
+@pytest.mark.usefixtures("store", "gateway")
+def test_a_bucket_that_changes_while_ingest_runs_is_an_error(
+    name: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = RawFolder(tmp_path / "raw")
+    for key, body in content(raw.folder).items():
+        s3_server.put(f"changing/{name}/{key}", body)
+    address = f"s3://open/changing/{name}"
+    write_params(Path("params.yaml"), ingest={"path": address})
+    assert main([*INGEST, "out"]) == 0
+    before, compute = content(Path("out")), runner.compute
+
+    def changing(*arguments: Any) -> None:
+        compute(*arguments)
+        s3_server.put(f"changing/{name}/{name}", b"another content")
+
+    monkeypatch.setattr(runner, "compute", changing)
+    assert main([*INGEST, "out"]) == 1
+    message = " ".join(capfd.readouterr().err.split())
+    assert "changed while the step ran" in message
+    assert name in message
+    assert content(Path("out")) == before
 
 
 def write_published(folder: Path) -> None:

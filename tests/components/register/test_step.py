@@ -315,6 +315,18 @@ def test_what_the_champion_has_seen_or_cannot_read_is_left_out_for_both(
     )
 
 
+def test_a_champion_that_has_seen_all_it_can_read_is_not_compared(
+    workspace: Workspace, first: dict[str, Any], tmp_path: Path
+) -> None:
+    settings, world = workspace.world.settings, workspace.world
+    served = Served.read(settings, workspace.poor, {"sft": world.sft, "grpo": world.sft})
+    seen = read_table(world.ingest, "test", ["image_sha256"])["image_sha256"][1:]
+    ingest = changed_rows(world.ingest, tmp_path / "ingest", "test-000")
+    allowed = settings.evaluate.model_copy(update={"max_unreadable": 0.05})
+    with pytest.raises(CannotPredictError, match=r"none of the 24 test images is left.* seen 23 .*cannot read 1"):
+        compare(MODEL, "1", served, settings.model_copy(update={"evaluate": allowed}), ingest, hashes_of(seen))
+
+
 def test_a_version_stores_what_it_has_seen(
     workspace: Workspace, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,19 @@
 """The sft step: early stopping, best weights, no times in its outputs, and resuming from checkpoints."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.errors import ConcordError
 from components.settings import Settings
 from components.sft.step import run
 from components.shared.model.answer_tree import answer_tree
@@ -180,3 +184,25 @@ def test_interrupted_run_keeps_the_previous_output(ingest: Path, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         train(ingest, tmp_path, stop_after=2, sft={"lr": 0.5})
     assert content(out) == before
+
+
+def test_all_unreadable_images_are_named_before_training(ingest: Path, tmp_path: Path) -> None:
+    shutil.copytree(ingest, tmp_path / "ingest")
+    for split in ("train", "val"):
+        (shard,) = (tmp_path / "ingest").glob(f"{split}-*.parquet")
+        table = pq.read_table(shard)
+        rows = table.to_pylist()
+        for row, broken in ((1, b"no image"), (len(rows) - 1, b"")):
+            rows[row]["image"]["bytes"] = broken
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    named = [f"{split} image {id}" for split in ("train", "val") for id in second_and_last(ingest, split)]
+    with pytest.raises(ConcordError, match=r"4 images of train and val cannot be read") as error:
+        train(tmp_path / "ingest", tmp_path / "run")
+    assert re.findall(r"(\w+ image \S+): ", str(error.value)) == named
+    assert "run ingest again" in str(error.value)
+    assert not list((tmp_path / "run").glob("state/**/checkpoint-*"))
+
+
+def second_and_last(ingest: Path, split: str) -> tuple[str, str]:
+    ids = read_table(ingest, split, ["id"])["id"].to_pylist()
+    return ids[1], ids[-1]

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from components.commands.ablation import command, stopwatch
+from components.commands.ablation.answers import Answers, read_answers
 from components.commands.ablation.command import main
 from components.commands.ablation.stopwatch import Stopwatch, Tally, TrialOverError
 from components.commands.ablation.studies import STUDIES, Arm, Comparison, Study
 from components.commands.ablation.training import Job, steps_within
 from components.errors import ConcordError
+from components.shared.model.loading import base_model, save
 from components.shared.rows.rows import Row, ShardWriter
 from tests.support import gray_world
 from tests.support.gauge_world import write_params
@@ -193,3 +197,16 @@ def test_a_trial_on_validation_images_reads_those_that_choices_are_made_on(world
     main([*words(world, "val", [0]), "--split=val"])
     assert results(world, "val")["split"] == "val"
     assert results(world, "val")["sizes"]["all"] == 4
+
+
+def test_a_broken_test_image_is_left_out_as_in_evaluate(world: Path) -> None:
+    shard = world / "rows" / "test-00000.parquet"
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[1]["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    sections = {"task": {"resolution": 20, "bin_width": 20}, "model": MODEL, "evaluate": {"max_unreadable": 0.2}}
+    settings = write_params(world / "params.yaml", **sections)
+    save(*base_model(settings, world / "rows"), world / "model")
+    read_answers(settings, world / "rows", "test", world / "model", world / "answers.npz")
+    assert Answers.read(world / "answers.npz").ids.tolist() == ["test-0", "test-2", "test-3", "test-4", "test-5"]

@@ -60,6 +60,26 @@ def test_correct_data_is_unchanged(versioned: Path) -> None:
     assert (versioned / "data.dvc").read_bytes() == before
 
 
+def test_a_checkout_without_git_says_so_to_dvc_once(versioned: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An unpacked archive; its .dvc/config does not say it."""
+    shared, local = versioned / ".dvc" / "config", versioned / ".dvc" / "config.local"
+    shared.write_text(shared.read_text(encoding="utf-8").replace("no_scm = True", ""), encoding="utf-8")
+    with pytest.raises(subprocess.CalledProcessError):
+        dvc("status")
+    ensure()
+    assert local.read_text(encoding="utf-8").split() == ["[core]", "no_scm", "=", "true"]
+    assert "not a git repository" in " ".join(capfd.readouterr().err.split())
+    dvc("status")
+    ensure()
+    assert "not a git repository" not in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_git_repository_is_left_as_it_is(versioned: Path) -> None:
+    subprocess.run(["git", "init", "-q"], check=True)
+    ensure()
+    assert not (versioned / ".dvc" / "config.local").exists()
+
+
 def test_missing_data_is_generated_with_the_same_hash(versioned: Path) -> None:
     shutil.rmtree(versioned / "data")
     ensure()
