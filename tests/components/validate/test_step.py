@@ -195,6 +195,7 @@ def near_duplicates(raw: RawFolder) -> None:
     shades = np.cumsum(np.random.default_rng(5).normal(0, 9, (96, 96, 3)), axis=0).clip(-120, 120) + 128
     for k, (path, _) in enumerate(raw.rows[60:]):
         (raw.folder / path).write_bytes(stored(shades.astype(np.uint8), "JPEG", quality=95 - k))
+    splits({10: 4, 50: 4, 90: 3})(raw)
 
 
 # Reported without stopping the run, by the severities of params.yaml.
@@ -246,6 +247,7 @@ def test_images_of_12_bits_in_16_are_reported(
     for k, (name, _) in enumerate(raw.rows):
         (raw.folder / name).write_bytes(grey_16_bit(k, bits))
     (raw.folder / raw.rows[0][0]).write_bytes(grey_16_bit(0, 4))
+    splits({10: 4, 50: 4, 90: 3})(raw)
     assert main(INGEST) == main(VALIDATE) == 0
     stderr = capfd.readouterr().err
     assert ("69 images have 16 bits; the largest value is" in stderr) == warned, stderr
