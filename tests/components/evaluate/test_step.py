@@ -92,7 +92,7 @@ def test_only_trained_models_are_judged_by_their_distribution(evaluated: tuple[P
 def test_metrics_match_the_predictions(evaluated: tuple[Path, str], gray: GrayWorld) -> None:
     folder, run_id = evaluated
     metrics = read(folder, "metrics.json")
-    assert list(metrics) == ["base", "grpo", "sft", "unreadable"]
+    assert list(metrics) == ["base", "constant", "grpo", "sft", "unreadable"]
     assert metrics["unreadable"] == {"images": 0, "share": 0.0}
     assert metrics["grpo"]["text"]["groups"]["all"] == {
         "n": 24, "mae": 0.0, "mae_ci": [0.0, 0.0], "gm": 0.5, "gm_ci": [0.5, 0.5],
@@ -101,6 +101,8 @@ def test_metrics_match_the_predictions(evaluated: tuple[Path, str], gray: GrayWo
     # Unparseable answers of the untrained model count as the farther end of 0 to 100.
     assert metrics["base"]["text"]["groups"]["few"]["mae"] == 80.0
     assert metrics["base"]["text"]["groups"]["medium"]["mae"] == 60.0
+    constant = metrics["constant"]["validation"]
+    assert constant["skill"] <= metrics["grpo"]["text"]["skill"] == 1.0
     differences = read(folder, "differences.json")
     sft = metrics["sft"]["text"]["groups"]["few"]["mae"]
     assert differences["grpo.text - sft.text"]["few"]["difference"] == pytest.approx(0.0 - sft)
@@ -125,7 +127,8 @@ def test_what_is_served_is_recorded_with_its_reason(evaluated: tuple[Path, str])
         assert balance["reason"].startswith(f"{balance['value']:g}: lowest MAE")
         best = min(balance["curve"], key=lambda point: point["mae"])
         assert balance["value"] == best["value"], "the tolerance of 100 excludes nothing"
-    assert set(titles) == {f"{m}.{way}" for m in MODELS for way in WAYS if m != "base" or way in WAYS[:3]}
+    models = {f"{m}.{way}" for m in MODELS for way in WAYS if m != "base" or way in WAYS[:3]}
+    assert set(titles) == models | {"constant.validation", "constant.training"}
     assert titles["grpo.balanced"] == f"CCC-GRPO, median, balance {metrics['grpo']['balance']['value']:g}"
 
 
