@@ -1,6 +1,7 @@
 """Fixtures and settings of all tests."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 # No deadline: machines may be busy. CI uses the same examples in every run, so a failure is caused by the change.
 settings.register_profile("concord", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("concord")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_not_ignored() -> None:
+    """Lets the tests' processes be stopped where the tests themselves run in the background, which ignores signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="module")
