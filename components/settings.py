@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -52,9 +52,7 @@ class Task(Strict):
     bin_width: float = Field(gt=0, description="labels are counted in bins this wide; a multiple of resolution")
     many: Positive = Field(description="many-shot: more training samples than this in the label's bin")
     few: Positive = Field(description="few-shot: fewer than this")
-    # With a default, since models were registered before there was this key.
     grey_bits: int | None = Field(
-        default=None,
         ge=8,
         le=16,
         description="bits that 16-bit grey images use, such as 12; null: as many as each file says",
@@ -444,6 +442,14 @@ class Reader(Strict):
     dtype: Literal["float32", "bfloat16"] = Field(description="of the computation")
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     batch_size: Positive = Field(description="images that are read at once")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_grey_bits(cls, stored: Any) -> Any:
+        """Models that were stored before there was `task.grey_bits` read images as null says."""
+        if isinstance(stored, Mapping) and isinstance(task := stored.get("task"), Mapping):
+            return {**stored, "task": {"grey_bits": None, **task}}
+        return stored
 
 
 class Evaluate(Strict):

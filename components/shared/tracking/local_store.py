@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 from components.console import console
 
@@ -60,12 +61,12 @@ def _moved(db: sqlite3.Connection, table: str, column: str, home: Path) -> Itera
     except sqlite3.OperationalError:  # an older or unfinished database without this table; MLflow reports it
         return
     for row, location in rows:
-        scheme = "file://" if location.startswith("file://") else ""
-        old = Path(location.removeprefix(scheme))
+        is_uri = location.startswith("file://")
+        old = Path(unquote(location.removeprefix("file://")) if is_uri else location)
         if not old.is_absolute():  # s3://bucket/mlruns/..., mlflow-artifacts:/...
             continue
         before, _, below = os.fspath(old).partition(f"/{ARTIFACTS}/")
         new = home / ARTIFACTS / below
         others = table == "experiments" and (Path(before) / DATABASE).exists()
         if Path(before) != home and (others or new.exists() or not old.exists()):
-            yield row, f"{scheme}{new}"
+            yield row, new.as_uri() if is_uri else os.fspath(new)
