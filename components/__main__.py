@@ -139,17 +139,28 @@ def main(words: list[str]) -> int:
                 console.print("stopped; the next run resumes from here")
         return exit_code(stop)
     except Exception as error:
-        message = _message(error)
-        if message is None:
-            if world_size() == 1:
-                raise
-            time.sleep(ECHO_SECONDS)  # if this only echoes a peer's end, the launcher ends this rank meanwhile
-            traceback.print_exc()
-            return 1
-        if rank() > 0:
-            time.sleep(ECHO_SECONDS)  # rank 0 reports the same error
-        console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)
+        try:
+            return _reported(error)
+        except KeyboardInterrupt as stop:  # the launcher ends this rank, whose error another one has reported
+            return exit_code(stop)
+
+
+def _reported(error: Exception) -> int:
+    """Prints an error and returns the exit code; raises it if it is unexpected and this is the only process.
+
+    A rank waits before: the launcher ends it meanwhile if it only echoes the error of another rank.
+    """
+    message = _message(error)
+    if message is None:
+        if world_size() == 1:
+            raise error
+        time.sleep(ECHO_SECONDS)
+        traceback.print_exception(error)
         return 1
+    if rank() > 0:
+        time.sleep(ECHO_SECONDS)
+    console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)
+    return 1
 
 
 def _message(error: Exception) -> str | None:

@@ -110,7 +110,7 @@ def test_sft_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, place: Any) -
     assert max((one[name] - begun[name]).abs().max() for name in one) > 1e-3
     for name, weights in one.items():
         assert torch.allclose(two[name], weights, rtol=0, atol=1e-5), name
-    assert content(out).keys() == content(pair.folder / "sft").keys()
+    assert content(out).keys() | {"libraries.json"} == content(pair.folder / "sft").keys()  # which the runner writes
     for step, figures in curve(out).items():
         assert curve(pair.folder / "sft")[step] == pytest.approx(figures, rel=1e-4)
 
@@ -128,7 +128,7 @@ def test_an_error_is_reported_once_and_ends_every_rank(place: Any) -> None:
     assert process.wait(timeout=300) == 1
     log = " ".join(odd.log().split())
     message = "error sft.batch_size: 13 cannot be divided evenly over 2 ranks. Make it a multiple of 2"
-    assert log.count(message) == log.count("error") == 1
+    assert log.count(message) == log.count("error") == 1, log
     assert not [word for word in ("Traceback", "exitcode", "closing signal") if word in log]
     assert not (odd.folder / "sft").exists()
     assert runs(odd) == [("sft", "FAILED", "2")]
