@@ -199,10 +199,9 @@ class _SplitRule:
         return list(with_progress(hashes, "splitting rows", total=len(labels)))
 
     def _bins(self, labels: list[Label]) -> list[int]:
-        with np.errstate(
-            invalid="ignore"
-        ):  # a target too large for an integer; the validate step finds it out of range
-            targets = [label.target for label in labels]
+        targets = [label.target for label in labels]
+        # A target too large for an integer is left to the validate step, which finds it out of range.
+        with np.errstate(invalid="ignore"):
             return list(label_bins(targets, self.task.bin_width, self.task.resolution).tolist())
 
 
