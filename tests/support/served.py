@@ -1,5 +1,6 @@
 """A registered version of a model folder, and the server of `python -m components serve` on it."""
 
+import http.client
 import json
 import signal
 import socket
@@ -8,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,30 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def half_sent(url: str, content: Any) -> Callable[[], tuple[int, Any]]:
+    """Sends half of a request for readings, which is then in progress.
+
+    Returns:
+        what sends the rest, and gives the status and the decoded answer.
+    """
+    body = json.dumps(content).encode()
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/invocations")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[: len(body) // 2])
+    time.sleep(1)  # the server has read it
+
+    def finish() -> tuple[int, Any]:
+        connection.send(body[len(body) // 2 :])
+        answer = connection.getresponse()
+        status, text = answer.status, answer.read()
+        connection.close()
+        return status, json.loads(text)
+
+    return finish
 
 
 @dataclass

@@ -24,7 +24,7 @@ from components.errors import ConcordError
 from components.shared.model.number_reader import NumberReader
 from components.shared.rows.rows import read_rows
 from tests.support.gray_world import GrayWorld
-from tests.support.served import Server, register_version, serving
+from tests.support.served import Server, half_sent, register_version, serving
 
 NO_IMAGE = base64.b64encode(b"no image").decode()
 BALANCE = 0.25
@@ -249,15 +249,15 @@ def test_log_says_what_was_refused_and_shows_no_stack_trace(world: World) -> Non
 def test_signal_ends_the_server_after_the_request_in_progress(
     store: Path, world: World, number: signal.Signals
 ) -> None:
-    many = {"dataframe_records": world.records(*range(len(world.images))) * 10}
-    with serving(store, {}) as server, concurrent.futures.ThreadPoolExecutor(1) as client:
-        request = client.submit(server.post, "/invocations", many)
-        time.sleep(0.5)
-        assert not request.done()
-        assert server.end(number) == 0
-        status, answer = request.result()
+    with serving(store, {}) as server:
+        finish = half_sent(server.url, {"dataframe_records": world.records(0, 1)})
+        server.process.send_signal(number)
+        time.sleep(1)
+        assert server.process.poll() is None
+        status, answer = finish()
         assert status == 200
-        assert len(answer["predictions"]) == len(world.images) * 10
+        assert [row["value"] for row in answer["predictions"]] == [row["value"] for row in world.answers[:2]]
+        assert server.process.wait(60) == 0
         assert server.log.read_text().endswith("stopped\n")
 
 
