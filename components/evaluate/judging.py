@@ -30,13 +30,13 @@ from components.shared.reporting.predictions import (
     write_predictions,
 )
 from components.shared.rows.rows import read_rows, read_subjects, read_table
-from components.shared.rows.validation import tune_table
+from components.shared.rows.validation import tune_constant
 from components.shared.scoring.answer_rule import AnswerRule, fit_stretch, plain_means, stretch
 from components.shared.scoring.choice import Point, TuneSet, balance_curve
 from components.shared.scoring.distribution import answer, balanced
 from components.shared.scoring.errors import Array, Predictions, subject_numbers
 from components.shared.scoring.shots import ShotTable
-from components.shared.scoring.skill import best_constant
+from components.shared.scoring.skill import CONSTANTS, best_constant
 
 NAMED = 10  # unreadable images in a message; unreadable.json has all
 
@@ -69,9 +69,8 @@ class TestSet:
         if not table.num_rows:
             raise ConcordError(f"{ingest}: the test split has no rows. See ingest.split in params.yaml.")
         targets = table["target"].to_numpy()
-        constant = best_constant(tune_table(ingest)["target"].to_numpy())
         subjects = read_subjects(ingest, "test")
-        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), subjects, constant)
+        return cls(ingest, table["id"].to_pylist(), targets, shots.shot(targets), subjects, tune_constant(ingest))
 
     def without(self, ids: Collection[str]) -> "TestSet":
         """Leaves out some images."""
@@ -211,16 +210,12 @@ def judge_constants(settings: Settings, test: TestSet, train: Array) -> list[Ans
         train: training targets `(N,)`.
     """
     task, limits, found = settings.task, settings.evaluate, []
-    constants = {
-        "validation": (test.constant, "best constant, val"),
-        "training": (float(np.median(train)), "training median,"),
-    }
-    for way, (number, title) in constants.items():
+    for way, number in {"validation": test.constant, "training": best_constant(train)}.items():
         values = np.full(len(test.targets), number)
         subjects = subject_numbers(test.subjects)
         predictions = Predictions(test.targets, values, test.shots, task.low, task.high, task.resolution, subjects)
         figures = metrics.evaluate(predictions, limits.bootstrap, limits.seed, test.constant)
-        found.append(Answers(CONSTANT, way, f"{title} {number:g}", predictions, figures))
+        found.append(Answers(CONSTANT, way, f"{CONSTANTS[way]} {number:g}", predictions, figures))
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 
+from components.grpo.advantages import group_spread
 from components.grpo.concordance import Array
 from components.grpo.recent_anchors import RecentAnchors
 from components.grpo.rewards import format_reward, regression_reward
@@ -36,14 +37,24 @@ class BatchScores:
     def metrics(self, name: RewardName) -> dict[str, float]:
         """Returns what shows early whether the batch teaches anything: rewards, spread, invalid share, errors by shot.
 
+        The spread of the regression reward is that of the valid answers of an image: invalid ones get the same reward
+        whatever the model sees.
+
         Args:
             name: of the regression reward.
         """
-        figures: dict[str, float] = {}
-        for reward, values in zip((name, "format"), self.rewards, strict=True):
-            figures[f"reward/{reward}"] = float(values.mean())
-            figures[f"spread/{reward}"] = float(values.std(axis=1).mean())
-        figures["invalid"] = float(1 - np.isfinite(self.predictions).mean())
+        regression, form = self.rewards
+        valid = np.isfinite(self.predictions)
+        answered = valid.any(axis=1)
+        figures = {
+            f"reward/{name}": float(regression.mean()),
+            f"spread/{name}": float(group_spread(regression[None, answered], valid[answered]).mean())
+            if answered.any()
+            else 0.0,
+            "reward/format": float(form.mean()),
+            "spread/format": float(form.std(axis=1).mean()),
+            "invalid": float(1 - valid.mean()),
+        }
         return figures | error_figures(self.predictions, self.targets, self.shots)
 
 

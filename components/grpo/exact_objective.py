@@ -113,7 +113,7 @@ class ExactObjective:
         loss = losses.policy_loss(log_p, torch.as_tensor(advantages, device=log_p.device))
         metrics = {
             f"reward/{grpo.reward}": float((outcomes * rewards).sum(axis=1).mean()),
-            f"spread/{grpo.reward}": float(group_spread(rewards[None], outcomes).mean()),
+            f"spread/{grpo.reward}": float(group_spread(rewards[None, :, :-1], p).mean()),  # of valid answers
             **self._errors(torch.as_tensor(anchors), targets.cpu()),
         }
         return loss, metrics

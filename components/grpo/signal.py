@@ -34,7 +34,7 @@ def check_signal(grpo: Grpo, history: Sequence[Mapping[str, Any]], checkpoints: 
 def _no_signal(grpo: Grpo, history: Sequence[Mapping[str, Any]]) -> str | None:
     """Why no reward could teach anything, and the remedy; None if one could.
 
-    Rewards are compared within the groups of a step (`sampled`, `policy`) or between the steps (`means`).
+    Rewards are compared among the valid answers to an image (`sampled`, `policy`) or between the steps (`means`).
     """
     invalid = [line["invalid"] for line in history if "invalid" in line]
     if invalid and min(invalid) == 1.0:
@@ -48,7 +48,7 @@ def _no_signal(grpo: Grpo, history: Sequence[Mapping[str, Any]]) -> str | None:
     rewards = [line[f"reward/{name}"] for line in history if f"reward/{name}" in line]
     if spreads and max(spreads) < ROUNDING:
         return (
-            f"in all {len(spreads)} steps, all answers to an image got the same reward {name}, so no answer was "
+            f"in all {len(spreads)} steps, all valid answers to an image got the same reward {name}, so no answer was "
             "preferred. Where the model gives one answer only, raise grpo.temperature or grpo.generations, or train "
             "the warm start less; otherwise raise grpo.prompts, take grpo.reward: crps, or use grpo.estimator: means."
         )

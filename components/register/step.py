@@ -26,6 +26,7 @@ from components.shared.io.atomic import new_folder, write_json
 from components.shared.io.secrets import masked_json
 from components.shared.reporting import metrics
 from components.shared.reporting.predictions import predictions_file, read_predictions, to_predictions
+from components.shared.rows.validation import tune_constant
 from components.shared.scoring.shots import GROUPS
 from components.shared.tracking.champion import SETTINGS, other_task
 from components.shared.tracking.connection import mlflow_errors
@@ -74,7 +75,9 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
         publish_card(registry, number, outcome["reason"])
         if outcome["promoted"]:
             registry.promote(number, outcome["reason"], champion)
-    figures = metrics.evaluate(served.predictions, settings.registry.bootstrap, settings.registry.seed)
+    figures = metrics.evaluate(
+        served.predictions, settings.registry.bootstrap, settings.registry.seed, tune_constant(ingest)
+    )
     registration = {
         "name": registry.name,
         "version": number,
@@ -190,7 +193,8 @@ def _decide(
         except CannotPredictError as error:
             reason = f"{name} could not predict the current test images, so no gain can be shown: {error}"
             return _refused(reason, before)
-        before = {"version": champion, "metrics": metrics.evaluate(compared.baseline, rule.bootstrap, rule.seed)}
+        figures = metrics.evaluate(compared.baseline, rule.bootstrap, rule.seed, tune_constant(ingest))
+        before = {"version": champion, "metrics": figures}
     decision = decide(compared.challenger, compared.baseline, name, rule, settings.task.unit, compared.mass)
     promote, reason = decision.promote, " ".join([decision.reason, *compared.notes])
     tags = registry.version(number).tags

@@ -146,16 +146,16 @@ def write_results(plan: Plan, seeds: Sequence[int], judged: dict[int, Any], out:
     Args:
         judged: seeds that were judged before; those that are new are added.
     """
-    from components.commands.ablation.comparison import compare, judge_seed, shots_of_split
+    from components.commands.ablation.comparison import Images, compare, judge_seed
     from components.commands.ablation.table import write_tables
 
     complete = [seed for seed in seeds if plan.is_complete(seed)]
     for seed in complete:
         if seed not in judged:
             judged[seed] = judge_seed(plan.settings, plan.study, plan.models(seed), plan.split)
-    shots = shots_of_split(plan.models(complete[0]), plan.split)
+    images = Images.read(plan.ingest, plan.models(complete[0])[WARM], plan.split)
     result = compare(
-        plan.study, {seed: judged[seed] for seed in complete}, shots, plan.settings.registry.tolerance_many
+        plan.study, {seed: judged[seed] for seed in complete}, images, plan.settings.registry.tolerance_many
     )
     times = {name: [training_time(plan.models(seed)[name]) for seed in complete] for name in plan.models(complete[0])}
     result |= {

@@ -1,6 +1,7 @@
 """Compares the arms of a study over seeds and images."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from components.commands.ablation.judging import Reading, judge
 from components.commands.ablation.studies import WARM, Study
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.model.validation_file import fitted_rule
+from components.shared.model.validation_file import fitted_rule, read_validation
+from components.shared.rows.rows import read_table
+from components.shared.rows.validation import tune_constant
 from components.shared.scoring.crossed import crossed_difference
+from components.shared.scoring.errors import Array
 from components.shared.scoring.shots import GROUPS
+from components.shared.scoring.skill import CONSTANTS, best_constant
 
 Judged = dict[str, Reading]  # ARM.READING
 
@@ -48,28 +53,44 @@ def judge_seed(settings: Settings, study: Study, models: Mapping[str, Path], spl
     return found
 
 
-def shots_of_split(models: Mapping[str, Path], split: str) -> NDArray[np.str_]:
-    """Shot group `(U,)` of each image of the split."""
-    from components.shared.model.validation_file import read_validation
+@dataclass(frozen=True)
+class Images:
+    """What is judged.
 
-    _, known = read_validation(models[WARM])
-    return known.shots_of(Answers.read(models[WARM] / f"answers-{split}.npz").targets)
+    Attributes:
+        targets, shots: `(U,)` of the images of a split.
+        constants: title -> a number that is the answer to every image, which a model must beat.
+    """
+
+    targets: Array
+    shots: NDArray[np.str_]
+    constants: Mapping[str, float]
+
+    @classmethod
+    def read(cls, ingest: Path, warm_start: Path, split: str) -> "Images":
+        """Those that the warm start answered."""
+        _, known = read_validation(warm_start)
+        targets = Answers.read(warm_start / f"answers-{split}.npz").targets
+        train = read_table(ingest, "train", ["target"])["target"].to_numpy()
+        numbers = {"validation": tune_constant(ingest), "training": best_constant(train)}
+        constants = {f"{CONSTANTS[name]} {number:g}": number for name, number in numbers.items()}
+        return cls(targets, known.shots_of(targets), constants)
 
 
-def compare(study: Study, seeds: Mapping[int, Judged], shots: NDArray[np.str_], tolerance: float) -> dict[str, Any]:
+def compare(study: Study, seeds: Mapping[int, Judged], images: Images, tolerance: float) -> dict[str, Any]:
     """The figures of every arm and reading by seed, and the differences that the study asks for.
 
     Args:
         seeds: seed -> its judged models.
-        shots: `(U,)` shot group of each image.
         tolerance: largest many-shot loss that is allowed on tune, in the task's unit.
     """
-    masks = {group: (shots == group) | (group == "all") for group in GROUPS}
+    masks = {group: (images.shots == group) | (group == "all") for group in GROUPS}
     names = [f"{arm}.{reading}" for reading in study.readings for arm in (WARM, *study.arms)]
     by_name = {name: [judged.get(name) for judged in seeds.values()] for name in names}
     return {
         "seeds": list(seeds),
         "sizes": {group: int(mask.sum()) for group, mask in masks.items()},
+        "constants": {title: _constant(images, number, masks) for title, number in images.constants.items()},
         "readings": {name: _by_seed(readings, masks) for name, readings in by_name.items()},
         "differences": {
             f"{ours} - {theirs}": {
@@ -85,6 +106,12 @@ def compare(study: Study, seeds: Mapping[int, Judged], shots: NDArray[np.str_], 
         },
         "tolerance": tolerance,
     }
+
+
+def _constant(images: Images, number: float, masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, float | None]:
+    """MAE of each group."""
+    errors = np.abs(images.targets - number)
+    return {group: float(errors[mask].mean()) if mask.any() else None for group, mask in masks.items()}
 
 
 def _by_seed(readings: list[Reading | None], masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, Any]:

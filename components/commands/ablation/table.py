@@ -33,7 +33,7 @@ def markdown(settings: Settings, study: Study, result: dict[str, Any]) -> str:
         f"{study.text}. {_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))}); {result['split']} split, "
         f"{sizes['all']} images ({', '.join(f'{group} {sizes[group]}' for group in GROUPS[1:])}). MAE in {task.unit}: "
         "mean over seeds, in brackets the lowest and the highest. An unparseable answer counts as the worst possible "
-        "error.",
+        "error. Skill: 1 - MAE / MAE of the best constant on validation.",
         "",
         *_times(study, result),
         *(line for reading in study.readings for line in _readings(study, result, reading, digits)),
@@ -71,8 +71,12 @@ def _readings(study: Study, result: dict[str, Any], reading: str, digits: int) -
     lines = []
     for title, row in rows.items():
         cells = [_cell(row["mae"][group], digits, _empty(result, group)) for group in GROUPS]
+        cells.append(_cell(_skill(result, row["mae"]["all"]), 2))
         cells += [_cell(row["figures"].get(name, [None]), 2) for name in names]
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    for title, mae in result["constants"].items():
+        cells = [_cell([mae[group]], digits, "empty") for group in GROUPS] + [_cell(_skill(result, [mae["all"]]), 2)]
+        lines.append(f"| {title} | {' | '.join(cells + ['–'] * len(names))} |")
     note = []
     if reading == "equal":
         note = [
@@ -86,10 +90,16 @@ def _readings(study: Study, result: dict[str, Any], reading: str, digits: int) -
         f"## {title[0].upper()}{title[1:]}",
         "",
         *note,
-        *_header([f"MAE {GROUPS[0]}", *GROUPS[1:], *names]),
+        *_header([f"MAE {GROUPS[0]}", *GROUPS[1:], "skill", *names]),
         *lines,
         "",
     ]
+
+
+def _skill(result: dict[str, Any], mae: Values) -> Values:
+    """1 - MAE / MAE of the best constant on validation, on all images; one value per seed."""
+    reference = next(iter(result["constants"].values()))["all"]
+    return [None if value is None or not reference else 1 - value / reference for value in mae]
 
 
 def _comparison(study: Study, result: dict[str, Any], comparison: Comparison, digits: int) -> list[str]:

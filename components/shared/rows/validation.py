@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from components.errors import ConcordError
 from components.shared.rows.rows import read_rows, read_subjects, read_table
+from components.shared.scoring.skill import best_constant
 
 
 def tune_mask(ingest: Path) -> NDArray[np.bool_]:
@@ -56,6 +57,11 @@ def tune_table(ingest: Path) -> pa.Table:
     if not table.num_rows:
         raise ConcordError(f"{ingest}: no val images to choose by. Add rows to the split val.")
     return table
+
+
+def tune_constant(ingest: Path) -> float:
+    """The best constant answer to the tune half; a model must beat it."""
+    return best_constant(tune_table(ingest)["target"].to_numpy())
 
 
 def tune_rows(ingest: Path, batch_size: int = 256) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 from components.shared.scoring.crossed import half_width
 from components.shared.scoring.errors import Array
 
+# What a model must beat: numbers that are the answer to every image, by the split that they come from.
+CONSTANTS = {"validation": "best constant, val", "training": "training median,"}
+
 
 def best_constant(targets: ArrayLike) -> float:
     """The number with the lowest MAE as the answer to every image: the median of the targets `(U,)`."""

@@ -31,6 +31,7 @@ from components.shared.scoring.distribution import (
 )
 from components.shared.scoring.errors import Array, Predictions
 from components.shared.scoring.shots import GROUPS
+from components.shared.scoring.skill import Skill
 from components.shared.training.ranks import divided_among_ranks
 from components.shared.training.trainer_hooks import TrainerHooks
 
@@ -102,6 +103,7 @@ def validation_figures(numbers: TaskNumbers, log_p: Array, targets: Array, train
 
     - `val_score`: lowest MAE of the medians, every label weighing the same, over all balances; `val_balance` has it;
     - `val_mae/all`, `/many`, `/medium`, `/few`: MAE of the medians at that balance;
+    - `val_skill`: of the medians at that balance;
     - `val_crps`, `val_coverage`, `val_mass`: of the distribution itself, without a balance: mean CRPS, share of targets
       inside the central 90 % interval, probability of all numbers.
 
@@ -124,6 +126,7 @@ def validation_figures(numbers: TaskNumbers, log_p: Array, targets: Array, train
         "val_score": float(weights @ errors[best]),
         "val_balance": best,
         **{f"val_mae/{group}": float(errors[best][mask].mean()) for group, mask in members.items() if mask.any()},
+        "val_skill": Skill.of(errors[best], targets).value,
         "val_crps": float(crps(p, values, targets).mean()),
         "val_coverage": float(((low <= targets) & (targets <= high)).mean()),
         "val_mass": float(np.exp(log_p).sum(axis=1).mean()),

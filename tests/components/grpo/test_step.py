@@ -115,7 +115,16 @@ def test_the_exact_estimators_train_and_are_logged(
     assert len(changed(out, warm)) > 20
 
 
-VALIDATED = {"val_score", "val_balance", "val_mae/all", "val_mae/few", "val_crps", "val_coverage", "val_mass"}
+VALIDATED = {
+    "val_score",
+    "val_balance",
+    "val_mae/all",
+    "val_mae/few",
+    "val_skill",
+    "val_crps",
+    "val_coverage",
+    "val_mass",
+}
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "means"])

@@ -379,6 +379,7 @@ def test_model_that_is_no_better_than_the_champion_stays_challenger(
     assert registration["served"] == "sft.balanced", "training that is worth nothing leaves the warm start"
     assert registration["champion_before"]["version"] == "1"
     assert registration["champion_before"]["metrics"]["groups"]["all"]["mae"] == 0.0
+    assert registration["champion_before"]["metrics"]["skill"] == 1
     assert "against the champion (version 1), few-shot MAE 20.00 against 0.00" in registration["reason"]
     assert "it is worse" in registration["reason"]
     assert registration["met"] == {"few": False, "all": False, "many": True, "unparseable": False}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.commands.ablation.answers import Answers
-from components.commands.ablation.comparison import Judged, compare
+from components.commands.ablation.comparison import Images, Judged, compare
 from components.commands.ablation.judging import Reading
 from components.commands.ablation.studies import READINGS, STUDIES, WARM, Arm, Comparison, Study
 from components.commands.ablation.table import markdown, write_tables
@@ -64,9 +64,14 @@ def judged(seed: int) -> Judged:
     return readings
 
 
+def images(shots: np.ndarray) -> Images:
+    constants = {"best constant, val 20": 20.0, "training median, 10": 10.0}
+    return Images(np.array([10.0, 14, 30, 60]), shots, constants)
+
+
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    found = compare(STUDY, {seed: judged(seed) for seed in ERRORS}, SHOTS, 0.5)
+    found = compare(STUDY, {seed: judged(seed) for seed in ERRORS}, images(SHOTS), 0.5)
     times = {"steps": {arm: [200, 200] for arm in (WARM, "ccc", "sft")}}
     return found | times | {"seconds": {arm: [100.0, 110.0] for arm in times["steps"]}, "split": "test"}
 
@@ -115,10 +120,14 @@ def test_tables_have_means_and_ranges_over_seeds(lines: list[str]) -> None:
     assert lines[0] == "# Ablation: gauges"
     assert "Two arms. 2 seeds (0, 1); test split, 4 images (many 2, medium 1, few 1). MAE in %" in lines[2]
     text = rows_below(lines, "Greedy text")
-    assert text[""] == ["MAE all", "many", "medium", "few", "sd ratio"]
+    assert text[""] == ["MAE all", "many", "medium", "few", "skill", "sd ratio"]
+    # The best constant, 20, is wrong by 10, 6, 10 and 40: 16.5 on average.
     assert text["warm start"] == [
-        "5.00 (3.50 to 6.50)", "2.50 (2.00 to 3.00)", "0.00", "15.00 (10.00 to 20.00)", "0.55 (0.50 to 0.60)"
+        "5.00 (3.50 to 6.50)", "2.50 (2.00 to 3.00)", "0.00", "15.00 (10.00 to 20.00)", "0.70 (0.61 to 0.79)",
+        "0.55 (0.50 to 0.60)",
     ]  # fmt: skip
+    assert text["best constant, val 20"] == ["16.50", "8.00", "10.00", "40.00", "0.00", "–"]
+    assert text["training median, 10"] == ["18.50", "2.00", "20.00", "50.00", "-0.12", "–"]
     equal = rows_below(lines, "Median at equal many-shot MAE")
     assert equal["CCC-GRPO"][3] == "2.00, 1 seed"
     assert equal["SFT continued"][0] == "not reached"
@@ -163,7 +172,7 @@ def test_the_choice_uses_tune_alone_and_keeps_the_tolerance(lines: list[str]) ->
 def test_empty_shot_group_is_marked_empty(settings: Settings) -> None:
     shots = np.array(["many", "many", "medium", "medium"])
     facts = {"date": "", "machine": "", "python": "", "versions": {}}
-    known = compare(STUDY, {0: judged(0)}, shots, 0.5) | {"split": "test", "machine": facts}
+    known = compare(STUDY, {0: judged(0)}, images(shots), 0.5) | {"split": "test", "machine": facts}
     arms = (WARM, "ccc", "sft")
     known |= {"steps": {arm: [1] for arm in arms}, "seconds": {arm: [1.0] for arm in arms}}
     lines = markdown(settings, STUDY, known).splitlines()

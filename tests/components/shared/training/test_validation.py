@@ -33,6 +33,7 @@ def test_figures_by_hand() -> None:
     assert figures["val_score"] == 0
     assert {name: figures[f"val_mae/{name}"] for name in ("all", "many", "few")} == {"all": 0, "many": 0, "few": 0}
     assert "val_mae/medium" not in figures, "no image is medium"
+    assert figures["val_skill"] == 1
     # CRPS of the image of a 2, over the thresholds 0, 1 and 2: F is 0.8, 0.9, 1 and should be 0, 0, 1.
     assert figures["val_crps"] == pytest.approx((0.8**2 + 0.9**2) / 2)
     assert figures["val_coverage"] == 1
@@ -45,6 +46,7 @@ def test_every_label_weighs_the_same() -> None:
     figures = validation_figures(NUMBERS, log_p, np.array([0.0, 0.0, 0.0, 2.0]), 0.0)
     assert figures["val_score"] == pytest.approx(1.0), "either all of 0 or all of 2 are 2 off"
     assert figures["val_balance"] == 0
+    assert figures["val_skill"] == 0, "the best constant is 0, and wrong by 2 on the last image"
 
 
 def test_a_trained_balance_is_taken_into_account() -> None:
