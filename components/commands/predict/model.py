@@ -40,19 +40,14 @@ def load_reader(model: str | None, params: Path) -> LoadedReader:
     Raises:
         ConcordError: there is no such folder or version, or it cannot be loaded.
     """
+    from components.shared.tracking.registered import named_version, version_number
+
     if model is None:
-        return _from_registry(load_settings(params).registered_model, None)
+        name = load_settings(params).registered_model
+        return _from_registry(name, version_number(name))
     if (folder := restored(Path(model))).is_dir():
         return _from_folder(folder, params)
-    name, at, alias = model.partition("@")
-    if at and name and alias and "/" not in model:
-        return _from_registry(name, alias)
-    name, slash, number = model.partition("/")
-    if at or (slash and not (name and number.isascii() and number.isdigit())):
-        raise ConcordError(
-            f"--model {model}: no such folder, and not a registered model, which is NAME, NAME/VERSION or NAME@ALIAS."
-        )
-    return _from_registry(name, number or None)
+    return _from_registry(*named_version(model))
 
 
 def _from_folder(folder: Path, params: Path) -> LoadedReader:
@@ -71,35 +66,15 @@ def _read_stored(path: Path) -> Reader:
     return validated(Reader, content, path)
 
 
-def _from_registry(name: str, which: str | None) -> LoadedReader:
-    """Loads a version.
-
-    Args:
-        which: number or alias; None: the champion.
-    """
+def _from_registry(name: str, number: str) -> LoadedReader:
     from components.shared.tracking.connection import tracking_uri
     from components.shared.tracking.registered import fetch_version
 
-    number = which or _champion(name)
     with TemporaryDirectory(prefix="concord-") as folder:  # a server's files are deleted again once they are loaded
         served = tracking_uri().startswith(("http://", "https://"))
         version = fetch_version(name, number, Path(folder) if served else None)
         title = f"{name} version {version.number}"
         return _load(title, version.folder, version.reader, 0.0, Path(title))
-
-
-def _champion(name: str) -> str:
-    from components.shared.io.secrets import masked
-    from components.shared.tracking.champion import champion
-    from components.shared.tracking.connection import connect, tracking_uri
-
-    found = champion(connect(), name)
-    if found is None:
-        raise ConcordError(
-            f"{name}: no champion in the registry at {masked(tracking_uri())}. Name a version (--model {name}/1) or a "
-            "model folder (--model artifacts/grpo), or register a model (make run)."
-        )
-    return str(found.version)
 
 
 def _load(name: str, folder: Path, settings: Reader, tolerance: float, origin: Path) -> LoadedReader:

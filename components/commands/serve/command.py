@@ -11,11 +11,9 @@ import yaml
 
 from components.console import console
 from components.errors import ConcordError
-from components.register.registry import Registry
 from components.settings import load_settings
-from components.shared.io.secrets import masked
-from components.shared.tracking.champion import CHAMPION
-from components.shared.tracking.connection import absolute_tracking_uri, connect, tracking_uri
+from components.shared.tracking.connection import absolute_tracking_uri
+from components.shared.tracking.registered import named_version
 
 MODEL_VARIABLE = "CONCORD_MODEL"
 BAKED = Path("/model")  # the version in the image of docker/Dockerfile, if it was built with one
@@ -76,12 +74,7 @@ def located(model: str) -> tuple[str, str]:
             "download --artifact-uri models:/NAME/VERSION --dst-path FOLDER), or name one in the registry: --model "
             "NAME/VERSION."
         )
-    name, number, alias = model, "", CHAMPION
-    if "@" in model:
-        name, _, alias = model.rpartition("@")
-    elif "/" in model:
-        name, _, number = model.rpartition("/")
-    number = _existing_version(name, number, alias)
+    name, number = named_version(model)
     return f"models:/{name}/{number}", f"{name} version {number}"
 
 
@@ -92,22 +85,3 @@ def _folder_title(folder: Path) -> str:
         return f"{origin['model_name']} version {origin['model_version']}"
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return f"the model in {folder}"
-
-
-def _existing_version(name: str, number: str, alias: str) -> str:
-    """The number of a version; if it is empty, that of the version with the alias."""
-    registry = Registry(connect(), name)
-    if not registry.versions():
-        raise ConcordError(
-            f"{name}: no version in the registry at {masked(tracking_uri())}. Register one (make run), or name another "
-            "model with --model."
-        )
-    if number:
-        return str(registry.version(number).version)
-    aliases = registry.aliases()
-    if alias not in aliases:
-        raise ConcordError(
-            f"{name}: no version has the alias {alias}. Name a version (--model {name}/N), or promote one: python -m "
-            "components registry promote --version N --reason ..."
-        )
-    return aliases[alias]

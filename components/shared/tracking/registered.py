@@ -1,8 +1,9 @@
-"""Fetches what a registered version holds: the model folder, and how numbers are read from it.
+"""Finds a registered version and fetches what it holds: the model folder, and how numbers are read from it.
 
 Only its files are read; none of the code that is stored with a version runs.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from pydantic import ValidationError
 
 from components.errors import ConcordError
 from components.settings import Reader
+from components.shared.io.secrets import masked
+from components.shared.tracking.champion import CHAMPION
 from components.shared.tracking.connection import connect, mlflow_errors, tracking_uri
+
+NAMED = re.compile(r"(?P<name>[^/@:]+)(/(?P<number>[0-9]+)|@(?P<alias>[^/@:]+))?")
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,59 @@ class RegisteredVersion:
     reader: Reader
 
 
-def fetch_version(name: str, which: str, target: Path | None = None) -> RegisteredVersion:
+def named_version(model: str) -> tuple[str, str]:
+    """Name and number of the version that a command line names.
+
+    Args:
+        model: NAME (its champion), NAME/VERSION or NAME@ALIAS.
+
+    Raises:
+        ConcordError: it is none of these, there is no such version, or the registry cannot be reached.
+    """
+    parts = NAMED.fullmatch(model)
+    if parts is None:
+        raise ConcordError(
+            f"--model {model}: no such folder, and not a registered model, which is NAME, NAME/VERSION or NAME@ALIAS."
+        )
+    return parts["name"], version_number(parts["name"], parts["number"] or parts["alias"] or CHAMPION)
+
+
+def version_number(name: str, which: str = CHAMPION) -> str:
+    """The number of a version in the registry.
+
+    Args:
+        which: its number or alias.
+
+    Raises:
+        ConcordError: there is no such version, or the registry cannot be reached.
+    """
+    client = connect()
+    with mlflow_errors(f"list the versions of {name}"):
+        numbers = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
+        aliases = client.get_registered_model(name).aliases if numbers else {}
+    if not numbers:
+        raise ConcordError(
+            f"{name}: no version in the registry at {masked(tracking_uri())}. Register one (make run), or name another "
+            "model or a model folder with --model."
+        )
+    if which in numbers:
+        return which
+    if which.isdigit():
+        raise ConcordError(f"{name}: no version {which} in the registry. List them: python -m components registry show")
+    if which not in aliases:
+        raise ConcordError(
+            f"{name}: no version has the alias {which}. Name a version (--model {name}/N), or promote one: python -m "
+            "components registry promote --version N --reason ..."
+        )
+    return str(aliases[which])
+
+
+def fetch_version(name: str, number: str, target: Path | None = None) -> RegisteredVersion:
     """Downloads a version of a registered model.
 
     Args:
         name: of the registered model.
-        which: number or alias of the version.
+        number: of the version.
         target: folder to download to. None: a temporary folder, or the store's own folder where it is on this machine.
 
     Raises:
@@ -44,11 +96,9 @@ def fetch_version(name: str, which: str, target: Path | None = None) -> Register
     """
     import mlflow
 
-    client = connect()
-    with mlflow_errors(f"read {which} of the registered model {name}"):
+    with mlflow_errors(f"read version {number} of the registered model {name}"):
         mlflow.set_tracking_uri(tracking_uri())
-        number = which if which.isdigit() else str(client.get_model_version_by_alias(name, which).version)
-        client.get_model_version(name, number)  # the error of a download does not say that the version is missing
+        connect().get_model_version(name, number)  # the error of a download does not say that the version is missing
         uri = f"models:/{name}/{number}"
         package = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))
     try:

@@ -82,9 +82,10 @@ def test_a_version_is_named_by_number_or_alias(registered: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("plant/7", "could not read 7 of the registered model plant"),
-        ("plant@best", "could not read best of the registered model plant"),
-        ("plant", "plant: no champion in the registry at sqlite:///"),
+        ("plant/7", "plant: no version in the registry at sqlite:///"),
+        ("plant", "plant: no version in the registry at sqlite:///"),
+        ("{name}/7", "{name}: no version 7 in the registry"),
+        ("{name}@best", "{name}: no version has the alias best"),
         ("artifacts/gone", "--model artifacts/gone: no such folder, and not a registered model, which is NAME,"),
         ("a/b/1", "--model a/b/1: no such folder, and not a registered model"),
         ("plant@", "--model plant@: no such folder, and not a registered model"),
@@ -93,5 +94,5 @@ def test_a_version_is_named_by_number_or_alias(registered: Path) -> None:
 def test_a_model_that_does_not_exist_is_an_error(
     registered: Path, model: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", "photos", "--model", model]) == 1
-    assert message in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert main(["predict", "photos", "--model", model.format(name=name())]) == 1
+    assert message.format(name=name()) in re.sub(r"\s+", " ", capsys.readouterr().err)

@@ -283,6 +283,7 @@ def test_models_are_found_by_version_and_alias(store: Path, gray: GrayWorld) -> 
         ("unknown", "unknown: no version in the registry at sqlite:"),
         ("{name}@none", "{name}: no version has the alias none. Name a version"),
         ("{name}/9", "{name}: no version 9 in the registry"),
+        ("{name}/new", "--model {name}/new: no such folder, and not a registered model"),
         ("/", "/: no version is in this folder"),
     ],
 )
