@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from components.evaluate.results import MODELS, Answers, EvaluationResults
+from components.shared.io.text import cell
 from components.shared.scoring.errors import Array
 from components.shared.scoring.shots import label_bins
 
@@ -59,7 +60,7 @@ def _predictions(results: EvaluationResults) -> Iterator[list[object]]:
         ids, predictions = results.model(answers.model).table["id"].to_pylist(), answers.predictions
         values = [float(value) if np.isfinite(value) else None for value in predictions.values]
         for id, target, value, shot in zip(ids, predictions.targets, values, predictions.shots, strict=True):
-            yield [name, id, str(shot), target, value, None if value is None else value - target]
+            yield [name, cell(id), str(shot), target, value, None if value is None else value - target]
 
 
 def _balances(results: EvaluationResults) -> Iterator[list[object]]:

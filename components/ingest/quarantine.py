@@ -10,11 +10,10 @@ from pathlib import Path
 
 from components.errors import ConcordError
 from components.settings import Settings
-from components.shared.io.text import quoted
+from components.shared.io.text import cell, quoted
 
 ERRORS_SHOWN = 10
 QUARANTINE_FILE = "quarantine.csv"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins so, quoted or not
 _MAX_VALUE = 200  # characters of a value that quarantine.csv keeps
 
 
@@ -138,16 +137,13 @@ class Quarantine:
         self._errors += [(table.name, error) for table in tables for error in table.errors]
 
     def to_csv(self) -> str:
-        """The content of quarantine.csv: one line per error, sorted by source and line.
-
-        A text that a spreadsheet would run as a formula begins with an apostrophe, which makes it text there.
-        """
+        """The content of quarantine.csv: one line per error, sorted by source and line."""
         out = io.StringIO()
         writer = csv.writer(out)  # ends lines with \r\n, without which it would not quote a value with \r
         writer.writerow(["source", "line", "column", "value", "reason", "remedy"])
         for source, error in sorted(self._errors, key=lambda pair: (pair[0], pair[1].line)):
             texts = [source, error.column or "", error.value or "", error.kind, error.remedy]
-            source, *others = [f"'{text}" if _is_formula(text) else text for text in texts]
+            source, *others = map(cell, texts)
             writer.writerow([source, error.line, *others])
         return out.getvalue()
 
@@ -167,14 +163,3 @@ class Quarantine:
         """
         if self.read != kept + self.rows:
             raise RuntimeError(f"{self.read} rows read, but {kept} kept and {self.rows} quarantined")
-
-
-def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet may run the text; it does not run a number such as -5."""
-    if not text.startswith(_FORMULA):
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return True
-    return False

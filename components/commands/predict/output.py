@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from components.errors import ConcordError
 from components.shared.io.disk_full import disk_full_errors
+from components.shared.io.text import cell
 
 if TYPE_CHECKING:
     from components.commands.predict.results import Result
@@ -71,7 +72,12 @@ def _csv(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(columns)
-    yield lambda result: rows.writerow([getattr(result, column) for column in columns])
+
+    def write(result: "Result") -> None:
+        values = [getattr(result, column) for column in columns]
+        rows.writerow([cell(value) if isinstance(value, str) else value for value in values])
+
+    yield write
     text.detach()
 
 

@@ -2,6 +2,8 @@
 
 import re
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins so, quoted or not
+
 
 def quoted(value: str) -> str:
     """The value in quotes, cut to 60 characters, with control characters escaped."""
@@ -11,6 +13,19 @@ def quoted(value: str) -> str:
 def printable(text: str) -> str:
     """The text with control characters replaced: names and values from files may contain any."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def cell(text: str) -> str:
+    """The text as a cell of a CSV file: an apostrophe before one that a spreadsheet would run makes it text there."""
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def reason_of(error: Exception) -> str:

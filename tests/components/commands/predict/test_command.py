@@ -118,6 +118,13 @@ def test_an_image_that_cannot_be_read_is_a_row_with_its_reason(
     assert {row[name] for row in rows if row["error"] for name in (*NUMBERS, "flag")} == {None}
 
 
+def test_a_spreadsheet_runs_no_name_in_the_csv(predict: Predict) -> None:
+    name = '=HYPERLINK("http:evil.example")'
+    assert predict(name, "--out", "out.csv") == 3
+    assert predict(name, "--out", "out.jsonl") == 3
+    assert [row["image"] for row in (*written("out.csv"), *written("out.jsonl"))] == [f"'{name}", name]
+
+
 def test_when_no_image_can_be_read_the_output_has_the_reasons(predict: Predict, photos: list[str]) -> None:
     assert predict("gone.png", "lost.jpg", "--out", "out.parquet", "--rank", "unsure") == 3
     assert [(row["rank"], row["image"], row["error"]) for row in written("out.parquet")] == [
