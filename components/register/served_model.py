@@ -15,20 +15,32 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from components.settings import Reader
+    from components.shared.model.number_reader import NumberReader
+    from components.shared.scoring.errors import Array
+
 
 COLUMNS = ("value", "low", "high", "mass")
 
 
 class ImageRegressor(PythonModel):
-    """Reads one number off each image."""
+    """Reads one number off each image.
+
+    Attributes:
+        settings: how numbers are read, as registered.
+        reader: model, processor and answer rule.
+    """
+
+    settings: "Reader"
+    reader: "NumberReader"
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads weights, processor and the distributions over the validation images; uses the accelerator, if any."""
         from components.settings import Reader
         from components.shared.model.number_reader import NumberReader
 
-        self._settings = Reader.model_validate(context.model_config)
-        self._reader = NumberReader.load(Path(context.artifacts["model"]), self._settings)
+        self.settings = Reader.model_validate(context.model_config)
+        self.reader = NumberReader.load(Path(context.artifacts["model"]), self.settings)
         self._lock = threading.Lock()  # reading changes the model's modules, and a server may have several threads
 
     def predict(
@@ -54,18 +66,35 @@ class ImageRegressor(PythonModel):
         from components.errors import ConcordError
 
         try:
-            reader = self._reader.answering(**(params or {})) if self._reader.rule else self._reader
+            reader = self.reader.answering(**(params or {})) if self.reader.rule else self.reader
         except ConcordError as error:
             raise _bad_request(str(error)) from None
         found = pd.DataFrame(float("nan"), index=range(len(model_input)), columns=[*COLUMNS])
         unreadable: dict[str, str] = {}
         with self._lock:
-            for ids, read in reader.read([self._rows(model_input)], self._settings.batch_size, unreadable):
+            for ids, read in reader.read([self._rows(model_input)], self.settings.batch_size, unreadable):
                 found.loc[[int(id) for id in ids]] = list(zip(read.value, read.low, read.high, read.mass, strict=True))
         if unreadable and len(unreadable) == len(model_input):
             raise _bad_request(f"no image can be read; the first: {unreadable['0']}")
         found["error"] = pd.Series({int(id): reason for id, reason in unreadable.items()}, found.index, dtype=object)
         return found.set_axis(model_input.index)
+
+    def log_probabilities(self, image: bytes, question: str | None) -> "Array":
+        """Log-probabilities `(1, N)` of the task's numbers.
+
+        Args:
+            image: an encoded file.
+            question: None for the task's.
+
+        Raises:
+            MlflowException: the image cannot be read, or the question contains a special token.
+        """
+        rows, unreadable = self._rows(pd.DataFrame({"image": [image], "question": [question]})), dict[str, str]()
+        with self._lock:
+            found = [log_p for _, log_p in self.reader.log_probabilities([rows], 1, unreadable)]
+        if unreadable:
+            raise _bad_request(f"the image cannot be read: {unreadable['0']}")
+        return found[0]
 
     def _rows(self, model_input: pd.DataFrame) -> "pa.RecordBatch":
         """The input as rows, with their positions as ids.
@@ -79,9 +108,9 @@ class ImageRegressor(PythonModel):
 
         count = len(model_input)
         texts = model_input["question"] if "question" in model_input else [None] * count
-        questions = [self._settings.task.question if pd.isna(text) else str(text) for text in texts]
+        questions = [self.settings.task.question if pd.isna(text) else str(text) for text in texts]
         for question in set(questions):
-            if token := special_token(self._reader.processor, question):
+            if token := special_token(self.reader.processor, question):
                 raise _bad_request(f"question: {token} is a special token of the model, not text; leave it out")
         images = [{"bytes": None if data is None else bytes(data)} for data in model_input["image"]]
         return pa.record_batch(

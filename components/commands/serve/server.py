@@ -28,7 +28,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,11 +101,11 @@ class DistributionReader:
         Raises:
             BadRequest: it has none.
         """
-        if not hasattr(self._model, "_settings"):
+        if not hasattr(self._model, "log_probabilities"):
             raise BadRequest("this version was registered by another release of Concord; only /invocations answers")
-        if self._model._reader.rule is None:
+        if self._model.reader.rule is None:
             raise BadRequest("this model answers with its text (answer.from), which has no distribution")
-        return self._model._reader.rule
+        return self._model.reader.rule
 
     def description(self) -> dict[str, Any]:
         """What is read: question, unit and range; and the parameters' defaults.
@@ -114,7 +113,7 @@ class DistributionReader:
         Raises:
             BadRequest: the model has no distribution.
         """
-        rule, task = self._rule(), self._model._settings.task
+        rule, task = self._rule(), self._model.settings.task
         return {
             "question": task.question, "unit": task.unit, "low": task.low, "high": task.high,
             "statistic": rule.statistic, "balance": rule.balance.value, "coverage": rule.coverage,
@@ -140,7 +139,7 @@ class DistributionReader:
         image, question, known = _request_fields(body)
         self._rule()
         try:
-            rule = self._model._reader.answering(**known).rule
+            rule = self._model.reader.answering(**known).rule
         except ConcordError as error:
             raise BadRequest(str(error)) from None
         log_p = self._log_probabilities(image, question)
@@ -159,13 +158,9 @@ class DistributionReader:
         from mlflow.exceptions import MlflowException
 
         try:
-            rows = self._model._rows(pd.DataFrame({"image": [image], "question": [question]}))
+            return self._model.log_probabilities(image, question)
         except MlflowException as error:
             raise BadRequest(error.message) from None
-        unreadable: dict[str, str] = {}
-        for _, log_p in self._model._reader.log_probabilities([rows], 1, unreadable):
-            return log_p
-        raise BadRequest(f"the image cannot be read: {unreadable['0']}")
 
 
 def _request_fields(body: bytes) -> tuple[bytes, str | None, dict[str, float]]:
