@@ -120,8 +120,7 @@ class Cluster(Strict):
     backoff: Backoff
     deadline_hours: Positive | None = Field(description="for the whole run; null: none")
     ttl_hours: Positive | None = Field(
-        description="how long a finished run's pods are kept, unless the cluster's own times to live apply; "
-        "null: the cluster's default"
+        description="how long the pods of a finished run are kept; null: the cluster's default"
     )
     steps: Pods
 

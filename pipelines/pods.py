@@ -45,9 +45,15 @@ def configure_task(task: dsl.PipelineTask, settings: Settings, cluster: Cluster,
 
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:
-    """Returns the limits of the whole run."""
+    """Returns the limits of the whole run.
+
+    All three times to live, because Argo prefers those after success and after failure, which Kubeflow's defaults set.
+    """
+    ttl = _seconds(cluster.ttl_hours)
     return dsl.PipelineConfig(
-        ttl_seconds_after_finished=_seconds(cluster.ttl_hours),
+        ttl_seconds_after_finished=ttl,
+        ttl_seconds_after_success=ttl,
+        ttl_seconds_after_failure=ttl,
         active_deadline_seconds=_seconds(cluster.deadline_hours),
     )
 
