@@ -33,10 +33,13 @@ from components.launcher import (
 )
 from components.runner import StepCall, run
 from components.settings import load_settings
+from components.shared.io.permissions import restrict_umask
 from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.names import RUN_ID
 from components.steps import STEPS
+
+IN_POD = "--executor-input"  # the flag that only Kubeflow sets
 
 # Commands that are not steps: name -> module whose `main` gets the remaining words.
 COMMANDS: Mapping[str, str] = {
@@ -80,7 +83,7 @@ def _add_kubeflow_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--section", nargs=2, action="append", default=[], help=argparse.SUPPRESS)
     sub.add_argument("--code", help=argparse.SUPPRESS)
     sub.add_argument("--data-hash", help=argparse.SUPPRESS)
-    sub.add_argument("--executor-input", help=argparse.SUPPRESS)
+    sub.add_argument(IN_POD, help=argparse.SUPPRESS)
     sub.add_argument("--page", type=Path, help=argparse.SUPPRESS)
     sub.add_argument("--pipeline-run", metavar="ID", default=os.environ.get(RUN_ID) or None, help=argparse.SUPPRESS)
 
@@ -166,15 +169,19 @@ def _reported(error: Exception) -> int:
 def _message(error: Exception) -> str | None:
     """What to report of a known error; None for an unexpected one, which gets a traceback."""
     from components.shared.io.disk_full import disk_full_message, is_disk_full
+    from components.shared.io.permissions import denied_message
     from components.shared.io.text import printable
 
     if isinstance(error, ConcordError):
         return printable(str(error))
-    return printable(disk_full_message(Path().absolute())) if is_disk_full(Path(), error) else None
+    known = disk_full_message(Path().absolute()) if is_disk_full(Path(), error) else denied_message(error)
+    return known and printable(known)
 
 
 if __name__ == "__main__":
     print_anything()
+    if IN_POD in sys.argv:
+        restrict_umask()
     handle_stop_signals()
     exit_with_launcher()
     if "DVC_STAGE" in os.environ and not started_by_launcher():
