@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.text import Text
 
 from components.console import console, print_anything, with_home
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.launcher import (
     ECHO_SECONDS,
     SECTION,
@@ -126,7 +126,8 @@ def main(words: list[str]) -> int:
     """Runs a command; `~/` at the start of a word or of a flag's value is the home folder.
 
     Returns:
-        0 success, 1 reported error, 2 usage error, 130 Ctrl-C, 143 `kill`, 129 a closed terminal.
+        0 success, 1 error, 2 usage error, 75 an error that may not occur again, 130 Ctrl-C, 143 `kill`, 129 a closed
+        terminal.
     """
     words = with_home(words)
     try:
@@ -153,17 +154,21 @@ def _reported(error: Exception) -> int:
 
     A rank waits before: the launcher ends it meanwhile if it only echoes the error of another rank.
     """
+    from components.shared.io.transient import is_transient
+
     message = _message(error)
     if message is None:
-        if world_size() == 1:
+        code = RetryableError.exit_code if is_transient(error) else 1
+        if world_size() == 1 and code == 1:
             raise error
-        time.sleep(ECHO_SECONDS)
+        if world_size() > 1:
+            time.sleep(ECHO_SECONDS)
         traceback.print_exception(error)
-        return 1
+        return code
     if rank() > 0:
         time.sleep(ECHO_SECONDS)
     console.print(Text.assemble(("error", "bold red"), f" {message}"), soft_wrap=True)
-    return 1
+    return error.exit_code if isinstance(error, ConcordError) else 1
 
 
 def _message(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.settings import Launcher
 from components.shared.io.process_pool import exit_when_parent_dies
 
@@ -83,7 +83,8 @@ def launch(settings: Launcher, words: list[str]) -> int:
         0, or the exit code of the first rank that failed. That rank has reported its error itself.
 
     Raises:
-        ConcordError: a rank was killed, or the accelerate config file is missing.
+        RetryableError: a rank was killed.
+        ConcordError: the accelerate config file is missing.
     """
     if settings.config is not None and not Path(settings.config).is_file():
         raise ConcordError(f"launcher.config: {settings.config}: no such file. `accelerate config` writes one.")
@@ -105,7 +106,7 @@ def launch(settings: Launcher, words: list[str]) -> int:
         number, failure = error.get_first_failure()
         if failure.exitcode > 0:
             return int(failure.exitcode)
-        raise ConcordError(
+        raise RetryableError(
             f"rank {number} of {settings.num_processes} was ended by {signal.Signals(-failure.exitcode).name}, and the "
             "others were stopped. SIGKILL mostly means that memory ran out; then use more accumulation or a smaller "
             "batch. Run the step again: it resumes from the last complete checkpoint."

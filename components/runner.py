@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from components.console import console
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
 from components.s3_address import parse_location
 from components.settings import Settings, load_settings
@@ -253,6 +253,8 @@ def _check_unchanged(call: StepCall, inputs: Mapping[str, Path], lineage: "Linea
             check_revision(call.settings.model)
         if "data" in call.step.inputs and not found:
             _check_bucket(call)
+    except RetryableError:  # whether the bucket has changed is not known
+        raise
     except ConcordError as error:  # the file is being edited, or the folder of the model or the bucket has changed
         found = [str(error)]
     if not found:

@@ -40,14 +40,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command and returns its exit code: 0 success, 1 reported error, 2 usage error, 130 interrupted."""
+    """Runs a command; returns 0 success, 1 reported error, 2 usage error, 75 a retry may help, 130 interrupted."""
     args = parser().parse_args(with_home(argv))
     try:
         code: int = COMMANDS[args.command][0].command(args)
         return code
     except ConcordError as error:
         console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from components.console import console
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.settings import Settings, load_settings
 from components.shared.io.secrets import masked
 from components.shared.tracking.connection import connect, mlflow_errors, tracking_uri
@@ -203,8 +203,8 @@ def _cached_by_kubeflow(
             continue
         try:
             record = read_record(client, run)
-        except ConcordError:
-            if len(runs) == 1:
+        except ConcordError as error:
+            if len(runs) == 1 or isinstance(error, RetryableError):
                 raise
             continue  # this record is damaged; another candidate may be intact
         compared.add(key)

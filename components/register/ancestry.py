@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.shared.tracking.past_runs import RunRecord, find_producer_in_pipeline, read_record
 from components.shared.tracking.step_run import StepRun
 from components.shared.tracking.tags import PIPELINE_RUN
@@ -37,6 +37,8 @@ def trace_ancestry(track: StepRun) -> dict[str, RunRecord]:
             continue
         try:
             records[name] = read_record(track.client, track.client.get_run(run_id))
+        except RetryableError:
+            raise
         except ConcordError:  # an earlier version of the step wrote no record
             continue
         pending |= {port: content.md5 for port, content in records[name].lineage.inputs.items()}

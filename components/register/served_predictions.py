@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.console import console
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.register.predict_isolated import RETRY
 from components.settings import Task
 from components.shared.io.secrets import masked
@@ -69,10 +69,10 @@ def _error(uri: str, process: "subprocess.CompletedProcess[str]") -> ConcordErro
     lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     reason = masked(lines[-1])[:500]
     if process.returncode == RETRY:
-        return ConcordError(f"{uri} could not be asked: {reason}. Run register again when this has passed.")
+        return RetryableError(f"{uri} could not be asked: {reason}. Run register again when this has passed.")
     if process.returncode < 0:  # a signal; SIGKILL comes from the kernel when memory is short
         reason = f"the process was ended by signal {-process.returncode}"
-        return ConcordError(f"{uri} could not be asked: {reason}, perhaps for memory. Run register again.")
+        return RetryableError(f"{uri} could not be asked: {reason}, perhaps for memory. Run register again.")
     return CannotPredictError(f"{uri} could not be loaded or could not predict: {reason}")
 
 

@@ -16,6 +16,7 @@ from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.locks import output_lock
 from components.shared.io.progress import with_progress
 from components.shared.io.text import reason_of
+from components.shared.io.transient import concord_error
 
 
 def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
@@ -59,9 +60,10 @@ def fetch(release: Release, out: Path, endpoint: str | None = None) -> None:
     except ConcordError:
         raise
     except Exception as error:  # the library, its HTTP client and the system have no common class of errors
-        raise ConcordError(
+        raise concord_error(
             f"{name}: could not be fetched: {reason_of(error)}\nCheck ingest.release.hub (id, revision) and the "
-            f"network, and run again: files that are complete are kept. Or put the files in {out} yourself."
+            f"network, and run again: files that are complete are kept. Or put the files in {out} yourself.",
+            error,
         ) from None
 
 

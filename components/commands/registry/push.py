@@ -7,6 +7,7 @@ from components.errors import ConcordError
 from components.settings import HUB_ID
 from components.shared.io.secrets import masked
 from components.shared.io.text import reason_of
+from components.shared.io.transient import concord_error
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # those of an earlier upload are removed
 REMEDY = "Set HF_TOKEN to a token that may write, from https://huggingface.co/settings/tokens."
@@ -51,8 +52,9 @@ def push(folder: Path, repository: str, endpoint: str | None = None) -> str:
                 delete_patterns=list(WEIGHTS),
             )
     except Exception as error:  # the library, its HTTP client and the system have no common class of errors
-        raise ConcordError(
+        raise concord_error(
             f"{repository}: could not be uploaded: {masked(reason_of(error))}\n{REMEDY} The folder is complete; upload "
-            f"it with: hf upload {repository} {folder}"
+            f"it with: hf upload {repository} {folder}",
+            error,
         ) from None
     return str(address)

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from components.errors import ConcordError
 from components.settings import Model, Settings
+from components.shared.io.transient import concord_error
 from components.shared.model.precision import compute_in
 from components.shared.model.prompts import special_token
 from components.shared.model.quiet import quiet
@@ -64,7 +65,7 @@ def load(
         processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConcordError(f"{source}: no vision-language model could be loaded: {first}\n{_REMEDY}") from error
+        raise concord_error(f"{source}: no vision-language model could be loaded: {first}\n{_REMEDY}", error) from error
     if missing := sorted(info["missing_keys"]):
         # transformers would fill them with random values.
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

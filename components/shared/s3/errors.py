@@ -8,7 +8,7 @@ import time
 from threading import Event
 from urllib.parse import urlsplit
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts
 
@@ -109,7 +109,7 @@ def as_concord_error(error: Exception, location: str, waited: float) -> ConcordE
         return ConcordError(f"{location}: no credentials ({code}). {_CREDENTIALS}.")
     if is_transient(error):
         problem = f"answers {status} {code}" if status else f"no complete response ({code})"
-        return ConcordError(
+        return RetryableError(
             f"{location}: {endpoint()}: {problem}, after {waited:.0f} s of retries. Check AWS_ENDPOINT_URL and that "
             "the server runs, and run again: what was fetched is kept, and is not fetched again."
         )

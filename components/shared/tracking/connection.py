@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 from components.errors import ConcordError
 from components.shared.io.locks import brief_lock
 from components.shared.io.secrets import masked
+from components.shared.io.transient import concord_error
 from components.shared.tracking.local_store import DATABASE, follow, store_folder
 
 if TYPE_CHECKING:
@@ -122,7 +123,12 @@ def store_lock() -> Iterator[None]:
 
 @contextmanager
 def mlflow_errors(action: str) -> Iterator[None]:
-    """Turns errors of MLflow and its store into a one-line ConcordError; `action` completes "could not ..."."""
+    """Turns errors of MLflow and its store into a one-line ConcordError; `action` completes "could not ...".
+
+    Raises:
+        RetryableError: a server was not reached, or is too busy.
+        ConcordError: any other error of the store, such as a refused login.
+    """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -131,13 +137,15 @@ def mlflow_errors(action: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = masked(str(error).strip().partition("\n")[0])[:300]
-        if database_file(tracking_uri()) and any(words in reason for words in WITHOUT_LOCKS):
+        local = database_file(tracking_uri())
+        message = f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}."
+        if local and any(words in reason for words in WITHOUT_LOCKS):
             raise ConcordError(
-                f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. SQLite needs a file system with "
-                "locks, which some network volumes lack, and nobody else who holds its lock for long. Put the store on "
-                "a local disk (MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db) or use a server."
+                f"{message} SQLite needs a file system with locks, which some network volumes lack, and nobody else "
+                "who holds its lock for long. Put the store on a local disk "
+                "(MLFLOW_TRACKING_URI=sqlite:////path/mlflow.db) or use a server."
             ) from None
-        raise ConcordError(
-            f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}. "
-            "Check MLFLOW_TRACKING_URI and that its server runs. Unset it to use mlflow.db in the working directory."
-        ) from None
+        message += (
+            " Check MLFLOW_TRACKING_URI and that its server runs. Unset it to use mlflow.db in the working directory."
+        )
+        raise (ConcordError(message) if local else concord_error(message, error)) from None

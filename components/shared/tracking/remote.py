@@ -21,6 +21,7 @@ from components.console import console
 from components.errors import ConcordError
 from components.shared.io.atomic import new_folder
 from components.shared.io.secrets import masked
+from components.shared.io.transient import concord_error
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import ROOT
 
@@ -75,8 +76,8 @@ class Remote:
             Number of objects that were sent.
 
         Raises:
-            ConcordError: the remote refuses, or cannot be reached for one minute; or `path` has changed since the step
-                wrote it.
+            RetryableError: the remote cannot be reached for one minute.
+            ConcordError: the remote refuses, or `path` has changed since the step wrote it.
         """
         from dvc.fs import LocalFileSystem
         from dvc_data.hashfile.build import build
@@ -160,11 +161,12 @@ class Remote:
                 raise
             except Exception as error:
                 if delay is None or not _is_transient(error):
-                    raise ConcordError(
+                    raise concord_error(
                         f"DVC remote {self.address}: could not {action}: {_reason(error)}. Check {REMOTE_ENV}, "
                         "the endpoint (AWS_ENDPOINT_URL), and that the credentials (AWS_ACCESS_KEY_ID, "
                         "AWS_SECRET_ACCESS_KEY) have permission to read and write there. Then run the step again: "
-                        "objects that were uploaded are not sent again."
+                        "objects that were uploaded are not sent again.",
+                        error,
                     ) from None
                 message = f" DVC remote {self.address}: could not {action}: {_reason(error)}; retrying in {delay:.0f} s"
                 console.print(Text.assemble(("warning", "yellow"), message), soft_wrap=True)

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.s3_address import S3Address, is_s3, parse_location, parse_s3
 from components.shared.s3.cache import ContentCache
 from components.shared.s3.local_copy import _check_name, _link, local_copy
@@ -396,6 +396,7 @@ def test_error_messages_name_address_and_remedy(
     inject(gateway, monkeypatch)
     with pytest.raises(ConcordError, match=message) as error:
         copy_content(parse_s3(address), retry_seconds=1)
+    assert isinstance(error.value, RetryableError) == ("of retries" in str(error.value))
     assert "PLANTED" not in str(error.value)
     assert not any(path.is_dir() for path in Path(".cache/s3").iterdir()), "a partial folder must not be left"
 

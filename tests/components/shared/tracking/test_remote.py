@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.shared.tracking import remote as remote_module
 from components.shared.tracking.hashes import dvc_content
 from components.shared.tracking.remote import Remote, configured_remote
@@ -156,7 +156,7 @@ def test_unreachable_server_is_retried_for_one_minute(
     assert delays == [1.0, 2.0]
     assert re.search(r"could not push \S+/output: .*; retrying in 1 s", capsys.readouterr().err)
     monkeypatch.setenv("AWS_ENDPOINT_URL", unreachable)
-    with pytest.raises(ConcordError, match=r"DVC remote s3://open/.*: could not fetch .*AWS_ENDPOINT_URL"):
+    with pytest.raises(RetryableError, match=r"DVC remote s3://open/.*: could not fetch .*AWS_ENDPOINT_URL"):
         remote.fetch(dvc_content(output).md5, output.parent / "again")
     assert sum(delays[2:]) >= 60
 
@@ -170,6 +170,7 @@ def test_permanent_errors_are_reported_without_the_secret(
     with pytest.raises(ConcordError, match="could not read it") as caught:
         set_remote(monkeypatch, ADDRESS).check()
     assert "wrong-secret-5d2" not in str(caught.value)
+    assert caught.value.exit_code == 1
     for name, value in environment(s3_server.url, OWNER).items():
         monkeypatch.setenv(name, value)
     set_remote(monkeypatch, ADDRESS).check()
