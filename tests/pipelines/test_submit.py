@@ -17,7 +17,7 @@ import yaml
 from components.settings import WITHOUT_EFFECT
 from components.steps import STEPS
 from pipelines.__main__ import main
-from pipelines.submit import COOKIE, HOST, TOKEN, TOKEN_FILE
+from pipelines.connection import COOKIE, HOST, TOKEN, TOKEN_FILE
 from tests.support.kubeflow_peer import API, EXPERIMENT, PROXY, RUN, SCHEDULE, SILENCE, FakeServer, serving
 from tests.support.settings_files import RAW_CLUSTER
 
@@ -189,7 +189,7 @@ def test_wait_ends_if_the_host_stays_away(server: FakeServer, capsys: pytest.Cap
 def test_wait_ends_if_the_host_never_answers(
     server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.submit.REQUEST_TIMEOUT", 1)
+    monkeypatch.setattr("pipelines.connection.REQUEST_TIMEOUT", 1)
     server.states = [("RUNNING", {}), SILENCE]
     assert submit(server, "--wait", "--timeout", "0.00001") == 1
     assert "The run continues, but is no longer watched" in outputs(capsys)[1]
