@@ -15,6 +15,8 @@ from components.steps import STEPS
 from pipelines.cluster_settings import load_cluster
 from pipelines.compile import DATA_DVC_FILE, add_pipeline_arguments, chosen_image, compile_pipeline, dvc_file_hash
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors, page_address
+from pipelines.kubernetes_api import connect_kubernetes
+from pipelines.run_pods import RunPods
 from pipelines.watch import watch
 
 
@@ -95,7 +97,9 @@ def command(args: argparse.Namespace) -> int:
     if not args.wait:
         return 0
     try:
-        return watch(client, created_id, args.poll, args.timeout)
+        namespace = args.namespace or client.get_user_namespace()
+        pods = RunPods(created_id, lambda: connect_kubernetes(namespace))
+        return watch(client, created_id, pods, args.poll, args.timeout)
     except KeyboardInterrupt:
         console.print(f"run {created_id} is no longer watched, but continues on the cluster", markup=False)
         raise

@@ -1,6 +1,7 @@
 """A fake Kubeflow Pipelines server with the formats of the v2beta1 API, since a real Kubeflow cannot run here.
 
-It records every request. A test sets the sequence of states that it answers for a watched run.
+It records every request. A test sets the sequence of states that it answers for a watched run, or recorded states of a
+real cluster, whose pods it then answers for as well.
 """
 
 import json
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.kubernetes_peer import cluster_answer
 
 API = "/apis/v2beta1"
 RUN = "5f0c1d6e-0000-4000-8000-000000000001"
@@ -45,6 +48,8 @@ class FakeServer:
         experiments: names of existing experiments.
         token: required in the Authorization header, otherwise the answer is 401; empty: no login.
         refuse: path -> status and message of an error.
+        recorded: states of a real cluster (`kubernetes_peer.recorded`), one per answer about the run, in place of
+            `states`. The last one is repeated; the cluster's pods, events and logs are those of the last answer.
     """
 
     host: str = ""
@@ -53,6 +58,7 @@ class FakeServer:
     experiments: list[str] = field(default_factory=list)
     token: str = ""
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
+    recorded: list[Any] = field(default_factory=list)
 
     def one(self, method: str, path: str) -> Request:
         """Returns the only request with this method and path."""
@@ -79,11 +85,24 @@ class FakeServer:
         if (request.method, path) == ("POST", "/experiments"):
             return 200, {**request.body, "experiment_id": EXPERIMENT}
         if (request.method, path) == ("POST", "/runs"):
-            return 200, {**request.body, "run_id": RUN, "state": "PENDING"}
+            run = self.recorded[0]["run"]["run_id"] if self.recorded else RUN
+            return 200, {**request.body, "run_id": run, "state": "PENDING"}
         if (request.method, path) == ("POST", "/recurringruns"):
             return 200, {**request.body, "recurring_run_id": SCHEDULE, "status": "ENABLED"}
+        if self.recorded:
+            return self._recorded(request, path)
         if (request.method, path) == ("GET", f"/runs/{RUN}"):
             return self._run()
+        return 404, {"message": f"{request.method} {path} is unknown to this server"}
+
+    def _recorded(self, request: Request, path: str) -> tuple[int, Any]:
+        if (request.method, path) == ("GET", f"/runs/{self.recorded[0]['run']['run_id']}"):
+            if len(self.recorded) > 1 and self.recorded[0].pop("shown", False):
+                self.recorded.pop(0)
+            self.recorded[0]["shown"] = True
+            return 200, self.recorded[0]["run"]
+        if request.method == "GET" and (answer := cluster_answer(self.recorded[0], request)):
+            return answer
         return 404, {"message": f"{request.method} {path} is unknown to this server"}
 
     def _run(self) -> tuple[int, Any]:
@@ -121,9 +140,9 @@ def serving(fake: FakeServer) -> Iterator[FakeServer]:
             request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
             fake.requests.append(request)
             status, content = fake.answer(request)
-            data = json.dumps(content).encode()
+            data = (content if isinstance(content, str) else json.dumps(content)).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -134,7 +153,7 @@ def serving(fake: FakeServer) -> Iterator[FakeServer]:
             """Logs nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     fake.host = f"http://127.0.0.1:{server.server_port}"
     try:

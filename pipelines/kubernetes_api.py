@@ -1,0 +1,135 @@
+"""Reads from the cluster of this pod, or else of kubectl's current context. It changes nothing."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ConcordError
+from components.shared.io.secrets import masked
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+DEFAULT_NAMESPACE = "kubeflow"
+TIMEOUT = 10  # seconds per request
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """The API of a cluster.
+
+    Attributes:
+        name: the cluster, for messages.
+        namespace: the namespace of the runs.
+        api: the client; its credentials are kubectl's or the pod's.
+    """
+
+    name: str
+    namespace: str
+    api: "ApiClient"
+
+    def get(self, path: str, **query: str) -> Any:
+        """Returns the JSON at a path of the API.
+
+        Raises:
+            ConcordError: the cluster cannot be reached or refuses.
+            LookupError: there is no such object.
+        """
+        return json.loads(self._request("GET", path, query, None))
+
+    def text(self, path: str, **query: str) -> str:
+        """Returns the text at a path of the API, such as a log; raises as `get` does."""
+        return self._request("GET", path, query, None).decode("utf-8", "replace")
+
+    def listed(self, kind: str, group: str = "api/v1", **query: str) -> list[Any]:
+        """Returns the objects of a kind in the namespace: `listed("pods", labelSelector="a=b")`; raises as `get`."""
+        return list(self.get(self.path(kind, group), **query).get("items") or [])
+
+    def path(self, kind: str, group: str = "api/v1") -> str:
+        """Returns the path of a kind of object in the namespace."""
+        return f"/{group}/namespaces/{self.namespace}/{kind}"
+
+    def may(self, verb: str, resource: str, group: str = "") -> bool:
+        """Whether these credentials may do this in the namespace; Kubernetes stores nothing of the question."""
+        attributes = {"namespace": self.namespace, "verb": verb, "resource": resource, "group": group}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        answer = self._request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
+        return bool(json.loads(answer)["status"]["allowed"])
+
+    def _request(self, method: str, path: str, query: dict[str, str], body: Any) -> bytes:
+        from kubernetes.client import ApiException
+
+        with _kubernetes_errors(self.name, f"read {path}"):
+            try:
+                answer = self.api.call_api(
+                    path,
+                    method,
+                    query_params=list(query.items()),
+                    header_params={"Accept": "application/json, text/plain, */*", "Content-Type": "application/json"},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                    _preload_content=False,
+                    _return_http_data_only=True,
+                    _request_timeout=TIMEOUT,
+                )
+            except ApiException as error:
+                if error.status == 404:
+                    raise LookupError(path) from None
+                raise
+            return bytes(answer.data)
+
+
+def connect_kubernetes(namespace: str | None) -> Kubernetes:
+    """Returns the cluster of this pod, or else of kubectl's current context. Nothing is asked yet.
+
+    Args:
+        namespace: the namespace of the runs; None for Kubeflow's own.
+
+    Raises:
+        ConcordError: this is no pod, and kubectl has no context or its login fails.
+    """
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    configuration.retries = False
+    namespace = namespace or DEFAULT_NAMESPACE
+    try:
+        config.load_incluster_config(configuration)
+        return Kubernetes("the cluster of this pod", namespace, client.ApiClient(configuration))
+    except config.ConfigException:
+        pass
+    with _kubernetes_errors("kubectl", "read its context"):
+        config.load_kube_config(client_configuration=configuration)
+        context = config.list_kube_config_contexts()[1]["name"]
+    return Kubernetes(f"kubectl's context {context}", namespace, client.ApiClient(configuration))
+
+
+@contextmanager
+def _kubernetes_errors(cluster: str, action: str) -> Iterator[None]:
+    """Turns errors of the client and of the network into a one-line ConcordError without secrets."""
+    import urllib3
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+
+    try:
+        yield
+    except ApiException as error:
+        reason = f"{error.status} {error.reason}: {_message(error.body)}"
+    except (ConfigException, urllib3.exceptions.HTTPError, OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    else:
+        return
+    raise ConcordError(f"{cluster}: could not {action}: {masked(reason)[:300]}") from None
+
+
+def _message(body: Any) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(body or "")[:200]
