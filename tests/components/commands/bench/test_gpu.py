@@ -136,8 +136,11 @@ def test_results_of_a_gpu_are_not_overwritten_without_one(tmp_path: Path) -> Non
         main(["gpu", "--params", str(ROOT / "params.yaml"), "--out", str(tmp_path / "bench-gpu")])
 
 
-def test_packages_have_the_versions_of_the_lock() -> None:
-    lines = pinned(PACKAGES)
-    assert [line.partition("==")[0].lower() for line in lines] == [name.lower() for name in PACKAGES]
+def test_packages_have_the_versions_and_hashes_of_the_lock() -> None:
+    lines = pinned(PACKAGES).splitlines()
+    assert [line.partition("==")[0] for line in lines if not line.startswith(" ")] == list(PACKAGES)
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    assert set(lines) < set(lock)
+    assert len(lines) > 2 * len(PACKAGES)
     with pytest.raises(ConcordError, match="lacks nonesuch"):
         pinned(("trl", "nonesuch"))
