@@ -109,9 +109,11 @@ class Cluster(Strict):
     image: str = Field(min_length=1, description="container image of every step")
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     pull_secrets: list[Name] = Field(description="for a private registry")
-    user: Annotated[int, Field(ge=0)] | None = Field(description="uid of the containers; null: the image's")
+    user: Annotated[int, Field(ge=0)] | None = Field(description="uid of the containers, not 0; null: the image's")
     group: Annotated[int, Field(ge=0)] | None = Field(description="gid of the containers; null: the image's")
-    service_account: Name | None = Field(description="of the pods; null: Kubeflow's default")
+    service_account: Name | None = Field(
+        description="of the pods; null: Kubeflow's default, which may read every secret of the namespace"
+    )
     pipeline_root: str | None = Field(description="where artifacts are stored, s3://...; null: Kubeflow's default")
     scratch: Quantity = Field(description="size of /tmp")
     checkpoints: Name | None = Field(description="PersistentVolumeClaim for training state; null: no state is kept")
@@ -123,6 +125,13 @@ class Cluster(Strict):
         description="how long the pods of a finished run are kept; null: the cluster's default"
     )
     steps: Pods
+
+    @field_validator("user")
+    @classmethod
+    def _not_root(cls, user: int | None) -> int | None:
+        if user == 0:
+            raise ValueError("0 is root, and no pod runs as root; name another uid, or null for the image's")
+        return user
 
     @field_validator("environment")
     @classmethod

@@ -40,8 +40,7 @@ def configure_task(task: dsl.PipelineTask, settings: Settings, cluster: Cluster,
     kubernetes.set_image_pull_policy(task, cluster.pull_policy)
     if cluster.pull_secrets:
         kubernetes.set_image_pull_secrets(task, cluster.pull_secrets)
-    if cluster.user is not None or cluster.group is not None:
-        kubernetes.set_security_context(task, cluster.user, cluster.group)
+    kubernetes.set_security_context(task, cluster.user, cluster.group, run_as_non_root=True)
 
 
 def pipeline_config(cluster: Cluster) -> dsl.PipelineConfig:

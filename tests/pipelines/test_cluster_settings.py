@@ -59,6 +59,7 @@ def test_optional_sections_load(tmp_path: Path) -> None:
         ("environment", {"HF_TOKEN": "hf_1"}, "environment: HF_TOKEN looks like a secret"),
         ("environment", {"MLFLOW_TRACKING_URI": "http://m"}, "cluster.yaml: MLFLOW_TRACKING_URI is set twice"),
         ("checkpoints", "Big Disk", "checkpoints: string should match pattern"),
+        ("user", 0, "user: 0 is root, and no pod runs as root; name another uid, or null for the image's"),
     ],
 )
 def test_invalid_value_is_reported(path: str, value: Any, message: str, tmp_path: Path) -> None:

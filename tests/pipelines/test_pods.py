@@ -116,6 +116,7 @@ def test_pull_policy_and_secrets(pod: pb.KubernetesExecutorConfig) -> None:
 def test_user_and_group(pod: pb.KubernetesExecutorConfig) -> None:
     assert (pod.security_context.run_as_user, pod.security_context.run_as_group) == (10001, 0)
     assert pod.security_context.HasField("run_as_group")
+    assert pod.security_context.run_as_non_root
 
 
 @EACH
@@ -213,7 +214,10 @@ def test_optional_settings_can_be_left_out(tmp_path: Path) -> None:
     for name, step in STEPS.items():
         assert "accelerator" not in pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["resources"]
         pod = platform["deploymentSpec"]["executors"][f"exec-{name}"]
-        assert set(pod) == {"activeDeadlineSeconds", "emptyDirMounts", "fieldPathAsEnv", "imagePullPolicy"}
+        assert set(pod) == {
+            "activeDeadlineSeconds", "emptyDirMounts", "fieldPathAsEnv", "imagePullPolicy", "securityContext"
+        }  # fmt: skip
+        assert pod["securityContext"] == {"runAsNonRoot": True}  # the image's user and group
         # Without a claim, training state still needs a writable folder.
         paths = [mount["mountPath"] for mount in pod["emptyDirMounts"]]
         assert paths == ["/tmp", *(["/checkpoints"] if step.resumes else [])]
