@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, str] = {
     "data": "components.commands.data.command",
     "demo": "components.commands.demo.command",
     "init": "components.commands.init.command",
+    "newest": "components.commands.newest",
     "predict": "components.commands.predict.command",
     "registry": "components.commands.registry.command",
     "serve": "components.commands.serve.command",

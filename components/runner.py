@@ -187,12 +187,23 @@ def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
         from components.shared.tracking.lineage import compute_lineage
 
         host = LocalHost(compute_lineage(call.step, call.settings, inputs))
-    if call.data_hash is not None and (found := host.lineage.inputs["data"].md5) != call.data_hash:
+    if call.data_hash is not None and (found := _data_hash(call, host)) != call.data_hash:
         raise ConcordError(
             f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {call.data_hash!r}. Give the "
             "hash of the data that data_uri names; otherwise Kubeflow's cache could serve results of other data."
         )
     return host
+
+
+def _data_hash(call: StepCall, host: Host) -> str:
+    """The hash of the raw input, of the kind that the call gives."""
+    from components.shared.s3.listing import LISTING
+    from components.shared.s3.local_copy import fetched_listing
+
+    location = parse_location(call.data or call.settings.ingest.path)
+    if str(call.data_hash).startswith(LISTING) and not isinstance(location, Path):
+        return fetched_listing(location)
+    return host.lineage.inputs["data"].md5
 
 
 def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[None]:

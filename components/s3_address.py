@@ -27,6 +27,11 @@ class S3Address:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether a `*` in the prefix makes it name several folders, for those who look for one of them."""
+        return "*" in self.prefix
+
+    @property
     def folder(self) -> str:
         """What the keys in the folder begin with: `data/` for the prefix `data`, which excludes `data2/x`."""
         return f"{self.prefix}/" if self.prefix else ""

@@ -62,12 +62,18 @@ def chosen_image(image: str | None, cluster: Cluster) -> str:
 
 
 def compile_pipeline(
-    settings: Settings, cluster: Cluster, image: str, data_hash: str, out: Path, reuse: bool = True
+    settings: Settings,
+    cluster: Cluster,
+    image: str,
+    data_hash: str,
+    out: Path,
+    reuse: bool = True,
+    find_newest: bool = False,
 ) -> None:
     """Compiles the pipeline to `out`. The same code, settings, image and hash give the same bytes.
 
     Args:
-        settings, cluster, image, data_hash, reuse: see `training_pipeline`.
+        settings, cluster, image, data_hash, reuse, find_newest: see `training_pipeline`.
         out: the YAML file.
 
     Raises:
@@ -78,7 +84,7 @@ def compile_pipeline(
     from pipelines.training import training_pipeline
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(training_pipeline(settings, cluster, image, data_hash, reuse), str(out))
+    compiler.Compiler().compile(training_pipeline(settings, cluster, image, data_hash, reuse, find_newest), str(out))
 
 
 def dvc_file_hash(path: Path) -> str:

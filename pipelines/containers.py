@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.console import console
 from components.errors import ConcordError
-from components.steps import STEPS, Step
+from components.steps import STEPS
 from pipelines.outputs import output_errors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ContainerRun:
     """One attempt of a step in a container.
 
     Attributes:
-        step: the step's name.
+        step: the name of the step, or of another task of the pipeline.
         attempt: 1 for the first.
         folder: the task's folder, with its outputs.
         log: the file with the container's output.
@@ -102,7 +102,7 @@ class StepContainer:
         self.local_run, self.image, self.command = local_run, image, full_command
         self.root, self.environment = pipeline_root, env_vars or {}
         self.docker_options = dict(runner.container_run_args)
-        self.step: Step = STEPS[full_command[3]]
+        self.name = full_command[3]
 
     def run(self) -> "Status":
         """Runs the container to its end. Success means exit code 0 and outputs without errors."""
@@ -113,12 +113,12 @@ class StepContainer:
         executor_input = json.loads(self.command[self.command.index("--executor-input") + 1])
         folder = Path(executor_input["outputs"]["outputFile"]).parent
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = [attempt for attempt in self.local_run.attempts if attempt.step == self.step.name]
+        earlier = [attempt for attempt in self.local_run.attempts if attempt.step == self.name]
         number = 1 + len(earlier)
-        attempt = ContainerRun(self.step.name, number, folder, folder / f"log-{number}.txt")
+        attempt = ContainerRun(self.name, number, folder, folder / f"log-{number}.txt")
         self.local_run.attempts.append(attempt)
         if number > 1:
-            console.print(f"{self.step.name}: attempt {number}, because {'; '.join(earlier[-1].errors)}", markup=False)
+            console.print(f"{self.name}: attempt {number}, because {'; '.join(earlier[-1].errors)}", markup=False)
         start = time.monotonic()
         client = docker.from_env()
         try:
@@ -129,8 +129,8 @@ class StepContainer:
         if attempt.exit_code:
             cause = ", out of memory" if out_of_memory else ""
             attempt.errors.append(f"its container ended with exit code {attempt.exit_code}{cause}")
-        else:
-            attempt.errors += output_errors(self.step, folder)
+        elif self.name in STEPS:
+            attempt.errors += output_errors(STEPS[self.name], folder)
         return Status.FAILURE if attempt.errors else Status.SUCCESS
 
     def _run_container(self, client: "DockerClient", log: Path) -> tuple[int, bool]:
@@ -142,9 +142,9 @@ class StepContainer:
             self.image,
             self.command,
             environment=self.environment,
-            labels={LABEL: self.local_run.run_id, "concord.step": self.step.name},
+            labels={LABEL: self.local_run.run_id, "concord.step": self.name},
             volumes=volumes,
-            shm_size=self.local_run.shared_memory.get(self.step.name),
+            shm_size=self.local_run.shared_memory.get(self.name),
             **self.docker_options,
         )
         try:

@@ -9,7 +9,7 @@ from components.launcher import SECTION
 from components.settings import Launcher, Settings
 from components.shared.kubeflow.names import RUN_ID, STATE
 from components.shared.s3.cache import LIMIT_VARIABLE
-from components.steps import STEPS
+from components.steps import STEPS, Step
 from pipelines.cluster_settings import Cluster, quantity_bytes
 
 # The label that the API server sets. A placeholder on the command line would not be replaced, and would become an input
@@ -20,18 +20,24 @@ SHARED_MEMORY = "/dev/shm"
 CACHE_SHARE = 0.9  # share of SCRATCH that fetched data may fill
 
 
-def configure_task(task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: str) -> None:
-    """Sets image, resources, volumes, secrets, retries and limits of a step's task.
+def configure_task(
+    task: dsl.PipelineTask, settings: Settings, cluster: Cluster, image: str, step: str | None = None
+) -> None:
+    """Sets image, resources, volumes, secrets, retries and limits of a task.
+
+    Args:
+        step: whose pod the task gets; None: the step of the task's name.
 
     Raises:
         ConcordError: the launcher would start more ranks than the step has accelerators.
     """
+    name = step or task.name
     task.set_container_image(image)
-    _resources(task, settings.launcher, cluster)
-    _volumes(task, cluster)
-    _environment(task, cluster)
-    pod, backoff = cluster.pod(task.name), cluster.backoff
-    task.set_retry(pod.retries, f"{backoff.seconds}s", backoff.factor, f"{cluster.retry_window(task.name)}s")
+    _resources(task, STEPS[name], settings.launcher, cluster)
+    _volumes(task, STEPS[name], cluster)
+    _environment(task, STEPS[name], cluster)
+    pod, backoff = cluster.pod(name), cluster.backoff
+    task.set_retry(pod.retries, f"{backoff.seconds}s", backoff.factor, f"{cluster.retry_window(name)}s")
     kubernetes.set_timeout(task, pod.timeout_minutes * 60)
     for label, value in pod.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
@@ -61,8 +67,8 @@ def _seconds(hours: int | None) -> int | None:
     return None if hours is None else hours * 3600
 
 
-def _resources(task: dsl.PipelineTask, launcher: Launcher, cluster: Cluster) -> None:
-    step, pod = STEPS[task.name], cluster.pod(task.name)
+def _resources(task: dsl.PipelineTask, step: Step, launcher: Launcher, cluster: Cluster) -> None:
+    pod = cluster.pod(step.name)
     ranks = launcher.num_processes if step.parallel else 1
     if pod.accelerator is not None:
         if ranks > pod.accelerator.count:
@@ -79,12 +85,12 @@ def _resources(task: dsl.PipelineTask, launcher: Launcher, cluster: Cluster) -> 
         task.set_env_variable(SECTION, json.dumps(launcher.model_dump(mode="json")))
 
 
-def _volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
+def _volumes(task: dsl.PipelineTask, step: Step, cluster: Cluster) -> None:
     kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=cluster.scratch)
-    shared_memory = cluster.pod(task.name).shared_memory
+    shared_memory = cluster.pod(step.name).shared_memory
     if shared_memory is not None:
         kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory", size_limit=shared_memory)
-    if not STEPS[task.name].resumes:
+    if not step.resumes:
         return
     if cluster.checkpoints is not None:
         kubernetes.mount_pvc(task, cluster.checkpoints, STATE)
@@ -92,10 +98,10 @@ def _volumes(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.empty_dir_mount(task, "checkpoints", STATE)
 
 
-def _environment(task: dsl.PipelineTask, cluster: Cluster) -> None:
+def _environment(task: dsl.PipelineTask, step: Step, cluster: Cluster) -> None:
     """Sets environment variables. Secrets are referenced by name, so the pipeline contains no value."""
     kubernetes.use_field_path_as_env(task, RUN_ID, RUN_LABEL)
-    if "data" in STEPS[task.name].inputs and "CONCORD_CACHE" not in cluster.environment:
+    if "data" in step.inputs and "CONCORD_CACHE" not in cluster.environment:
         # The image's cache is in SCRATCH, and Kubernetes evicts a pod that exceeds the volume's size limit.
         task.set_env_variable(LIMIT_VARIABLE, str(int(CACHE_SHARE * quantity_bytes(cluster.scratch))))
     for name, value in cluster.environment.items():

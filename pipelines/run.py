@@ -20,6 +20,7 @@ from rich.table import Table
 
 from components.console import console
 from components.errors import ConcordError
+from components.s3_address import parse_location
 from components.settings import Settings, load_settings
 from components.shared.io.atomic import write_json
 from components.shared.io.locks import output_lock
@@ -58,6 +59,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_pipeline_arguments(sub)
     sub.add_argument("--data", type=Path, default=Path("data"), help="folder of the raw input (default: %(default)s)")
+    sub.add_argument("--data-uri", help="in place of --data: s3://bucket/gauges-*, whose newest folder is used")
     sub.add_argument(
         "--out",
         type=Path,
@@ -85,29 +87,49 @@ def command(args: argparse.Namespace) -> int:
     image = chosen_image(args.image, cluster)
     environment = passed_environment(cluster, args.env)
     check_tracking_uri(environment)
-    if not args.data.is_dir():
-        raise ConcordError(f"{args.data}: no such folder. Create it (make data) or name it with --data.")
+    data_hash = checked_data(args)
     client = docker_client()
     identity = image_id(client, image)
     client.close()
     out, state = args.out.resolve(), (args.state or args.out / ".checkpoints").resolve()
     state.mkdir(parents=True, exist_ok=True)
-    run_id, data_hash = str(uuid.uuid4()), dvc_hash(args.data)
-    console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash}", markup=False)
+    run_id = str(uuid.uuid4())
+    console.print(f"run {run_id}, image {image} ({identity[:19]}), data {data_hash or args.data_uri}", markup=False)
     options: dict[str, Any] = container_options(args.network, args.gpus)
     options["environment"] = {**environment, RUN_ID: run_id}
     with output_lock(state / "run"), scratch_folder(out / f".scratch-{run_id}") as scratch:
         volumes = {
-            str(args.data.resolve()): {"bind": RAW, "mode": "ro"},
+            **({str(args.data.resolve()): {"bind": RAW, "mode": "ro"}} if data_hash else {}),
             str(state): {"bind": STATE, "mode": "rw"},
             str(scratch): {"bind": "/tmp", "mode": "rw"},
             **dict(parse_volume(text) for text in args.volume),
         }
         local_run = LocalRun(run_id, volumes, shared_memory_sizes(cluster))
         package = out / "pipeline.yaml"
-        compile_pipeline(settings, with_retries(cluster, args.retries), image, data_hash, package, args.cache == "on")
-        run_pipeline(package, out, local_run, options)
-    return report(local_run, settings, {"image": image, "image_id": identity, "data_hash": data_hash})
+        retried = with_retries(cluster, args.retries)
+        compile_pipeline(settings, retried, image, data_hash, package, args.cache == "on", find_newest=not data_hash)
+        run_pipeline(package, args.data_uri or RAW, out, local_run, options)
+    data = {"data_hash": data_hash} if data_hash else {"data_uri": args.data_uri}
+    return report(local_run, settings, {"image": image, "image_id": identity, **data})
+
+
+def checked_data(args: argparse.Namespace) -> str:
+    """Returns the hash of the raw input in --data; empty if a first step finds the newest folder of --data-uri.
+
+    Raises:
+        ConcordError: there is no such folder, or --data-uri is no pattern.
+    """
+    if args.data_uri is None:
+        if not args.data.is_dir():
+            raise ConcordError(f"{args.data}: no such folder. Create it (make data) or name it with --data.")
+        return str(dvc_hash(args.data))
+    try:
+        location = parse_location(args.data_uri)
+    except ValueError as error:
+        raise ConcordError(f"--data-uri: {error}.") from None
+    if isinstance(location, Path) or not location.is_pattern:
+        raise ConcordError(f"--data-uri {args.data_uri}: needs a pattern, s3://bucket/gauges-*. --data names a folder.")
+    return ""
 
 
 def passed_environment(cluster: Cluster, extra: list[str]) -> dict[str, str]:
@@ -202,7 +224,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_pipeline(package: Path, out: Path, local_run: LocalRun, options: Mapping[str, Any]) -> None:
+def run_pipeline(package: Path, data_uri: str, out: Path, local_run: LocalRun, options: Mapping[str, Any]) -> None:
     """Runs the compiled pipeline until it ends or a step fails for the last time.
 
     Raises:
@@ -218,7 +240,7 @@ def run_pipeline(package: Path, out: Path, local_run: LocalRun, options: Mapping
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), step_containers(local_run):
             warnings.simplefilter("ignore")  # kfp warns about settings that only a cluster uses
             local.init(local.DockerRunner(**options), pipeline_root=str(out), raise_on_error=False)
-            components.load_component_from_file(str(package))(data_uri=RAW)
+            components.load_component_from_file(str(package))(data_uri=data_uri)
     except docker.errors.DockerException as error:
         raise ConcordError(f"Docker refused a container: {getattr(error, 'explanation', None) or error}") from None
     except KeyboardInterrupt:
@@ -243,10 +265,11 @@ def report(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str]) -
         ConcordError: a step failed or was never started.
     """
     last: dict[str, ContainerRun] = {attempt.step: attempt for attempt in local_run.attempts}
-    failed = [name for name in STEPS if name not in last or last[name].errors]
+    names = [*(name for name in last if name not in STEPS), *STEPS]
+    failed = [name for name in names if name not in last or last[name].errors]
     table = Table("step", "state", "attempts", "seconds")
     table.add_column("log", overflow="fold")
-    for name in STEPS:
+    for name in names:
         if name not in last:
             table.add_row(name, "not started", "0", "", "")
             continue
@@ -293,5 +316,6 @@ def run_record(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str
                 for port, digest in reported_hashes(STEPS[name], attempt.folder).items()
             }
             for name, attempt in succeeded.items()
+            if name in STEPS
         },
     }

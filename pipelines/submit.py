@@ -24,7 +24,11 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_pipeline_arguments(sub)
     add_connection_arguments(sub)
-    sub.add_argument("--data-uri", required=True, help="address of the raw input: s3://bucket/prefix")
+    sub.add_argument(
+        "--data-uri",
+        required=True,
+        help="address of the raw input: s3://bucket/prefix, or s3://bucket/gauges-* for the newest of several folders",
+    )
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
     sub.add_argument("--experiment", help="name on Kubeflow and in MLflow (default: experiment in the settings)")
     sub.add_argument("--run-name", help="name of the run (default: the experiment and the time)")
@@ -63,7 +67,7 @@ def command(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         image = chosen_image(args.image, cluster)
-        compile_pipeline(settings, cluster, image, data_hash, package, args.cache == "on")
+        compile_pipeline(settings, cluster, image, data_hash, package, args.cache == "on", find_newest=not data_hash)
         with kubeflow_errors("reach the server"):
             client = connect(args)
         common = {
@@ -106,7 +110,11 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> str:
-    """Returns the data's hash; raises ConcordError if the arguments are wrong."""
+    """Returns the data's hash, empty if the data is the newest of several folders.
+
+    Raises:
+        ConcordError: the arguments are wrong.
+    """
     if args.wait and args.cron is not None:
         raise ConcordError("--wait: a schedule never ends, so it cannot be waited for. Leave out --wait or --cron.")
     if args.cron is not None and len(args.cron.split()) != 6:
@@ -114,10 +122,15 @@ def _check_arguments(args: argparse.Namespace) -> str:
     if args.max_concurrency < 1:
         raise ConcordError(f"--max-concurrency {args.max_concurrency}: must be at least 1.")
     try:
-        if isinstance(parse_location(args.data_uri), Path):
+        location = parse_location(args.data_uri)
+        if isinstance(location, Path):
             raise ValueError("pods cannot read a local folder; copy the data to s3://bucket/prefix")
     except ValueError as error:
         raise ConcordError(f"--data-uri: {error}.") from None
+    if location.is_pattern:
+        if args.data_hash is not None:
+            raise ConcordError("--data-hash: the newest folder of --data-uri has a hash of its own. Leave it out.")
+        return ""
     data_hash = dvc_file_hash(DATA_DVC_FILE) if args.data_hash is None else args.data_hash
     if not data_hash:
         raise ConcordError(

@@ -16,11 +16,12 @@ from components.shared.tracking.lineage import code_fingerprint, code_identity
 from components.steps import STEPS
 from components.validate.component import validate
 from pipelines.cluster_settings import Cluster
+from pipelines.newest import newest
 from pipelines.pods import configure_task, pipeline_config
 
 
 def training_pipeline(
-    settings: Settings, cluster: Cluster, image: str, data_hash: str, reuse: bool = True
+    settings: Settings, cluster: Cluster, image: str, data_hash: str, reuse: bool = True, find_newest: bool = False
 ) -> BaseComponent:
     """Builds the pipeline, with an experiment's settings as the defaults of its inputs.
 
@@ -41,6 +42,8 @@ def training_pipeline(
         image: the container image of every step.
         data_hash: DVC's md5 of the raw input: the default of the input of that name, and metadata of its artifact.
         reuse: whether a step may use cached outputs of the same inputs, code and settings.
+        find_newest: whether the input data_uri is a pattern such as s3://bucket/gauges-*; a first step then finds the
+            newest folder that matches, and its hash.
 
     Raises:
         ConcordError: settings of the cluster contradict those of the experiment.
@@ -49,7 +52,7 @@ def training_pipeline(
     default = {section: json.dumps(content) for section, content in tree.items()}
     code = {name: code_fingerprint(code_identity(step)) for name, step in STEPS.items()}
     # A constant, because Kubeflow would store a placeholder without replacing it.
-    raw_metadata = {"dvc_hash": data_hash} if data_hash else None
+    raw_metadata = {"dvc_hash": data_hash} if data_hash and not find_newest else None
 
     @dsl.pipeline(name="concord-training", display_name="Concord training", pipeline_config=pipeline_config(cluster))
     def training(
@@ -70,6 +73,11 @@ def training_pipeline(
         common = {"experiment": experiment, "task_settings": task_settings}
         trains = {**common, "model_settings": model_settings}
 
+        first = []
+        if find_newest:
+            found = newest(pattern=data_uri).set_display_name("Newest data")
+            data_uri, data_hash = found.outputs["uri"], found.outputs["hash"]
+            first.append(found.set_caching_options(False))
         raw = dsl.importer(artifact_uri=data_uri, artifact_class=dsl.Dataset, metadata=raw_metadata)
         # The importer must have no display name: ML Metadata would store it under that name, but Kubeflow's drivers
         # look for the task's key.
@@ -124,6 +132,8 @@ def training_pipeline(
             task.set_caching_options(reuse and not _must_run(task.name, settings))
             if not reuse:
                 task.set_env_variable(REUSE, "off")
+        for task in first:
+            configure_task(task, settings, cluster, image, "ingest")
         raw.set_caching_options(reuse)
 
     return training

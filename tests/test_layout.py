@@ -13,6 +13,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("components.__main__", "pipelines"),
     ("components.runner", "components.commands.ablation", "components.commands.bench", "components.commands.data",
      "components.commands.demo", "components.commands.dry_run", "components.commands.init",
+     "components.commands.newest",
      "components.commands.predict", "components.commands.registry", "components.commands.serve",
      "components.commands.summary"),
     ("components.commands.machine",),

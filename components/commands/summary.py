@@ -16,7 +16,7 @@ from rich.text import Text
 from components.commands.machine import facts_line, machine_facts
 from components.errors import ConcordError
 from components.evaluate.results import BALANCED, CONSTANT, MODELS
-from components.register.decisions import decided
+from components.register.message import verdict
 from components.settings import load_settings
 from components.shared.io.atomic import write_bytes, write_text
 from components.shared.io.secrets import masked
@@ -187,17 +187,6 @@ def _cell(value: float | None, ci: Sequence[float] | None, unit: str = "") -> Te
 
 def _short(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
-
-
-def verdict(registration: dict[str, Any] | None) -> str:
-    """One sentence: which version was registered, whether it was promoted, and why."""
-    if registration is None:
-        return "Nothing is registered yet."
-    version = f"{registration['name']} version {registration['version']}"
-    state = "is now champion" if registration["promoted"] else "is registered as challenger, not promoted"
-    count = registration.get("test_set_decisions")
-    draws = f" The test set {decided(count)}." if count else ""
-    return f"{version} {state}: {registration['reason']}{draws}"
 
 
 def remarks(artifacts: Path, registration: dict[str, Any] | None) -> Iterator[str]:

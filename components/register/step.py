@@ -14,6 +14,7 @@ from components.register.ancestry import ancestry_params, ancestry_tags, trace_a
 from components.register.card_facts import card_facts
 from components.register.card_sections import FACTS
 from components.register.decisions import DECISIONS, decisions_on
+from components.register.message import notify
 from components.register.model_card import publish_card
 from components.register.packaging import log_model
 from components.register.promotion import decide
@@ -89,6 +90,7 @@ def run(settings: Settings, track: StepRun, *, ingest: Path, sft: Path, grpo: Pa
     with new_folder(out) as folder:
         write_json(folder / "registration.json", registration | outcome)
         write_json(folder / "metrics.json", _metrics(outcome))
+    notify(settings.experiment, registration | outcome)
 
 
 def _runs(track: StepRun) -> dict[str, str | None]:

@@ -17,14 +17,16 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from components.register.message import WEBHOOK
 from components.shared.tracking.hashes import dvc_hash
 from components.shared.training.checkpoints import SEAL
 from components.steps import STEPS
 from tests.support.containers import run as docker
 from tests.support.containers import services_of
-from tests.support.gauge_world import write_params
+from tests.support.gauge_world import TRAIN, scenes_of, write_params
 from tests.support.repository import Repository, environment, write_repository
 from tests.support.services import Services, s3_client
+from tests.support.webhook import Webhook
 
 STEPS_OF_GRPO = 40  # the last three quarters take seconds, in which the kill finds its place
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -33,6 +35,7 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
     "evaluate": {"bootstrap": 50},
     "register": {"bootstrap": 50},
 }
+GROWN: Mapping[str, Any] = {"bootstrap": 50, "model": "grown"}
 CHANGED = {**SECTIONS, "grpo": {"steps": 4, "checkpoint_every": 2, "beta": 0.05}}
 MADE_BEFORE = re.compile(r"(\w+): fetched cached outputs of the same data, code and settings \(run (\w+)\)")
 pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(2400)]
@@ -69,13 +72,14 @@ class World:
     repository: Repository
     image: str
 
-    def start(self, checkout: Path, out: Path) -> "subprocess.Popen[str]":
+    def start(self, checkout: Path, out: Path, *more: str, **variables: str) -> "subprocess.Popen[str]":
         """`python -m pipelines run`, in a checkout."""
-        words = ["run", "--image", self.image, "--retries", "1", "--data", str(self.repository.path / "data")]
+        words = ["run", "--image", self.image, "--retries", "1", "--data", str(self.repository.path / "data"), *more]
         with open(out.with_suffix(".txt"), "w", encoding="utf-8") as file:
             return subprocess.Popen(
                 [sys.executable, "-m", "pipelines", *words, "--out", str(out)],
-                cwd=checkout, env=self.repository.variables, stdout=file, stderr=subprocess.STDOUT, text=True,
+                cwd=checkout, env={**self.repository.variables, **variables},
+                stdout=file, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
 
     def finish(self, process: "subprocess.Popen[str]", out: Path) -> Run:
@@ -256,3 +260,28 @@ def test_dvc_repro_runs_the_changed_steps_and_the_pipeline_fetches_their_outputs
     assert len(versions) == len({served_weights(run), served_weights(again)}), "the same weights are the same version"
     output = world.repository.call(sys.executable, "-m", "pipelines", "lock", "--run", again.id, cwd=laptop)
     assert "dvc.lock: new for register, from run" in output
+
+
+def test_a_schedule_trains_on_the_newest_data_and_reports_to_a_webhook(world: World) -> None:
+    """What each start of a schedule does: three versions that grow, and one start that finds nothing new."""
+    place = world.repository.clone("schedule")
+    write_params(place / "params.yaml", **{**SECTIONS, "grpo": CHANGED["grpo"], "register": GROWN})
+    client = s3_client(world.services.s3_url, world.services.dvc)
+    made_before, versions = [], []
+    with Webhook() as chat:
+        for number, (version, factor) in enumerate(((1, 1), (1, 1), (2, 2), (3, 3))):
+            scenes = scenes_of({reading: factor * count for reading, count in TRAIN.items()})
+            client.put_object(Bucket="dvc", Key=f"raw/gauges-{version}/scenes.csv", Body=scenes)
+            out = place.parent / f"start-{number}"
+            words = ("--data-uri", "s3://dvc/raw/gauges-*", "--env", WEBHOOK)
+            run = world.finish(world.start(place, out, *words, **{WEBHOOK: chat.url}), out)
+            made_before.append([step for step, _ in MADE_BEFORE.findall(run.output)])
+            versions.append((run.folder / "newest" / "uri").read_text())
+            assert chat.url not in run.output
+    assert versions == [f"s3://dvc/raw/gauges-{version}" for version in (1, 1, 2, 3)]
+    assert made_before == [[], ["ingest", "sft", "grpo", "evaluate"], [], []]
+    sentences = [body["text"] for body in chat.bodies]
+    assert len(sentences) == 4
+    assert all(f": {GROWN['model']} version " in sentence for sentence in sentences)
+    assert sentences[0].partition(" (")[0] == sentences[1].partition(" (")[0], "the same version"
+    assert {sentence.partition(" version ")[2][0] for sentence in sentences} == {"1", "2", "3"}

@@ -144,6 +144,27 @@ def test_cron_creates_a_schedule(
     assert f"/#/recurringrun/details/{SCHEDULE}" in err
 
 
+def test_a_schedule_on_a_pattern_begins_with_the_newest_data(server: FakeServer) -> None:
+    words = ["submit", "--host", server.host, "--params", str(ROOT / "params.yaml"), "--cron", "0 0 2 * * *"]
+    assert main([*words, "--data-uri", "s3://raw/gauges-*"]) == 0
+    sent = server.one("POST", "/recurringruns").body
+    parameters = sent["runtime_config"]["parameters"]
+    assert (parameters["data_uri"], parameters["data_hash"]) == ("s3://raw/gauges-*", "")
+    spec = sent["pipeline_spec"]["pipeline_spec"]
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == {"newest", "importer", *STEPS}
+    assert not tasks["newest"]["cachingOptions"].get("enableCache"), "it must look each time"
+    assert tasks["ingest"]["cachingOptions"]["enableCache"]
+    for name, output in (("data_uri", "uri"), ("data_hash", "hash")):
+        found = tasks["ingest"]["inputs"]["parameters"][name]["taskOutputParameter"]
+        assert found == {"producerTask": "newest", "outputParameterKey": output}
+    container = spec["deploymentSpec"]["executors"]["exec-newest"]["container"]
+    assert container["command"] == ["python", "-m", "components", "newest"]
+    platform = sent["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    secrets = [secret["secretName"] for secret in platform["exec-newest"]["secretAsEnv"]]
+    assert secrets == [secret["secretName"] for secret in platform["exec-ingest"]["secretAsEnv"]]
+
+
 def test_wait_prints_states_until_the_run_succeeds(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.states = [
         ("PENDING", {}),
@@ -281,6 +302,7 @@ def test_host_without_kubeflow_is_reported(capsys: pytest.CaptureFixture[str], s
         (("--cron", "0 2 * * *"), "needs six fields, the first for seconds"),
         (("--cron", "0 0 2 * * *", "--wait"), "--wait: a schedule never ends"),
         (("--cron", "0 0 2 * * *", "--max-concurrency", "0"), "--max-concurrency 0: must be at least 1"),
+        (("--data-uri", "s3://raw/gauges-*"), "--data-hash: the newest folder of --data-uri has a hash of its own."),
         (("--data-hash", ""), "data.dvc is missing, so the data's hash is unknown"),
     ],
 )

@@ -52,11 +52,16 @@ def write_params(path: Path, **sections: Mapping[str, Any]) -> Settings:
 
 def write_data(folder: Path, train: Mapping[int, int] = TRAIN) -> None:
     """Writes `FOLDER/scenes.csv`."""
+    folder.mkdir(parents=True)
+    (folder / "scenes.csv").write_text(scenes_of(train), encoding="utf-8")
+
+
+def scenes_of(train: Mapping[int, int]) -> str:
+    """The content of scenes.csv."""
     counts = np.zeros(101, np.int64)
     for reading, count in train.items():
         counts[reading] = count
-    folder.mkdir(parents=True)
-    (folder / "scenes.csv").write_text(write_scenes(draw_scenes(1, counts, val=1, test=1)), encoding="utf-8")
+    return write_scenes(draw_scenes(1, counts, val=1, test=1))
 
 
 def ingested(folder: Path, train: Mapping[int, int] = TRAIN) -> Path:

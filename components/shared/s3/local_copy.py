@@ -31,12 +31,10 @@ from components.shared.io.text import quoted
 from components.shared.s3.cache import LIMIT_VARIABLE, ContentCache, cache_folder, cache_limit
 from components.shared.s3.cache_index import CacheIndex, S3Object, Totals, open_index
 from components.shared.s3.download import DownloadContext, Downloaded, download
-from components.shared.s3.errors import RetryTimer, as_concord_error, endpoint, endpoint_url
+from components.shared.s3.errors import endpoint
+from components.shared.s3.listing import RETRY_SECONDS, connect, list_objects, listing_hash
 
 THREADS = 16
-RETRY_SECONDS = 60.0  # enough time to restart a server
-PAGE = 1000  # objects per page of a listing; S3 returns no more
-TIMEOUT_SECONDS = 20.0  # without a byte for this long, a connection is closed
 
 
 @contextmanager
@@ -70,11 +68,18 @@ def check_listing(address: S3Address, retry_seconds: float = RETRY_SECONDS) -> N
     folder = _folder_of(address, cache_folder())
     with open_index(folder.with_name(f"{folder.name}.sqlite")) as index:
         before = iter(index.objects())
-        now = sorted(_list_objects(_client(address), address, retry_seconds), key=lambda item: item.name)
+        now = sorted(list_objects(connect(str(address)), address, retry_seconds), key=lambda item: item.name)
         for old, new in zip_longest(before, now):
             if old is None or new is None or (old.name, old.size, old.etag) != (new.name, new.size, new.etag):
                 name = min(item.name for item in (old, new) if item)
                 raise ConcordError(f"input {address}: the object {quoted(name)} was added, removed or replaced")
+
+
+def fetched_listing(address: S3Address) -> str:
+    """The hash of the listing of a `local_copy` of the address, see `listing_hash`."""
+    folder = _folder_of(address, cache_folder())
+    with open_index(folder.with_name(f"{folder.name}.sqlite")) as index:
+        return listing_hash(index.objects())
 
 
 def _folder_of(address: S3Address, cache: Path) -> Path:
@@ -85,8 +90,8 @@ def _folder_of(address: S3Address, cache: Path) -> Path:
 
 def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: Path, retry_seconds: float) -> None:
     start = time.monotonic()
-    client = _client(address)
-    index.set_listing(_list_objects(client, address, retry_seconds))
+    client = connect(str(address))
+    index.set_listing(list_objects(client, address, retry_seconds))
     totals = index.totals()
     if not totals.objects:
         raise ConcordError(
@@ -106,56 +111,6 @@ def _fetch(address: S3Address, cache: ContentCache, index: CacheIndex, folder: P
         counts = _fetch_all(context, cache, index, partial, links)
     shutil.rmtree(partial)  # what is left belongs to old versions
     _report(address, *counts, time.monotonic() - start)
-
-
-def _client(address: S3Address) -> Any:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    config = Config(
-        max_pool_connections=THREADS,
-        connect_timeout=TIMEOUT_SECONDS,
-        read_timeout=TIMEOUT_SECONDS,
-        retries={"total_max_attempts": 1},  # RetryTimer decides on retries
-        # Self-hosted servers seldom have a host name per bucket.
-        s3={"addressing_style": "path"} if endpoint_url() else None,
-    )
-    try:
-        return boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:  # ValueError: the endpoint is not a URL
-        raise as_concord_error(error, str(address), 0) from None
-
-
-def _list_objects(client: Any, address: S3Address, retry_seconds: float) -> Iterator[S3Object]:
-    """Every object below the address, one page in memory at a time."""
-    timer = RetryTimer(retry_seconds, Event())
-    next_page: dict[str, str] = {}
-    while True:
-        try:
-            page = client.list_objects_v2(Bucket=address.bucket, Prefix=address.folder, MaxKeys=PAGE, **next_page)
-        except Exception as error:
-            timer.wait(error, str(address))
-            continue
-        timer.reset()
-        for item in page.get("Contents", ()):
-            name = item["Key"].removeprefix(address.folder)
-            if item["Size"] or not item["Key"].endswith("/"):  # else a web console's marker of an empty folder
-                _check_name(address, name)
-                yield S3Object(name, item["Size"], item.get("ETag", "").strip('"'))
-        if not page.get("IsTruncated"):
-            return
-        next_page = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def _check_name(address: S3Address, name: str) -> None:
-    """Raises ConcordError if a key is not a valid file name, or names a file outside the folder."""
-    parts = name.split("/")
-    if {"", ".", ".."} & set(parts) or "\0" in name or max(len(os.fsencode(part)) for part in parts) > 255:
-        raise ConcordError(
-            f"{address}: the key {quoted(name)} is not a valid file name. Rename the object in the bucket, or give the "
-            "address of a folder without it."
-        )
 
 
 def _check_free_space(address: S3Address, totals: Totals, cache: ContentCache, partial: Path) -> None:

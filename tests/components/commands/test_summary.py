@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from components.commands.summary import main, remarks, show, verdict
+from components.commands.summary import main, remarks, show
 from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.tracking.connection import connect
@@ -123,8 +123,3 @@ def test_table_is_split_in_two_on_a_narrow_screen(arguments: list[str]) -> None:
     assert output.count("GRPO (PEARSON)") == 2
     assert "…" not in output
     assert "champion v999" in output
-
-
-def test_verdict_of_a_promotion() -> None:
-    output = verdict({"name": "m", "version": "2", "promoted": True, "reason": "because.", "champion_before": None})
-    assert output == "m version 2 is now champion: because."

@@ -18,7 +18,8 @@ import pytest
 from components.errors import ConcordError, RetryableError
 from components.s3_address import S3Address, is_s3, parse_location, parse_s3
 from components.shared.s3.cache import ContentCache
-from components.shared.s3.local_copy import _check_name, _link, local_copy
+from components.shared.s3.listing import check_name
+from components.shared.s3.local_copy import _link, local_copy
 from tests.support.raw_folder import ROOT, content
 from tests.support.s3_server import OWNER, READER, Gateway, S3Server
 from tests.support.services import free_ports
@@ -121,7 +122,7 @@ def test_more_objects_than_a_page_are_listed(
     s3_server: S3Server, gateway: Gateway, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With small pages of both the listing and the index."""
-    monkeypatch.setattr("components.shared.s3.local_copy.PAGE", 3)
+    monkeypatch.setattr("components.shared.s3.listing.PAGE", 3)
     monkeypatch.setattr("components.shared.s3.cache_index.PAGE", 2)
     files = {f"{k % 3}/{k}": str(k).encode() for k in range(10)}
     assert copy_content(upload(s3_server, prefix, files)) == files
@@ -418,7 +419,7 @@ def test_an_object_replaced_after_the_listing_is_an_error(s3_server: S3Server, g
 @pytest.mark.parametrize("name", ["../x", "a//b", "/etc/passwd", "./a", "a/..", "a\0b", "é" * 128])
 def test_a_key_that_is_not_a_valid_file_name_is_an_error(name: str) -> None:
     with pytest.raises(ConcordError, match=r"s3://b0/p: the key .* is not a valid file name\. Rename the object"):
-        _check_name(S3Address("b0", "p"), name)
+        check_name(S3Address("b0", "p"), name)
 
 
 def test_a_key_that_is_both_file_and_folder_is_an_error(tmp_path: Path) -> None:
