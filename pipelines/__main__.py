@@ -2,6 +2,7 @@
 
     python -m pipelines compile                                     # write the pipeline's YAML
     python -m pipelines run --data data --out artifacts/kubeflow    # run it in containers on this machine
+    python -m pipelines check                                       # whether a cluster has what a run needs
     python -m pipelines submit --data-uri s3://bucket/data --wait   # run it on a cluster
     python -m pipelines lock --run RUN                              # write dvc.lock from a finished run
     python -m pipelines graph                                       # draw the pipeline
@@ -17,12 +18,13 @@ from rich.text import Text
 
 from components.console import console, print_anything, with_home
 from components.errors import ConcordError
-from pipelines import compile, graph, lock, run, serve, submit
+from pipelines import check, compile, graph, lock, run, serve, submit
 
 # Each module has add_arguments(parser) and command(args) -> exit code.
 COMMANDS = {
     "compile": (compile, "write the pipeline's YAML"),
     "run": (run, "run the pipeline in containers on this machine"),
+    "check": (check, "check that a cluster has what a run needs"),
     "submit": (submit, "run the pipeline on a cluster, once or on a schedule"),
     "lock": (lock, "write dvc.lock from a finished run"),
     "graph": (graph, "draw the pipeline"),

@@ -52,8 +52,11 @@ class Kubernetes:
         return f"/{group}/namespaces/{self.namespace}/{kind}"
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
-        """Whether these credentials may do this in the namespace; Kubernetes stores nothing of the question."""
-        attributes = {"namespace": self.namespace, "verb": verb, "resource": resource, "group": group}
+        """Whether these credentials may do this in the namespace, to `pods` or `pods/log`. Asking stores nothing."""
+        resource, _, part = resource.partition("/")
+        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
+        if part:
+            attributes["subresource"] = part
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -12,6 +12,7 @@ from components.errors import ConcordError
 from components.s3_address import parse_location
 from components.settings import Settings, load_settings
 from components.steps import STEPS
+from pipelines.check import refuse_errors
 from pipelines.cluster_settings import load_cluster
 from pipelines.compile import DATA_DVC_FILE, add_pipeline_arguments, chosen_image, compile_pipeline, dvc_file_hash
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors, page_address
@@ -32,6 +33,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data-hash", help="DVC's md5 of the raw input (default: the one in data.dvc)")
     sub.add_argument("--experiment", help="name on Kubeflow and in MLflow (default: experiment in the settings)")
     sub.add_argument("--run-name", help="name of the run (default: the experiment and the time)")
+    sub.add_argument(
+        "--check",
+        choices=("on", "off"),
+        default="on",
+        help="off: submit even if the cluster of this pod or of kubectl lacks what a run needs (default: %(default)s)",
+    )
     sub.add_argument("--wait", action="store_true", help="print the steps' states until the run ends")
     sub.add_argument("--timeout", type=float, metavar="HOURS", help="stop waiting after so many hours (default: never)")
     sub.add_argument(
@@ -70,6 +77,8 @@ def command(args: argparse.Namespace) -> int:
         compile_pipeline(settings, cluster, image, data_hash, package, args.cache == "on", find_newest=not data_hash)
         with kubeflow_errors("reach the server"):
             client = connect(args)
+        if args.check == "on":
+            refuse_errors(args.namespace or client.get_user_namespace(), cluster)
         common = {
             "job_name": name,
             "pipeline_package_path": str(package),

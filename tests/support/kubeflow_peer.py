@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.kubernetes_peer import cluster_answer
+from tests.support.kubernetes_peer import REVIEWS, access_review, cluster_answer
 
 API = "/apis/v2beta1"
 RUN = "5f0c1d6e-0000-4000-8000-000000000001"
@@ -50,6 +50,9 @@ class FakeServer:
         refuse: path -> status and message of an error.
         recorded: states of a real cluster (`kubernetes_peer.recorded`), one per answer about the run, in place of
             `states`. The last one is repeated; the cluster's pods, events and logs are those of the last answer.
+        objects: path in Kubernetes' API -> the object there.
+        version: of Kubeflow Pipelines, as /healthz tells it; empty: it does not.
+        rights: what SelfSubjectAccessReviews allow: verb and resource, `get pods/log`.
     """
 
     host: str = ""
@@ -59,6 +62,9 @@ class FakeServer:
     token: str = ""
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     recorded: list[Any] = field(default_factory=list)
+    objects: dict[str, Any] = field(default_factory=dict)
+    version: str = "2.17.0"
+    rights: set[str] = field(default_factory=set)
 
     def one(self, method: str, path: str) -> Request:
         """Returns the only request with this method and path."""
@@ -76,7 +82,11 @@ class FakeServer:
             status, message = self.refuse[path]
             return status, {"error": message, "code": 3, "message": message, "details": []}
         if (request.method, path) == ("GET", "/healthz"):
-            return 200, {"multi_user": False}
+            return 200, {"multi_user": False, **({"tag_name": self.version} if self.version else {})}
+        if request.method == "GET" and path in self.objects:
+            return 200, self.objects[path]
+        if (request.method, path) == ("POST", REVIEWS):
+            return 201, access_review(request.body, self.rights)
         if (request.method, path) == ("GET", "/experiments"):
             predicate = json.loads(request.query["filter"][0])["predicates"][0]
             name = predicate.get("stringValue", predicate.get("string_value"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[1] / "data" / "cluster"
 NAMESPACE = "/namespaces/kubeflow/"
 LOGS = "/apis/v1alpha1/runs/"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 def recorded(name: str) -> Any:
@@ -51,6 +52,13 @@ def _selected(each: Any, request: "Request") -> bool:
             return False
     fields = request.query.get("fieldSelector", [])
     return all(f"involvedObject.name={each['involvedObject']['name']}" == selector for selector in fields)
+
+
+def access_review(body: Any, rights: set[str]) -> Any:
+    """Returns a SelfSubjectAccessReview with its answer."""
+    asked = body["spec"]["resourceAttributes"]
+    resource = "/".join(part for part in (asked["resource"], asked.get("subresource")) if part)
+    return {**body, "status": {"allowed": f"{asked['verb']} {resource}" in rights}}
 
 
 def kubeconfig(folder: Path, host: str, token: str = "") -> Path:
