@@ -12,7 +12,7 @@ from tests.support.containers import ROOT, composed, container, run, services_of
 from tests.support.services import s3_client
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
-SERVICES = ("postgres", "s3", "mlflow")
+SERVICES = ("postgres", "s3", "gateway", "mlflow")
 
 
 def inspected(composition: dict[str, str], service: str) -> dict:
@@ -62,7 +62,7 @@ def test_services_are_healthy_restricted_and_only_open_to_this_machine(
     assert details["HostConfig"]["CapDrop"] == ["ALL"]
     assert_without_privileges(statuses(composition, service))
     addresses = [port["HostIp"] for ports in details["NetworkSettings"]["Ports"].values() for port in ports or []]
-    assert addresses == ([] if service == "postgres" else ["127.0.0.1"])
+    assert addresses == ([] if service in ("postgres", "s3") else ["127.0.0.1"])
 
 
 def assert_without_privileges(processes: list[dict[str, str]]) -> None:
@@ -93,7 +93,7 @@ def test_image_that_starts_as_root_switches_users_with_any_umask(
 ) -> None:
     scripts = tmp_path / "docker"
     shutil.copytree(ROOT / "docker", scripts, ignore=shutil.ignore_patterns("wheels", "services.env"))
-    for name in ("s3", "buckets"):
+    for name in ("s3", "gateway"):
         (scripts / name).chmod(0o700)
     with composed(tmp_path, shared_folder, str(scripts / "services"), {"S3_IMAGE": root_image}) as running:
         server = [status for status in statuses(running, "s3") if status["Name"] == "weed"]  # without health checks
