@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +33,7 @@ from components.launcher import (
 from components.runner import StepCall, run
 from components.settings import load_settings
 from components.shared.io.permissions import restrict_umask
+from components.shared.io.secrets import mask_output, masked, masked_traceback
 from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.names import RUN_ID
@@ -164,7 +164,7 @@ def _reported(error: Exception) -> int:
             raise error
         if world_size() > 1:
             time.sleep(ECHO_SECONDS)
-        traceback.print_exception(error)
+        sys.stderr.write(masked_traceback(error))
         return code
     if rank() > 0:
         time.sleep(ECHO_SECONDS)
@@ -179,7 +179,7 @@ def _message(error: Exception) -> str | None:
     from components.shared.io.text import printable
 
     if isinstance(error, ConcordError):
-        return printable(str(error))
+        return printable(masked(str(error)))
     known = disk_full_message(Path().absolute()) if is_disk_full(Path(), error) else denied_message(error)
     return known and printable(known)
 
@@ -188,6 +188,7 @@ if __name__ == "__main__":
     print_anything()
     if IN_POD in sys.argv:
         restrict_umask()
+    mask_output()
     handle_stop_signals()
     exit_with_launcher()
     if "DVC_STAGE" in os.environ and not started_by_launcher():

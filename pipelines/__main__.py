@@ -18,6 +18,7 @@ from rich.text import Text
 
 from components.console import console, print_anything, with_home
 from components.errors import ConcordError
+from components.shared.io.secrets import mask_output, masked
 from pipelines import check, compile, graph, lock, run, serve, submit
 
 # Each module has add_arguments(parser) and command(args) -> exit code.
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         code: int = COMMANDS[args.command][0].command(args)
         return code
     except ConcordError as error:
-        console.print(Text.assemble(("error", "bold red"), f" {error}"), soft_wrap=True)
+        console.print(Text.assemble(("error", "bold red"), f" {masked(str(error))}"), soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -56,4 +57,5 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     print_anything()
+    mask_output()
     sys.exit(main(sys.argv[1:]))

@@ -5,12 +5,12 @@ not whether the cluster has an object of that name.
 """
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from components.shared.io.secrets import holds_secret, is_secret
 from components.strict import Positive, Strict, read_yaml, validated
 
 DEFAULT_FILE = Path(__file__).parent / "clusters" / "default.yaml"
@@ -21,9 +21,6 @@ Name = Annotated[
     str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", description="name of a Kubernetes object")
 ]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-SECRET = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
-
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -136,10 +133,17 @@ class Cluster(Strict):
     @field_validator("environment")
     @classmethod
     def _no_secret(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in environment:
-            if SECRET.search(name):
+        for name, value in environment.items():
+            if is_secret(name, value):
                 raise ValueError(f"{name} looks like a secret; put it into a Kubernetes secret and name it in secrets")
         return environment
+
+    @field_validator("image", "pipeline_root")
+    @classmethod
+    def _no_credentials(cls, address: str | None) -> str | None:
+        if address and holds_secret(address):
+            raise ValueError("this address holds a password or a token; use pull_secrets and secrets for logins")
+        return address
 
     @model_validator(mode="after")
     def _each_variable_once(self) -> "Cluster":

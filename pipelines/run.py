@@ -24,6 +24,7 @@ from components.s3_address import parse_location
 from components.settings import Settings, load_settings
 from components.shared.io.atomic import write_json
 from components.shared.io.locks import output_lock
+from components.shared.io.secrets import masked, masked_json
 from components.shared.kubeflow.names import RUN_ID, STATE
 from components.shared.tracking.hashes import dvc_hash
 from components.steps import STEPS
@@ -294,18 +295,18 @@ def report(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str]) -
 
 
 def run_record(local_run: LocalRun, settings: Settings, inputs: Mapping[str, str], done: bool) -> dict[str, Any]:
-    """Returns the content of run.json: inputs, settings, every attempt, and the hashes of the outputs."""
+    """Returns the content of run.json: inputs, settings without secrets, every attempt, and the outputs' hashes."""
     succeeded = {attempt.step: attempt for attempt in local_run.attempts if not attempt.errors}
     return {
         "run_id": local_run.run_id,
         "done": done,
         **inputs,
-        "params": settings.tree(),
+        "params": masked_json(settings.tree(), environment=True),
         "attempts": [
             {
                 "step": attempt.step,
                 "exit_code": attempt.exit_code,
-                "errors": attempt.errors,
+                "errors": [masked(error) for error in attempt.errors],
                 "log": str(attempt.log),
             }
             for attempt in local_run.attempts

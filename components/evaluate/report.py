@@ -13,6 +13,7 @@ from components.evaluate.palette import COLOURS
 from components.evaluate.plots import FIGURES
 from components.evaluate.results import Answers, EvaluationResults
 from components.settings import Settings
+from components.shared.io.secrets import masked_json
 from components.shared.rows.histogram import LabelBin, distribution_metrics
 from components.shared.scoring.answers import decimals
 from components.shared.scoring.shots import GROUPS, SHOTS
@@ -93,7 +94,7 @@ def _answer(results: EvaluationResults, answers: Answers, row: int, digits: int)
 
 def settings_text(settings: Settings) -> str:
     """The sections of params.yaml that evaluate depends on; the step does not receive the others."""
-    tree: Mapping[str, Any] = settings.tree()
+    tree: Mapping[str, Any] = masked_json(settings.tree())
     return yaml.safe_dump(
         {name: tree[name] for name in STEPS["evaluate"].sections}, sort_keys=False, allow_unicode=True
     )

@@ -73,6 +73,18 @@ def test_an_unknown_key_exits_with_1_and_is_named(tmp_path: Path, capsys: pytest
     assert os.listdir(tmp_path) == ["p.yaml"]
 
 
+def test_an_error_repeats_no_secret_of_a_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in (
+        "experiment: [http://me:hun/ter2@host]\n",
+        "experiment:\n  api_key: hun/ter2\n",
+        "HF_TOKEN=hun/ter2\n",
+    ):
+        (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+        assert main(["grpo", "--params", "p.yaml"]) == 1
+        assert "error p.yaml: " in (message := stderr_of(capsys))
+        assert "ter2" not in message
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [

@@ -18,15 +18,18 @@ import pytest
 import yaml
 
 from components.errors import ConcordError
+from components.settings import Settings
 from components.steps import STEPS
 from pipelines.__main__ import main
 from pipelines.cluster_settings import Cluster, load_cluster
+from pipelines.containers import ContainerRun, LocalRun
 from pipelines.run import (
     PASSED_VARIABLES,
     check_tracking_uri,
     container_options,
     parse_volume,
     passed_environment,
+    run_record,
     shared_memory_sizes,
     with_retries,
 )
@@ -108,6 +111,17 @@ def test_no_secret_is_written(image: str, tmp_path: Path, capsys: pytest.Capture
     for file in files:
         assert SECRET not in file.read_text(encoding="utf-8"), file
     assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_the_record_of_a_run_has_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "abc-secret-def")
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    tree["task"]["question"] = "Which number has https://me:a/b@c@host or abc-secret-def?"
+    attempt = ContainerRun("ingest", 1, tmp_path, tmp_path / "log", 1, ["ingest: HF_TOKEN=abc failed"])
+    record = run_record(LocalRun("1", {}, {}, [attempt]), Settings.model_validate(tree), {"image": "x"}, done=False)
+    assert record["params"]["task"]["question"] == "Which number has https://me:***@host or ***?"
+    assert record["params"]["sft"] == tree["sft"]
+    assert record["attempts"][0]["errors"] == ["ingest: HF_TOKEN=*** failed"]
 
 
 def test_step_with_exit_code_0_but_missing_output_fails(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from components.errors import ConcordError
 from components.settings import HUB_ID
-from components.shared.io.secrets import masked
 from components.shared.io.text import reason_of
 from components.shared.io.transient import concord_error
 
@@ -53,7 +52,7 @@ def push(folder: Path, repository: str, endpoint: str | None = None) -> str:
             )
     except Exception as error:  # the library, its HTTP client and the system have no common class of errors
         raise concord_error(
-            f"{repository}: could not be uploaded: {masked(reason_of(error))}\n{REMEDY} The folder is complete; upload "
+            f"{repository}: could not be uploaded: {reason_of(error)}\n{REMEDY} The folder is complete; upload "
             f"it with: hf upload {repository} {folder}",
             error,
         ) from None

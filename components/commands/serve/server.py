@@ -7,14 +7,15 @@
     GET  /model          what is served
     GET  /health, /ping  200 once the model is loaded
 
-This script imports nothing from this repository before the model is loaded, so the answers come from the code that is
-stored with the version, which may be older than this checkout.
+This script imports no package of this repository before the model is loaded, so the answers come from the code that is
+stored with the version, which may be older than this checkout. The filter of secrets is loaded as a file of its own.
 """
 
 import argparse
 import asyncio
 import base64
 import binascii
+import importlib.util
 import json
 import logging
 import re
@@ -24,6 +25,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -36,6 +38,7 @@ MAX_BODY = 256 * 2**20  # bytes of a request
 MAX_SENTENCE = 400  # characters of an error's message
 GRACE_SECONDS = 60  # for requests in progress, after a signal to stop
 TOO_LARGE = "concord.too_large"  # key of an ASGI scope
+SECRETS = Path(__file__).parents[2] / "shared" / "io" / "secrets.py"
 STATISTICS = ("value", "low", "high", "mass")
 DISTRIBUTION_KEYS = ("image", "question", "balance", "coverage")
 
@@ -303,7 +306,18 @@ def load(location: str, title: str) -> Any:
     try:
         return mlflow.pyfunc.load_model(location)
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise SystemExit(f"error {title}: it cannot be loaded from {location}: {sentence(str(error))}") from None
+        reason = secrets().masked(sentence(str(error)))
+        raise SystemExit(f"error {title}: it cannot be loaded from {location}: {reason}") from None
+
+
+def secrets() -> Any:
+    """The module that masks secrets, under a name of its own: the stored code may have another one."""
+    spec = importlib.util.spec_from_file_location("concord_secrets", SECRETS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -324,6 +338,7 @@ def main(words: Sequence[str]) -> int:
     top.add_argument("--port", type=int, required=True)
     args = top.parse_args(words)
     signal.signal(signal.SIGTERM, _stop)  # as process 1 of a container, there is no default action
+    secrets().mask_output()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
         listener = bound(args.host, args.port)

@@ -2,6 +2,8 @@
 
 import re
 
+from components.shared.io.secrets import masked
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets run a cell that begins so, quoted or not
 
 
@@ -29,5 +31,5 @@ def _is_number(text: str) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error's message, or its class, without the queries of URLs, which may hold credentials."""
-    return re.sub(r"\?[^\s'\"]*", "", (str(error).strip() or type(error).__name__).splitlines()[0])
+    """The first line of an error's message, or its class, without secrets and without the queries of URLs."""
+    return re.sub(r"\?[^\s'\"]*", "", masked((str(error).strip() or type(error).__name__).splitlines()[0]))

@@ -9,6 +9,7 @@ from threading import Event
 from urllib.parse import urlsplit
 
 from components.errors import ConcordError, RetryableError
+from components.shared.io.secrets import masked_json
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two attempts
 
@@ -139,7 +140,7 @@ def endpoint() -> str:
     url = endpoint_url()
     if not url:
         return "S3"
-    parts = urlsplit(url)
+    parts = urlsplit(masked_json(url))
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "AWS_ENDPOINT_URL"
 
 

@@ -120,7 +120,7 @@ def compute_lineage(step: Step, settings: Settings, inputs: Mapping[str, Path]) 
 
 
 def step_params(step: Step, settings: Settings) -> dict[str, Any]:
-    """Returns the settings sections that determine the step's outputs; passwords and tokens in URLs are masked."""
+    """Returns the settings sections that determine the step's outputs, without secrets, see `masked_json`."""
     tree = settings.tree()
     return {name: masked_json(tree[name]) for name in step.sections}
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from components.console import console
 from components.errors import ConcordError
 from components.settings import WITHOUT_EFFECT, Settings
-from components.shared.io.secrets import masked
+from components.shared.io.secrets import masked, masked_json
 from components.shared.tracking.connection import (
     connect,
     correct_paths,
@@ -374,8 +374,8 @@ def _log_params(client: "MlflowClient", run: "Run", tree: Mapping[str, Any]) -> 
     from mlflow.entities import Param
 
     params = {
-        name: masked(value if isinstance(value, str) else json.dumps(value))[:TEXT_LIMIT]
-        for name, value in flatten(tree).items()
+        name: (value if isinstance(value, str) else json.dumps(value))[:TEXT_LIMIT]
+        for name, value in flatten(masked_json(tree, environment=True)).items()
     }
     logged = run.data.params  # a run that a platform retries has them already, and MLflow does not change a param
     for name, value in params.items():

@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import doctest
 import importlib.util
+import os
 import random
 import shutil
 import signal
@@ -313,6 +314,15 @@ def test_model_that_cannot_be_fetched_is_reported(store: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error a title: it cannot be loaded from models:/gone/9: ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_server_repeats_no_password_of_the_registry() -> None:
+    unreachable = {"MLFLOW_TRACKING_URI": "http://me:hun/ter2@127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    command = server_command("models:/gone/9", 0)
+    done = subprocess.run(command, env=os.environ | unreachable, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot be loaded from models:/gone/9: " in done.stderr
+    assert "ter2" not in done.stderr
 
 
 def test_examples() -> None:

@@ -18,6 +18,7 @@ import pytest
 from components.errors import ConcordError, RetryableError
 from components.s3_address import S3Address, is_s3, parse_location, parse_s3
 from components.shared.s3.cache import ContentCache
+from components.shared.s3.errors import endpoint as endpoint_of_environment
 from components.shared.s3.listing import check_name
 from components.shared.s3.local_copy import _link, local_copy
 from tests.support.raw_folder import ROOT, content
@@ -531,3 +532,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = LONG_TIMEOUT) -> No
     while not condition():
         assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
+
+
+def test_the_endpoint_in_messages_has_no_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("https://me:PLANTED@s3.example:9000/x", "https://me:PLAN/TED@s3.example:9000/x"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        assert endpoint_of_environment() == "https://s3.example:9000"

@@ -32,6 +32,17 @@ def data(store: Path) -> Path:
     return store / "data"
 
 
+def test_params_and_lineage_have_no_secrets(data: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "abc-secret-def")
+    tree = settings.tree()
+    tree["task"]["question"] = 'Which number has https://me:a/b@c@host/x?sig=1f&v="2", abc-secret-def?'
+    with step_run(STEPS["sft"], Settings.model_validate(tree), {"ingest": data}) as run:
+        pass
+    stored = connect().get_run(run.run_id)
+    assert stored.data.params["task.question"] == 'Which number has https://me:***@host/x?sig=***&v="2", ***?'
+    assert run.lineage.params["task"]["question"].startswith("Which number has https://me:***@host/x?sig=***&v=")
+
+
 def test_step_records_settings_curves_metrics_commit_and_hashes(data: Path, settings: Settings) -> None:
     out = data.parent / "out"
     out.mkdir()
