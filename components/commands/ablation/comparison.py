@@ -14,10 +14,10 @@ from components.commands.ablation.studies import WARM, Study
 from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.model.validation_file import fitted_rule, read_validation
-from components.shared.rows.rows import read_table
+from components.shared.rows.rows import read_subjects, read_table
 from components.shared.rows.validation import tune_constant
 from components.shared.scoring.crossed import crossed_difference
-from components.shared.scoring.errors import Array
+from components.shared.scoring.errors import Array, Subjects, subject_numbers
 from components.shared.scoring.shots import GROUPS
 from components.shared.scoring.skill import CONSTANTS, best_constant
 
@@ -59,22 +59,27 @@ class Images:
 
     Attributes:
         targets, shots: `(U,)` of the images of a split.
+        subjects: `(U,)` numbers of the persons or devices in them; None if they are unknown.
         constants: title -> a number that is the answer to every image, which a model must beat.
     """
 
     targets: Array
     shots: NDArray[np.str_]
+    subjects: Subjects | None
     constants: Mapping[str, float]
 
     @classmethod
     def read(cls, ingest: Path, warm_start: Path, split: str) -> "Images":
         """Those that the warm start answered."""
         _, known = read_validation(warm_start)
-        targets = Answers.read(warm_start / f"answers-{split}.npz").targets
+        answers = Answers.read(warm_start / f"answers-{split}.npz")
+        ids = read_table(ingest, split, ["id"])["id"].to_pylist()
+        names = dict(zip(ids, read_subjects(ingest, split), strict=True))
         train = read_table(ingest, "train", ["target"])["target"].to_numpy()
         numbers = {"validation": tune_constant(ingest), "training": best_constant(train)}
         constants = {f"{CONSTANTS[name]} {number:g}": number for name, number in numbers.items()}
-        return cls(targets, known.shots_of(targets), constants)
+        subjects = subject_numbers([names[id] for id in answers.ids.tolist()])
+        return cls(answers.targets, known.shots_of(answers.targets), subjects, constants)
 
 
 def compare(study: Study, seeds: Mapping[int, Judged], images: Images, tolerance: float) -> dict[str, Any]:
@@ -94,7 +99,8 @@ def compare(study: Study, seeds: Mapping[int, Judged], images: Images, tolerance
         "readings": {name: _by_seed(readings, masks) for name, readings in by_name.items()},
         "differences": {
             f"{ours} - {theirs}": {
-                group: _difference(by_name[ours], by_name[theirs], mask) for group, mask in masks.items()
+                group: _difference(by_name[ours], by_name[theirs], mask, images.subjects)
+                for group, mask in masks.items()
             }
             for comparison in study.comparisons
             for ours, theirs in comparison.pairs
@@ -126,9 +132,11 @@ def _by_seed(readings: list[Reading | None], masks: Mapping[str, NDArray[np.bool
     }
 
 
-def _difference(ours: list[Reading | None], theirs: list[Reading | None], mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _difference(
+    ours: list[Reading | None], theirs: list[Reading | None], mask: NDArray[np.bool_], subjects: Subjects | None
+) -> dict[str, Any]:
     """Over the seeds in which both are known."""
     both = [(a.errors, b.errors) for a, b in zip(ours, theirs, strict=True) if a and b]
     if not both:
         return {"n": int(mask.sum()), "seeds": 0, "difference": None, "ci": None, "df": None, "per_seed": None}
-    return crossed_difference([a for a, _ in both], [b for _, b in both], mask)
+    return crossed_difference([a for a, _ in both], [b for _, b in both], mask, subjects)

@@ -12,10 +12,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from components.shared.scoring.errors import Array
+from components.shared.scoring.errors import Array, Subjects
 
 
-def crossed_difference(ours: Sequence[Array], theirs: Sequence[Array], mask: NDArray[np.bool_]) -> dict[str, object]:
+def crossed_difference(
+    ours: Sequence[Array], theirs: Sequence[Array], mask: NDArray[np.bool_], subjects: Subjects | None = None
+) -> dict[str, object]:
     """Mean of `ours - theirs` over the masked images, paired by image and seed, with its 95 % interval.
 
     >>> ours, theirs = [np.array([1.0, 2.0]), np.array([2.0, 2.0])], [np.array([2.0, 4.0]), np.array([2.0, 6.0])]
@@ -25,12 +27,14 @@ def crossed_difference(ours: Sequence[Array], theirs: Sequence[Array], mask: NDA
     Args:
         ours, theirs: one `(N,)` array of absolute errors per seed, for the same seeds and images in the same order.
         mask: `(N,)` selects the images.
+        subjects: `(N,)` numbers of the persons or devices in the images, which are then what is drawn anew: images of
+            one subject are not independent. None: every image counts as a subject of its own.
 
     Returns:
         `{"n", "seeds", "difference", "ci", "df", "per_seed"}`; a negative difference means that ours is better. `df`
         is the degrees of freedom of the interval. With one seed, the interval is for new images and the same seed. For
-        one image, `ci` and `df` are None, because nothing is known of other images. For an empty mask, n is 0 and the
-        other figures are None.
+        one image or subject, `ci` and `df` are None, because nothing is known of others. For an empty mask, n is 0
+        and the other figures are None.
 
     Raises:
         ValueError: `ours` and `theirs` have different numbers of seeds.
@@ -41,10 +45,29 @@ def crossed_difference(ours: Sequence[Array], theirs: Sequence[Array], mask: NDA
     gaps = np.stack([a[mask] - b[mask] for a, b in zip(ours, theirs, strict=True)])
     mean = float(gaps.mean())
     result: dict[str, object] = {"n": n, "seeds": len(gaps), "difference": mean, "ci": None, "df": None}
-    if n > 1:
-        half, df = half_width(gaps)
+    units = gaps if subjects is None else by_subject(gaps, subjects[mask])
+    if units.shape[1] > 1:
+        half, df = half_width(units)
         result |= {"ci": [mean - float(half), mean + float(half)], "df": float(df)}
     return result | {"per_seed": [float(g.mean()) for g in gaps]}
+
+
+def by_subject(gaps: Array, subjects: Subjects) -> Array:
+    """The share of each subject in the mean over the images, times the number of subjects, so that the mean is the same.
+
+    >>> by_subject(np.array([[1.0, 2.0, 6.0]]), np.array([7, 7, 9])).tolist()
+    [[2.0, 4.0]]
+
+    Args:
+        gaps: `(S, n)`.
+        subjects: `(n,)`.
+
+    Returns:
+        `(S, m)` for m subjects.
+    """
+    _, place = np.unique(subjects, return_inverse=True)
+    sums = np.stack([np.bincount(place, row) for row in gaps])
+    return np.asarray(sums * sums.shape[1] / gaps.shape[1], np.float64)
 
 
 def half_width(gaps: Array) -> tuple[Array, Array]:

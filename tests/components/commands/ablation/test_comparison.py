@@ -66,7 +66,7 @@ def judged(seed: int) -> Judged:
 
 def images(shots: np.ndarray) -> Images:
     constants = {"best constant, val 20": 20.0, "training median, 10": 10.0}
-    return Images(np.array([10.0, 14, 30, 60]), shots, constants)
+    return Images(np.array([10.0, 14, 30, 60]), shots, None, constants)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def difference(gaps: Any, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_example_in_the_docstring() -> None:
-    assert doctest.testmod(crossed).attempted == 2
+    assert doctest.testmod(crossed).attempted == 3
     assert doctest.testmod(crossed).failed == 0
 
 
@@ -48,6 +48,17 @@ def test_a_table_by_hand() -> None:
         "df": pytest.approx(df),
         "per_seed": [2, 4],
     }
+
+
+@given(TABLES)
+def test_images_of_one_subject_count_once(gaps: np.ndarray) -> None:
+    """Each image twice tells no more than once; and every image a subject of its own is as no subjects."""
+    once = difference(gaps)
+    for times in (1, 2):
+        found = difference(np.repeat(gaps, times, axis=1), subjects=np.repeat([3, 1, 7, 5], times))
+        assert found["ci"] == pytest.approx(once["ci"], abs=1e-9)
+        assert (found["n"], found["per_seed"]) == (4 * times, pytest.approx(once["per_seed"]))
+    assert difference(gaps, subjects=np.zeros(4, int))["ci"] is None
 
 
 @given(TABLES)
