@@ -18,6 +18,7 @@ from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.model.loading import limit_pixels, weights_dtype
 from components.shared.model.lora import trainable
+from components.shared.model.model_files import check_model_files
 from components.shared.model.quiet import quiet
 from components.shared.model.suppression import suppress_placeholders
 from components.shared.model.tiny import build_model, build_processor
@@ -29,7 +30,7 @@ def load_processor(settings: Settings) -> Any:
     """Loads the experiment's processor and applies model.max_pixels.
 
     Raises:
-        ConcordError: the processor cannot be loaded.
+        ConcordError: the processor cannot be loaded, or the model holds a file that can run code.
     """
     quiet()
     model = settings.model
@@ -37,6 +38,7 @@ def load_processor(settings: Settings) -> Any:
         assert model.tiny is not None  # checked by the settings
         processor: Any = build_processor(model.tiny, [settings.task.question])
     else:
+        check_model_files(model.name, model.revision)
         try:
             processor = _load_auto_processor(model.name, model.revision)
         except (OSError, ValueError, ImportError) as error:
@@ -72,9 +74,10 @@ def load_config(settings: Settings) -> PretrainedConfig:
     """Loads the config of a model other than the tiny one.
 
     Raises:
-        ConcordError: the config cannot be loaded.
+        ConcordError: the config cannot be loaded, or the model holds a file that can run code.
     """
     model = settings.model
+    check_model_files(model.name, model.revision)
     try:
         return AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:

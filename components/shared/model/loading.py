@@ -12,6 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from components.errors import ConcordError
 from components.settings import Model, Settings
 from components.shared.io.transient import concord_error
+from components.shared.model.model_files import REMEDY as _REMEDY
+from components.shared.model.model_files import check_model_files
 from components.shared.model.precision import compute_in
 from components.shared.model.prompts import special_token
 from components.shared.model.quiet import quiet
@@ -19,7 +21,6 @@ from components.shared.model.suppression import suppress_placeholders
 from components.shared.model.tiny import build_model, build_processor
 from components.shared.rows.rows import read_table
 
-_REMEDY = "Give a hub id with its revision, or a folder with a model's safetensors weights and its processor."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,13 +46,15 @@ def load(
             dtype of the computation.
 
     Raises:
-        ConcordError: `source` has no model that AutoModelForImageTextToText can load, or lacks some of its weights.
+        ConcordError: `source` has no model that AutoModelForImageTextToText can load, lacks some of its weights, or
+            holds a file that can run code.
     """
     quiet()
     if weights is None and settings.dtype == "float32":
         weights = torch.float32
     if isinstance(source, Path) and not source.is_dir():
         raise ConcordError(f"{source}: no such folder. {_REMEDY}")  # transformers would look for it on the hub
+    check_model_files(source, revision)
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             source,

@@ -53,7 +53,7 @@ def crossed_difference(
 
 
 def by_subject(gaps: Array, subjects: Subjects) -> Array:
-    """The share of each subject in the mean over the images, times the number of subjects, so that the mean is the same.
+    """The share of each subject in the mean over the images, times the number of subjects: the mean is the same.
 
     >>> by_subject(np.array([[1.0, 2.0, 6.0]]), np.array([7, 7, 9])).tolist()
     [[2.0, 4.0]]
