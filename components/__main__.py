@@ -37,6 +37,7 @@ from components.shared.io.secrets import mask_output, masked, masked_traceback
 from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.names import RUN_ID
+from components.shared.kubeflow.tries import TRY, Tries, run_tries
 from components.steps import STEPS
 
 IN_POD = "--executor-input"  # the flag that only Kubeflow sets
@@ -150,6 +151,14 @@ def main(words: list[str]) -> int:
             return exit_code(stop)
 
 
+def in_pod(words: list[str]) -> int:
+    """Runs the step in a child process, and again where a retry may help; returns the exit code."""
+    try:
+        return run_tries(words[0], [sys.executable, "-m", "components", *words], Tries.from_environment())
+    except ConcordError as error:
+        return _reported(error)
+
+
 def _reported(error: Exception) -> int:
     """Prints an error and returns the exit code; raises it if it is unexpected and this is the only process.
 
@@ -186,11 +195,12 @@ def _message(error: Exception) -> str | None:
 
 if __name__ == "__main__":
     print_anything()
-    if IN_POD in sys.argv:
-        restrict_umask()
     mask_output()
     handle_stop_signals()
+    if IN_POD in sys.argv and TRY not in os.environ and "WORLD_SIZE" not in os.environ:
+        restrict_umask()
+        sys.exit(in_pod(sys.argv[1:]))
     exit_with_launcher()
-    if "DVC_STAGE" in os.environ and not started_by_launcher():
+    if ("DVC_STAGE" in os.environ or TRY in os.environ) and not started_by_launcher():
         stop_when_parent_dies()  # `kill` ends DVC without a word to its stages
     leave(main(sys.argv[1:]))

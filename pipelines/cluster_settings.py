@@ -65,9 +65,9 @@ class Pod(Strict):
     node_selector: dict[str, str] = Field(description="labels that the node must have")
     tolerations: list[Toleration]
     retries: int = Field(
-        ge=0, description="retries of the step, where the cluster's policy allows them; training resumes"
+        ge=0, description="retries of the step in its pod where one may help, and of a lost pod; training resumes"
     )
-    timeout_minutes: Positive = Field(description="per attempt")
+    timeout_minutes: Positive = Field(description="of a pod: all tries of the step in it, and the waits between them")
 
 
 class Pods(Strict):

@@ -7,7 +7,8 @@ from kfp import dsl, kubernetes
 from components.errors import ConcordError
 from components.launcher import SECTION
 from components.settings import Launcher, Settings
-from components.shared.kubeflow.names import RUN_ID, STATE
+from components.shared.kubeflow.names import RUN_ID, STATE, TRIES
+from components.shared.kubeflow.tries import Tries
 from components.shared.s3.cache import LIMIT_VARIABLE
 from components.steps import STEPS, Step
 from pipelines.cluster_settings import Cluster, quantity_bytes
@@ -37,6 +38,8 @@ def configure_task(
     _volumes(task, STEPS[name], cluster)
     _environment(task, STEPS[name], cluster)
     pod, backoff = cluster.pod(name), cluster.backoff
+    tries = Tries(pod.retries, backoff.seconds, backoff.factor, pod.timeout_minutes)
+    task.set_env_variable(TRIES, tries.to_json())
     task.set_retry(pod.retries, f"{backoff.seconds}s", backoff.factor, f"{cluster.retry_window(name)}s")
     kubernetes.set_timeout(task, pod.timeout_minutes * 60)
     for label, value in pod.node_selector.items():

@@ -170,6 +170,8 @@ def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any]
     }
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     launcher = variables.pop("CONCORD_LAUNCHER_SETTINGS", None)
+    tries = {"retries": number, "seconds": 15, "factor": 3, "minutes": 10 * number}
+    assert json.loads(variables.pop("CONCORD_TRIES")) == tries
     assert variables == expected
     assert (launcher is not None) == parallel
     assert launcher is None or json.loads(launcher) == {

@@ -167,15 +167,35 @@ def s3(folder: Path, keys: dict[str, Key]) -> Iterator[str]:
 @contextmanager
 def mlflow(folder: Path, database_uri: str, s3_url: str, key: Key) -> Iterator[str]:
     """Starts MLflow's server on that database, which proxies artifacts to s3://mlflow; yields its URI."""
-    port = free_ports(1)[0]
-    environment = {
+    stores = {
         "MLFLOW_BACKEND_STORE_URI": database_uri,
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
         "MLFLOW_S3_ENDPOINT_URL": s3_url,
+        **s3_environment(s3_url, key),
+    }
+    with _mlflow_server(folder, stores) as uri:
+        yield uri
+
+
+@contextmanager
+def mlflow_alone(folder: Path) -> Iterator[str]:
+    """Starts MLflow's server on SQLite, with its artifacts in `folder`; yields its URI."""
+    stores = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'server.db'}",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
+    }
+    with _mlflow_server(folder, stores) as uri:
+        yield uri
+
+
+@contextmanager
+def _mlflow_server(folder: Path, stores: dict[str, str]) -> Iterator[str]:
+    port = free_ports(1)[0]
+    environment = {
+        **stores,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
-        **s3_environment(s3_url, key),
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_"))}
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

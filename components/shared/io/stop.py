@@ -1,7 +1,7 @@
 """Stops a run on Ctrl-C, `kill` or a closed terminal where nothing is lost; a second signal ends it at once.
 
 By default a signal raises `Stopped` where the program is. Work that should reach a safe point first runs in `finishing`
-and asks `stop_signal` there.
+and asks `stop_signal` there. The parent of a step hands signals on in `forwarding`.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -36,11 +36,13 @@ class _Request:
         number: the first signal; 0 if none has arrived.
         time: when it arrived, in seconds of the monotonic clock.
         finishing: what the process finishes before it stops; empty where it stops at once.
+        forward: takes each signal's number instead of this process; None where it stops itself.
     """
 
     number: int = 0
     time: float = 0.0
     finishing: str = ""
+    forward: Callable[[int], None] | None = None
 
 
 _request = _Request()
@@ -89,6 +91,16 @@ def finishing(what: str) -> Iterator[None]:
         raise Stopped(_request.number)
 
 
+@contextmanager
+def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
+    """Hands every signal to `forward`, which must return at once; nothing else happens in the block, nor at its end."""
+    _request.forward = forward
+    try:
+        yield
+    finally:
+        _request.forward = None
+
+
 def stop_signal() -> int:
     """The number of the signal that asked this process to stop; 0 if none has."""
     return _request.number
@@ -100,6 +112,10 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    if _request.forward:
+        _request.number = _request.number or number
+        _request.forward(number)
+        return
     if _request.number:
         if time.monotonic() - _request.time > REPEAT_SECONDS:
             os._exit(128 + number)

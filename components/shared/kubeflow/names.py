@@ -4,4 +4,5 @@ STATE = "/checkpoints"  # mount path of the volume for training state, which out
 PAGE = "page"  # artifact: the report as one HTML file
 REPORT_PAGE = "report.html"  # that file in the output `report`
 REUSE = "CONCORD_REUSE"  # environment variable; `off`: a step computes its outputs even if they are cached
+TRIES = "CONCORD_TRIES"  # environment variable: how often and how long a pod tries its step, as JSON (tries.py)
 RUN_ID = "KFP_RUN_ID"  # environment variable: id of the run that the step belongs to

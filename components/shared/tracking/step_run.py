@@ -30,6 +30,7 @@ from components.shared.tracking.flatten import flatten, split_curves
 from components.shared.tracking.hashes import Content, dvc_content
 from components.shared.tracking.lineage import Lineage, compute_lineage, fingerprint
 from components.shared.tracking.metric_writer import MetricWriter, done_within
+from components.shared.tracking.open_runs import announce
 from components.shared.tracking.tags import (
     CODE,
     COMMIT,
@@ -95,6 +96,10 @@ class StepRun:
         self.inputs = {port: content.md5 for port, content in lineage.inputs.items()}
         self.outputs: dict[str, Content] = {}
         self._writer = MetricWriter(client, self.run_id)
+
+    def closed_with(self, owned: bool) -> list[str]:
+        """The ids of the runs whose status this process sets: its own, and its parent's if that is `owned`."""
+        return [self.run_id, *([self.parent_id] if owned and self.parent_id else [])]
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Adds one point to the curve of each metric.
@@ -214,12 +219,13 @@ def step_run(
         **({KEY: lineage.key} if lineage.key else {}),
         **({PIPELINE_RUN: pipeline_run} if pipeline_run else {}),
     } | {f"{INPUT}{port}": value for port, value in hashes.items()}
-    with mlflow_errors(f"open the run of step {step.name}"):
-        with store_lock():
-            run, parent, owned = _open(client, step, settings, tags)
-        _describe(client, run, step, settings, inputs, hashes)
+    with mlflow_errors(f"open the run of step {step.name}"), store_lock():
+        run, parent, owned = _open(client, step, settings, tags)
     tracked = StepRun(client, run, parent, commit, lineage, dirty, pipeline_run)
+    announce(*tracked.closed_with(owned))
     try:
+        with mlflow_errors(f"describe the run of step {step.name}"):
+            _describe(client, run, step, settings, inputs, hashes)
         tracked.write_lineage()  # first, so that an unusable artifact store is reported before hours of training
         yield tracked
     except BaseException as error:
@@ -390,9 +396,8 @@ def _log_params(client: "MlflowClient", run: "Run", tree: Mapping[str, Any]) -> 
 
 
 def _close(client: "MlflowClient", tracked: StepRun, owned: bool, status: str) -> None:
-    client.set_terminated(tracked.run_id, status)
-    if owned and tracked.parent_id:
-        client.set_terminated(tracked.parent_id, status)
+    for run_id in tracked.closed_with(owned):
+        client.set_terminated(run_id, status)
 
 
 def _close_after(error: BaseException, client: "MlflowClient", tracked: StepRun, owned: bool) -> None:
