@@ -154,6 +154,10 @@ class Cluster(Strict):
             seen |= secret.env.keys()
         return self
 
+    def variables(self) -> set[str]:
+        """Returns the names of the environment variables that secrets and environment set in every step."""
+        return {*self.environment, *(name for secret in self.secrets for name in secret.env)}
+
     def pod(self, step: str) -> Pod:
         """Returns the pod settings of a step, by the step's name in the step table."""
         pod: Pod = getattr(self.steps, {"validate": "validation", "register": "registry"}.get(step, step))

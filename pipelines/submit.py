@@ -18,6 +18,7 @@ from pipelines.compile import DATA_DVC_FILE, add_pipeline_arguments, chosen_imag
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors, page_address
 from pipelines.kubernetes_api import connect_kubernetes
 from pipelines.run_pods import RunPods
+from pipelines.runs_api import common_fields, create_run, create_schedule
 from pipelines.watch import watch
 
 
@@ -79,26 +80,14 @@ def command(args: argparse.Namespace) -> int:
             client = connect(args)
         if args.check == "on":
             refuse_errors(args.namespace or client.get_user_namespace(), cluster)
-        common = {
-            "job_name": name,
-            "pipeline_package_path": str(package),
-            "params": pipeline_arguments(settings, experiment, args.data_uri, data_hash),
-            "pipeline_root": cluster.pipeline_root,
-            "enable_caching": None,  # use what was compiled: True would cache the steps that must always run
-            "service_account": cluster.service_account,
-        }
+        parameters = pipeline_arguments(settings, experiment, args.data_uri, data_hash)
         with kubeflow_errors("submit the pipeline"):
             experiment_id = client.create_experiment(experiment, namespace=args.namespace).experiment_id
+            fields = common_fields(package, parameters, cluster, experiment, experiment_id, name)
             if args.cron is not None:
-                created_id = client.create_recurring_run(
-                    experiment_id,
-                    cron_expression=args.cron,
-                    max_concurrency=args.max_concurrency,
-                    no_catchup=not args.catch_up,
-                    **common,
-                ).recurring_run_id
+                created_id = create_schedule(client, fields, args.cron, args.max_concurrency, args.catch_up)
             else:
-                created_id = client.run_pipeline(experiment_id, **common).run_id
+                created_id = create_run(client, fields)
     kind, page = ("schedule", "recurringrun") if args.cron is not None else ("run", "runs")
     console.print(
         f"{kind} {name} of experiment {experiment}: {page_address(args, page, created_id)}",

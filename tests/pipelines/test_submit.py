@@ -17,7 +17,9 @@ import yaml
 from components.settings import WITHOUT_EFFECT
 from components.steps import STEPS
 from pipelines.__main__ import main
+from pipelines.cluster_settings import Cluster
 from pipelines.connection import COOKIE, HOST, TOKEN, TOKEN_FILE
+from pipelines.runs_api import plugins_input
 from tests.support.kubeflow_peer import API, EXPERIMENT, PROXY, RUN, SCHEDULE, SILENCE, FakeServer, serving
 from tests.support.settings_files import RAW_CLUSTER
 
@@ -124,6 +126,62 @@ def test_service_account_and_pipeline_root_are_sent(server: FakeServer, tmp_path
     sent = server.one("POST", "/runs").body
     assert sent["service_account"] == "trainer"
     assert sent["runtime_config"]["pipeline_root"] == "s3://artifacts/concord"
+
+
+MLFLOW = {"name": "mlflow", "optional": True, "env": {"MLFLOW_TRACKING_URI": "uri"}}
+LOGIN = {"name": "login", "optional": False, "env": {"MLFLOW_TRACKING_USERNAME": "user"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "disabled"),
+    [
+        ({}, True),  # the secret concord-mlflow of the default file
+        ({"secrets": [MLFLOW]}, True),
+        ({"secrets": [], "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}}, True),
+        ({"secrets": [], "environment": {"MLFLOW_EXPERIMENT_ID": "7"}}, True),
+        ({"secrets": [LOGIN]}, False),
+        ({"secrets": [], "environment": {}}, False),
+    ],
+)
+def test_kubeflow_s_mlflow_plugin_is_off_where_the_cluster_file_names_the_server(
+    change: dict[str, Any], disabled: bool
+) -> None:
+    """A variable that the plugin and a secret both set makes the pod invalid, and the run hangs."""
+    cluster = Cluster.model_validate(RAW_CLUSTER | change)
+    expected = {"disabled": True} if disabled else {"experiment_name": "night"}
+    assert plugins_input(cluster, "night") == {"mlflow": expected}
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "change", "expected"),
+    [
+        ("/runs", (), {}, {"disabled": True}),
+        ("/recurringruns", ("--cron", "0 0 2 * * *"), {"secrets": []}, {"experiment_name": "night"}),
+    ],
+)
+def test_plugin_s_input_is_sent_with_runs_and_schedules(
+    path: str,
+    args: tuple[str, ...],
+    change: dict[str, Any],
+    expected: dict[str, Any],
+    server: FakeServer,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(RAW_CLUSTER | change), encoding="utf-8")
+    assert submit(server, "--cluster", str(file), "--experiment", "night", *args) == 0
+    sent = server.one("POST", path).body
+    assert sent["plugins_input"] == {"mlflow": expected}
+    assert ("MLFLOW_TRACKING_URI" in json.dumps(sent["pipeline_spec"])) == ("disabled" in expected)
+
+
+def test_what_is_sent_is_the_compiled_pipeline(server: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    assert main(["compile", "--params", str(ROOT / "params.yaml"), "--data-hash", HASH, "--out", str(file)]) == 0
+    pipeline, platform = yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    assert submit(server) == 0
+    sent = server.one("POST", "/runs").body
+    assert sent["pipeline_spec"] == {"pipeline_spec": pipeline, "platform_spec": platform}
 
 
 @pytest.mark.parametrize(("args", "no_catchup"), [((), True), (("--catch-up",), False)])
