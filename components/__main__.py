@@ -33,6 +33,7 @@ from components.launcher import (
 from components.runner import StepCall, run
 from components.settings import load_settings
 from components.shared.io.permissions import restrict_umask
+from components.shared.io.progress import Work
 from components.shared.io.secrets import mask_output, masked, masked_traceback
 from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
@@ -138,7 +139,10 @@ def main(words: list[str]) -> int:
         if words and words[0] in COMMANDS:
             return importlib.import_module(COMMANDS[words[0]]).main(words[1:]) or 0
         call = step_call(words)
-        return run(call) if call else 0
+        if call is None:
+            return 0
+        with Work(call.step.name):
+            return run(call)
     except KeyboardInterrupt as stop:
         if rank() == 0:
             with suppress(OSError):  # the terminal may be gone

@@ -17,6 +17,7 @@ from pathlib import Path
 from components.errors import ConcordError, RetryableError
 from components.settings import Launcher
 from components.shared.io.process_pool import exit_when_parent_dies
+from components.shared.io.progress import lines_elsewhere
 
 STARTED_BY = "CONCORD_LAUNCHER"
 # The section `launcher` as JSON. Kubeflow passes it in the environment: as a flag it would be an input of the step, and
@@ -98,7 +99,7 @@ def launch(settings: Launcher, words: list[str]) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     os.environ[STARTED_BY] = str(os.getpid())
     try:
-        with tempfile.TemporaryDirectory() as logs:
+        with tempfile.TemporaryDirectory() as logs, lines_elsewhere():
             _run(settings, words, logs)
     except SignalException as stop:
         return 128 + int(stop.sigval)

@@ -16,6 +16,7 @@ from components.console import console
 from components.errors import ConcordError, RetryableError
 from components.register.predict_isolated import RETRY
 from components.settings import Task
+from components.shared.io.progress import Work
 from components.shared.io.secrets import masked
 from components.shared.rows.rows import shards
 from components.shared.scoring.errors import Predictions
@@ -56,7 +57,8 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int, id
         pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), asked)
         command = [sys.executable, "-I", str(SCRIPT), uri, str(ingest.resolve()), str(batch_size), str(asked), str(out)]
         environment = os.environ | {"MLFLOW_TRACKING_URI": absolute_tracking_uri()}
-        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        with Work(f"predicting {len(ids):,} test images with {uri}"):
+            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if process.returncode:
             raise _error(uri, process)
         table = pq.read_table(out)

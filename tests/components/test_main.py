@@ -13,6 +13,7 @@ import pytest
 
 from components.__main__ import main
 from components.steps import STEPS, Step
+from tests.support.raw_folder import RawFolder, content, write_params
 
 ROOT = Path(__file__).parents[2]
 EACH = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
@@ -170,3 +171,19 @@ def test_a_step_waits_for_another_run_that_writes_the_same_output(tmp_path: Path
             assert second.stdout.readline() == "in\n"
             assert second.wait(timeout=60) == 0
             assert lock.read_text(encoding="ascii") == str(second.pid)
+
+
+def test_without_a_terminal_a_step_prints_what_it_does_and_writes_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RawFolder(tmp_path / "data")
+    write_params(tmp_path / "params.yaml")
+    outputs = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr("components.shared.io.progress.LINE_SECONDS", seconds)
+        assert main(["ingest", "--data", "data", "--out", f"{seconds}"]) == 0
+        outputs.append(content(tmp_path / f"{seconds}"))
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ingest: ")]
+        assert all(re.match(r"ingest: (working for|.+: \d)", line) for line in lines), lines
+        assert any("writing rows: " in line for line in lines) == (seconds == 0.0)
+    assert outputs[0] == outputs[1]

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.console import console
 from components.shared.io.atomic import write_json, write_text
+from components.shared.io.progress import Work, training_progress
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.data_wait import DataWait
 
@@ -23,42 +23,33 @@ _RESTARTED = ("train_loss", "num_tokens")
 
 
 class CurveCallback(TrainerCallback):
-    """Sends each log entry to the tracker and shows a progress bar."""
+    """Sends each log entry to the tracker and shows the training's progress."""
 
     def __init__(self, track: StepRun | None, show: Sequence[str], data_wait: DataWait | None = None) -> None:
-        """Only rank 0 has a tracker and a progress bar.
+        """Only rank 0 has a tracker and shows progress.
 
         Args:
             track: rank 0's; None on the others.
-            show: the metrics beside the progress bar, in their order.
+            show: the metrics beside the steps, in their order.
             data_wait: the trainer's clock; logged with each entry, and summarised at the end.
         """
         self._track, self._show, self._data_wait = track, show, data_wait
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"),
-            refresh_per_second=1,
-        )
+        self._work: Work | None = None
         self._seen: dict[str, float] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Opens the progress bar."""
+        """Begins to show progress."""
         if self._track is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, now="")
+            self._work = training_progress(state.max_steps, state.global_step).start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advances the progress bar."""
+        """Shows the new number of steps."""
         if self._data_wait:
             self._data_wait.step_ended()
-        if self._track is not None:
-            self._bar.update(self._task, completed=state.global_step)
+        if self._work:
+            self._work.show(state.global_step)
 
     def on_log(
         self,
@@ -77,15 +68,17 @@ class CurveCallback(TrainerCallback):
             numbers[DATA_WAIT] = share
         self._track.log(numbers, state.global_step)
         self._seen |= numbers
-        now = "  ".join(f"{name} {self._seen[name]:.3g}" for name in self._show if name in self._seen)
-        self._bar.update(self._task, now=now)
+        if self._work:
+            figures = ", ".join(f"{name} {self._seen[name]:.3g}" for name in self._show if name in self._seen)
+            self._work.show(state.global_step, figures)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Closes the progress bar and prints how long training waited for data."""
-        if self._track is not None:
-            self._bar.stop()
+        """Prints the last figures, and how long training waited for data."""
+        if self._work:
+            self._work.stop()
+            console.print(self._work.line(), markup=False, soft_wrap=True)
             if self._data_wait and (summary := self._data_wait.summary()):
                 console.print(summary)
 

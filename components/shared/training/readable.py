@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 
 from components.errors import ConcordError
 from components.shared.io.prefetch import prefetch
+from components.shared.io.progress import with_progress
 from components.shared.model.generation import refusals
 from components.shared.rows.images import REMEDY, BadImageError, decode_image, load_decoders
 from components.shared.rows.rows import read_rows
@@ -42,7 +43,7 @@ def _unreadable(processor: Any, ingest: Path, split: str) -> list[str]:
     load_decoders()
     found: list[str] = []
     of_size: dict[tuple[int, int], str | None] = {}
-    for number, batch in enumerate(read_rows(ingest, split)):
+    for number, batch in enumerate(with_progress(read_rows(ingest, split), f"reading the images of {split}")):
         if number % ranks().num_processes != ranks().process_index:
             continue
         rows = batch.select(["id", "image", "question"]).to_pylist()

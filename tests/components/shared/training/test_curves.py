@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from components.shared.io.progress import Work
 from components.shared.training.curves import CurveCallback, write_results
 from tests.support.gauge_world import Curves
 
@@ -54,7 +56,22 @@ def test_the_tracker_gets_the_finite_figures_of_each_step(tmp_path: Path, capsys
     callback.on_log(arguments, state, control)
     callback.on_train_end(arguments, state, control)
     assert track.points == [(5, {"loss": 2.0, "step_time": 0.1}), (5, {})]
-    assert "training" in capsys.readouterr().out
+    assert "training: step 5 of 20, loss 2, " in capsys.readouterr().err
+
+
+def test_training_prints_step_figures_and_time_left_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.shared.io.progress.LINE_SECONDS", 0.0)
+    callback = CurveCallback(Curves(), ("loss", "val_mae"))  # type: ignore[arg-type]
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state, control = TrainerState(max_steps=20, is_world_process_zero=True), TrainerControl()
+    with Work("sft"):
+        callback.on_train_begin(arguments, state, control)
+        state.global_step = 5
+        callback.on_step_end(arguments, state, control)
+        callback.on_log(arguments, state, control, logs={"loss": 2.0, "val_mae": 3.25, "lr": 0.1})
+    assert re.search(r"^sft: training: step 5 of 20, loss 2, val_mae 3.25, \d+ s left$", capsys.readouterr().err, re.M)
 
 
 def test_other_ranks_print_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
