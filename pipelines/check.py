@@ -19,7 +19,7 @@ from pipelines.cluster_objects import has_kubeflow, node_findings, pipeline_root
 from pipelines.cluster_settings import CLUSTER_VARIABLE, Cluster, load_cluster
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors
 from pipelines.finding import Finding
-from pipelines.kubernetes_api import DEFAULT_NAMESPACE, Kubernetes, connect_kubernetes
+from pipelines.kubernetes_api import DEFAULT_NAMESPACE, ForbiddenError, Kubernetes, connect_kubernetes
 from pipelines.stores import artifact_finding, data_finding, mlflow_finding, remote_finding
 
 STYLES = {"ok": "green", "error": "bold red", "unknown": "yellow"}
@@ -76,7 +76,7 @@ def refuse_errors(namespace: str | None, cluster: Cluster) -> None:
     Raises:
         ConcordError: one of them is missing. A cluster that cannot be asked is no error.
     """
-    kubernetes = _kubernetes(namespace)
+    kubernetes = _kubernetes(namespace, unsure=False)
     if not isinstance(kubernetes, Kubernetes):
         return
     errors = [finding for finding in quick_findings(kubernetes, cluster) if finding.state == "error"]
@@ -88,12 +88,19 @@ def refuse_errors(namespace: str | None, cluster: Cluster) -> None:
         )
 
 
-def _kubernetes(namespace: str | None) -> Kubernetes | Finding:
-    """Returns the cluster if it can be asked and has Kubeflow Pipelines; else why not."""
+def _kubernetes(namespace: str | None, unsure: bool = True) -> Kubernetes | Finding:
+    """Returns the cluster if it can be asked and has Kubeflow Pipelines; else why not.
+
+    Args:
+        unsure: what counts where these credentials may not see whether it has.
+    """
     what, others = "Kubernetes", "secrets, volume claim, nodes and rights are not checked"
     try:
         kubernetes = connect_kubernetes(namespace)
-        found = has_kubeflow(kubernetes)
+        try:
+            found = has_kubeflow(kubernetes)
+        except ForbiddenError:  # as for people who have a namespace of their own
+            found = unsure
     except ConcordError as error:
         return Finding(what, "unknown", f"{error}; {others}")
     if found:

@@ -16,6 +16,10 @@ DEFAULT_NAMESPACE = "kubeflow"
 TIMEOUT = 10  # seconds per request
 
 
+class ForbiddenError(ConcordError):
+    """These credentials may not do this."""
+
+
 @dataclass(frozen=True)
 class Kubernetes:
     """The API of a cluster.
@@ -34,7 +38,7 @@ class Kubernetes:
         """Returns the JSON at a path of the API.
 
         Raises:
-            ConcordError: the cluster cannot be reached or refuses.
+            ConcordError: the cluster cannot be reached, or refuses (`ForbiddenError`).
             LookupError: there is no such object.
         """
         return json.loads(self._request("GET", path, query, None))
@@ -83,7 +87,9 @@ class Kubernetes:
                 )
             except ApiException as error:
                 if error.status == 404:
-                    raise LookupError(path) from None
+                    raise LookupError(f"{self.name} has no {path}") from None
+                if error.status == 403:
+                    raise ForbiddenError(f"{self.name}: may not read {path}: {masked(_message(error.body))}") from None
                 raise
             return bytes(answer.data)
 
@@ -108,7 +114,7 @@ def connect_kubernetes(namespace: str | None) -> Kubernetes:
     except config.ConfigException:
         pass
     with _kubernetes_errors("kubectl", "read its context"):
-        config.load_kube_config(client_configuration=configuration)
+        config.load_kube_config(client_configuration=configuration, persist_config=False)
         context = config.list_kube_config_contexts()[1]["name"]
     return Kubernetes(f"kubectl's context {context}", namespace, client.ApiClient(configuration))
 

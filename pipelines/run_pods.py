@@ -71,8 +71,13 @@ class RunPods:
         except LookupError:
             raise ConcordError(f"pod {names[0]}: neither Kubeflow nor Kubernetes has its log") from None
 
+    def _own(self, kind: str, group: str) -> list[Any]:
+        """Returns the objects that have the run's label."""
+        listed = self._cluster.listed(kind, group, labelSelector=f"{RUN_LABEL}={self._run_id}")
+        return [each for each in listed if (each["metadata"].get("labels") or {}).get(RUN_LABEL) == self._run_id]
+
     def _pods(self) -> list[Any]:
-        pods = self._cluster.listed("pods", labelSelector=f"{RUN_LABEL}={self._run_id}")
+        pods = self._own("pods", "api/v1")
         if not pods:
             raise ConcordError(
                 f"{self._cluster.name} has no pod of run {self._run_id} in namespace {self._cluster.namespace}. Is it "
@@ -83,7 +88,7 @@ class RunPods:
     def _argo_reasons(self, step: str) -> list[str]:
         """Returns what Argo reports of the pods that it could not make, the last attempt's last."""
         found = []
-        for workflow in self._cluster.listed("workflows", ARGO, labelSelector=f"{RUN_LABEL}={self._run_id}"):
+        for workflow in self._own("workflows", ARGO):
             nodes = (workflow.get("status") or {}).get("nodes") or {}
             for node in nodes.values() if isinstance(nodes, Mapping) else nodes:
                 owner = step_of_node(node["name"]) if "name" in node else step

@@ -140,7 +140,7 @@ def test_cluster_that_cannot_be_asked_does_not_end_the_watch(
 def test_forbidden_pods_are_reported(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.refuse = {"/api/v1/namespaces/kubeflow/pods": (403, 'User "me" cannot list resource "pods"')}
     err = wait(server, capsys, "secret-missing")[1]
-    assert 'could not read /api/v1/namespaces/kubeflow/pods: 403 Forbidden: User "me" cannot list' in err
+    assert 'may not read /api/v1/namespaces/kubeflow/pods: User "me" cannot list resource "pods"' in err
 
 
 def test_running_step_is_running(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,3 +234,16 @@ def test_argo_s_workflow_names_the_step_of_each_pod(server: FakeServer, capsys: 
 )
 def test_step_of_an_argo_node(node: str, step: str) -> None:
     assert step_of_node(node) == step
+
+
+def test_pod_asks_its_own_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("token", "ca.crt"):
+        (tmp_path / name).write_text("content", encoding="utf-8")
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("kubernetes.client.rest.RESTClientObject.__init__", lambda self, configuration: None)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    kubernetes = connect_kubernetes("alice")
+    assert (kubernetes.name, kubernetes.namespace) == ("the cluster of this pod", "alice")
+    assert kubernetes.api.configuration.host == "https://192.0.2.1:443"
