@@ -11,7 +11,7 @@ from components.shared.training.validation import validation_arguments
 # Beside the progress bar, where they are logged.
 SHOWN = (
     "loss", "reward/ccc", "reward/pearson", "reward/mae", "reward/mse", "reward/crps", "batch_mae/all", "invalid",
-    "sd_ratio", "mass", "kl", "val_score", "val_mae/few",
+    "sd_ratio", "mass", "kl", "val_score", "val_mae/all", "val_mae/few",
 )  # fmt: skip
 
 

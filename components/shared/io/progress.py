@@ -118,8 +118,10 @@ class Work:
         seconds, done = time.monotonic() - self._began, self._done - self._before
         parts = [self._amount()] if self._done or self._total else []
         parts += [self._detail] if self._detail else []
-        if self._total and done:
-            parts.append(f"{_duration(seconds / done * max(self._total - self._done, 0))} left")
+        if self._total and self._done >= self._total:
+            parts.append(f"in {_duration(seconds)}")
+        elif self._total and done:
+            parts.append(f"{_duration(seconds / done * (self._total - self._done))} left")
         else:
             parts.append(f"{'' if parts else 'working '}for {_duration(seconds)}")
         return f"{self.title}: {', '.join(parts)}"
@@ -230,7 +232,7 @@ class _Lines:
             console.print(f"{within}{line}", markup=False, soft_wrap=True)
 
     def _watch(self, ended: Event) -> None:
-        while not ended.wait(max(self._due - time.monotonic(), 0.1)):
+        while not ended.wait(LINE_SECONDS if self.paused else max(self._due - time.monotonic(), 0.1)):
             if all(each() is None for each in self._works):
                 return
             self.print_if_due()
