@@ -42,11 +42,10 @@ class RunPods:
             ConcordError: the cluster cannot be asked, or has no pod of the run.
         """
         pod = _last_of(step, self._pods())
-        if pod and pod["status"].get("phase") != "Succeeded":
-            events = self._cluster.listed("events", fieldSelector=f"involvedObject.name={pod['metadata']['name']}")
-            reasons = dict.fromkeys(_pod_reasons(step, pod, events))
+        if pod is None or pod["status"].get("phase") == "Succeeded":
+            reasons = self._argo_reasons(step)[-1:]
         else:
-            reasons = dict.fromkeys(self._argo_reasons(step)[-1:])
+            reasons = list(dict.fromkeys(_status_reasons(step, pod))) or self._last_event(pod)
         return masked("; ".join(reasons))
 
     def log(self, client: "Client", run: Any, step: str) -> list[str]:
@@ -85,6 +84,15 @@ class RunPods:
             )
         return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
+    def _last_event(self, pod: Any) -> list[str]:
+        """Returns the pod's last event, if it has one: a warning where there are any."""
+        events = self._cluster.listed("events", fieldSelector=f"involvedObject.name={pod['metadata']['name']}")
+        reported = sorted(
+            (event for event in events if event.get("message")),
+            key=lambda each: (each.get("type") == "Warning", each.get("lastTimestamp") or each.get("eventTime") or ""),
+        )
+        return [_sentence(event) for event in reported[-1:]]
+
     def _argo_reasons(self, step: str) -> list[str]:
         """Returns what Argo reports of the pods that it could not make, the last attempt's last."""
         found = []
@@ -115,18 +123,9 @@ def _last_of(step: str, pods: list[Any]) -> Any | None:
     return of_step[-1] if of_step else None
 
 
-def _pod_reasons(step: str, pod: Any, events: list[Any]) -> list[str]:
-    """Returns the reasons in the pod's status, or else its last event: a warning, if there is one."""
-    if reasons := list(_status_reasons(step, pod, pod["status"])):
-        return reasons
-    reported = sorted(
-        (event for event in events if event.get("message")),
-        key=lambda event: (event.get("type") == "Warning", event.get("lastTimestamp") or event.get("eventTime") or ""),
-    )
-    return [_sentence(event) for event in reported[-1:]]
-
-
-def _status_reasons(step: str, pod: Any, status: Any) -> Iterator[str]:
+def _status_reasons(step: str, pod: Any) -> Iterator[str]:
+    """Yields what the pod's own status says of why it waits or has failed."""
+    status = pod["status"]
     if status.get("reason") or status.get("message"):  # evicted, past its deadline, ...
         yield _sentence(status)
     for condition in status.get("conditions") or []:

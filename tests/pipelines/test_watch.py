@@ -97,6 +97,11 @@ def test_pod_without_a_reason_of_its_own_has_that_of_its_events(
     assert 'ingest: PENDING: Failed: Error: secret "concord-nope" not found' in wait(server, capsys, state)[1]
 
 
+def test_pod_s_own_status_needs_no_right_to_read_events(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.refuse = {"/api/v1/namespaces/kubeflow/events": (403, "events are forbidden")}
+    assert 'PENDING: CreateContainerConfigError: secret "concord-nope"' in wait(server, capsys, "secret-missing")[1]
+
+
 def test_driver_that_cannot_start_is_reported(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     """Kubeflow's driver of a step is a pod too; while it waits, the step itself has no task yet."""
     state = recorded("cores-missing")
