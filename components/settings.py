@@ -309,6 +309,7 @@ class Launcher(Strict):
         description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine"
     )
     loader_workers: int = Field(ge=0, description="processes per rank that prepare batches; 0: the rank itself")
+    checkpoint_minutes: float = Field(gt=0, description="longest time without a checkpoint, in which a kill loses work")
 
 
 class Augment(Strict):

@@ -101,6 +101,7 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         """Takes Trainer's arguments as well; the model may have adapters."""
         model, grpo = kwargs["model"], settings.grpo
         self._settings, self._tree = settings, numbers.tree
+        self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
         self._adapted = isinstance(model, PeftModel)
         # As in TRL: without adapters, the reference of the KL is a copy; with them, the model without its adapters.
         self._reference = deepcopy(model).requires_grad_(False) if grpo.beta and not self._adapted else None

@@ -102,6 +102,7 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
         self._rewards = BatchRewards(settings, lambda: recent_anchors(self))
         super().__init__(reward_funcs=self._rewards.functions, **kwargs)
         self._settings = settings
+        self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
         if recent := settings.grpo.recent:
             self.add_callback(RecentAnchors(recent.inputs, recent.steps))
         if self.ref_model is not None:

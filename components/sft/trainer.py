@@ -151,6 +151,7 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         # The base class requires an evaluation dataset; `evaluate` reads the shards instead.
         super().__init__(eval_dataset=kwargs["train_dataset"], **kwargs)
         self._settings, self._ingest = settings, ingest
+        self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
         self.add_callback(PatienceOnceSkilled(early_stopping_patience=settings.sft.patience))
 
     def follow(self, track: StepRun | None) -> None:

@@ -17,9 +17,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"num_processes": 1, "config": None, "loader_workers": 0}, False),
-        ({"num_processes": 2, "config": None, "loader_workers": 0}, True),
-        ({"num_processes": 1, "config": "zero3.yaml", "loader_workers": 0}, True),  # offloading, on one GPU
+        ({"num_processes": 1, "config": None, "loader_workers": 0, "checkpoint_minutes": 10}, False),
+        ({"num_processes": 2, "config": None, "loader_workers": 0, "checkpoint_minutes": 10}, True),
+        (
+            {"num_processes": 1, "config": "zero3.yaml", "loader_workers": 0, "checkpoint_minutes": 10},
+            True,
+        ),  # offloading, on one GPU
     ],
 )
 def test_ranks_are_started_unless_a_launcher_has(
@@ -36,7 +39,7 @@ def test_only_sft_and_grpo_run_on_ranks() -> None:
 
 def test_a_missing_accelerate_config_is_reported() -> None:
     with pytest.raises(ConcordError, match=r"launcher.config: fsdp.yaml: no such file. `accelerate config` writes one"):
-        launch(Launcher(num_processes=2, config="fsdp.yaml", loader_workers=0), ["sft"])
+        launch(Launcher(num_processes=2, config="fsdp.yaml", loader_workers=0, checkpoint_minutes=10), ["sft"])
 
 
 def test_other_steps_refuse_to_run_on_ranks(
@@ -84,11 +87,13 @@ def test_kubeflow_passes_the_section_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A flag would be an input of the step, and another number of ranks would run it again."""
-    monkeypatch.setenv(SECTION, '{"num_processes": 3, "loader_workers": 0, "config": "not-there.yaml"}')
+    monkeypatch.setenv(
+        SECTION, '{"num_processes": 3, "loader_workers": 0, "checkpoint_minutes": 10, "config": "not-there.yaml"}'
+    )
     (tmp_path / "in").mkdir()
     words = ["--params", str(ROOT / "params.yaml"), "--ingest", str(tmp_path / "in"), "--sft", str(tmp_path / "in")]
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.config: not-there.yaml: no such file" in re.sub(r"\s+", " ", capsys.readouterr().err)
-    monkeypatch.setenv(SECTION, '{"num_processes": 0, "loader_workers": 0, "config": null}')
+    monkeypatch.setenv(SECTION, '{"num_processes": 0, "loader_workers": 0, "checkpoint_minutes": 10, "config": null}')
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.num_processes: input should be greater than 0, found 0" in capsys.readouterr().err

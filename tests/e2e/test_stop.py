@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Iterator[Make]:
     ingest = ingested(tmp_path / "world")
     made: list[Place] = []
 
-    def make(name: str, **launcher: int) -> Place:
+    def make(name: str, **launcher: float) -> Place:
         params = tmp_path / f"{name}.yaml"
         write_params(params, sft=SFT, **({"launcher": launcher} if launcher else {}))
         made.append(Place(tmp_path / name, params, ingest, tmp_path / f"{name}.db"))
@@ -106,7 +106,9 @@ def test_a_step_and_dvc_around_it_stopped_by_kill_end_in_the_same_bytes(place: M
 
 
 def test_ranks_stopped_by_their_launcher_end_in_the_same_bytes(place: Make) -> None:
-    undisturbed, stopped = place("undisturbed", num_processes=2), place("stopped", num_processes=2)
+    """The stopped ones also write checkpoints by the clock of rank 0, many times a second."""
+    undisturbed = place("undisturbed", num_processes=2)
+    stopped = place("stopped", num_processes=2, checkpoint_minutes=0.005)
     undisturbed.finish(begin(undisturbed))
     assert stop(stopped, begin(stopped), signal.SIGTERM) == 143, stopped.log()
     assert 100 <= stopped.sealed("sft")[-1] < SFT["max_steps"], stopped.log()

@@ -178,6 +178,7 @@ def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any]
         "num_processes": 2,
         "config": None,
         "loader_workers": 0,
+        "checkpoint_minutes": 10,
     }
     assert [(field.name, field.field_path) for field in pod.field_path_as_env] == [
         ("KFP_RUN_ID", "metadata.labels['pipeline/runid']")

@@ -1,5 +1,7 @@
 """The memory limit of this container, and how many of its processes the kernel has ended for it."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -24,21 +26,19 @@ def memory_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = ROO
 
 def processes_killed(cgroup: Path | None) -> int:
     """How many processes of the cgroup the kernel has ended because memory ran out; 0 where this is unknown."""
-    for name in EVENTS if cgroup else ():
-        try:
-            counts = dict(line.split() for line in (cgroup / name).read_text(encoding="ascii").splitlines())
-        except (OSError, ValueError):
-            continue
-        return int(counts.get("oom_kill", 0))
-    return 0
+    found = re.search(r"^oom_kill (\d+)$", _read(cgroup, EVENTS), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def limit_bytes(cgroup: Path | None) -> int | None:
-    """The limit of the cgroup; None where there is none or it is unknown."""
-    for name in LIMITS if cgroup else ():
-        try:
-            limit = int((cgroup / name).read_text(encoding="ascii"))
-        except (OSError, ValueError):  # `max`: no limit
-            continue
-        return limit if limit < UNLIMITED else None
-    return None
+    """The limit of the cgroup; None where there is none (`max`) or it is unknown."""
+    text = _read(cgroup, LIMITS).strip()
+    return int(text) if text.isdigit() and int(text) < UNLIMITED else None
+
+
+def _read(cgroup: Path | None, names: tuple[str, str]) -> str:
+    """The content of the first of these files that the cgroup has; empty without any."""
+    for file in (cgroup / name for name in names) if cgroup else ():
+        with suppress(OSError):
+            return file.read_text(encoding="ascii")
+    return ""

@@ -4,6 +4,7 @@ uninterrupted one."""
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from components.shared.io.atomic import flush_tree, write_json
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.stop import Stopped, finishing
 from components.shared.tracking.lineage import Lineage
-from components.shared.training.ranks import ranks, stop_signal_of_any_rank
+from components.shared.training.ranks import agreed, ranks
 from components.shared.training.trainer_hooks import TrainerHooks
 
 SEAL = "whole"  # the file that marks a checkpoint as complete
@@ -106,14 +107,17 @@ class SealedCheckpoints(TrainerHooks):
     """Mixin for a Trainer whose training can be killed and resumed.
 
     - It seals each checkpoint once it is written, and only then drops an older one; transformers drops first.
-    - It logs at each scheduled checkpoint.
-    - After a signal it writes a checkpoint at the end of the optimizer step and stops. Nothing is logged there: the
-      window over which logged figures are averaged is part of the checkpoint, so the stop shows in no output.
+    - It logs at each evaluation.
+    - It writes a checkpoint at the end of the optimizer step where the last one is older than `checkpoint_seconds` by
+      the clock of rank 0, and after a signal, where it also stops. Nothing is logged there: the window over which
+      logged figures are averaged is part of the checkpoint, so its time shows in no output.
     - It stops before a gradient that is not finite changes the weights, and reports a full disk as a ConcordError.
     - A run resumed after training had ended, also by early stopping, does not train further.
     """
 
+    checkpoint_seconds = math.inf
     _ended = False
+    _saved = 0.0  # when the last checkpoint was written, or training began, in seconds of the monotonic clock
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
@@ -125,6 +129,7 @@ class SealedCheckpoints(TrainerHooks):
                 seal(folder, self.state.global_step)
         if self.args.should_save:
             drop_old(folder, self.state.best_model_checkpoint)
+        self._saved = time.monotonic()
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """The norm over all ranks, so that they stop together."""
@@ -141,11 +146,12 @@ class SealedCheckpoints(TrainerHooks):
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
         scheduled = self.control.should_save
-        self.control.should_log |= scheduled
+        self.control.should_log |= self.control.should_evaluate
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        if number := stop_signal_of_any_rank():
-            if not scheduled:
-                self._save_checkpoint(model, trial)
+        number, due = agreed(time.monotonic() - self._saved >= self.checkpoint_seconds)
+        if (number or due) and not scheduled:
+            self._save_checkpoint(model, trial)
+        if number:
             raise Stopped(number)
 
     def _save_window(self, checkpoint: Path) -> None:
@@ -177,6 +183,7 @@ class SealedCheckpoints(TrainerHooks):
             return
         if kwargs["resume_from_checkpoint"] and kwargs["epoch"] == kwargs["epochs_trained"]:
             self._load_window(Path(kwargs["resume_from_checkpoint"]))
+        self._saved = self._saved or time.monotonic()
         with finishing("this training step"):
             super()._run_epoch(**kwargs)
 

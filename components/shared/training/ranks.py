@@ -57,12 +57,20 @@ def model_on_main_rank(trainer: Any, build: Callable[[], Any]) -> Any | None:
     return model if main else None
 
 
-def stop_signal_of_any_rank() -> int:
-    """The signal that asked any rank to stop, the same on every rank; 0 if none did. Every rank must call it."""
+def agreed(due: bool) -> tuple[int, bool]:
+    """What all ranks do at the end of a step; every rank must call it.
+
+    Args:
+        due: whether a checkpoint is due by this rank's clock; rank 0's counts.
+
+    Returns:
+        The same on every rank: the signal that asked any of them to stop, 0 if none did; and `due` of rank 0.
+    """
     state = ranks()
     if state.num_processes == 1:
-        return stop_signal()
-    return int(gather(torch.tensor([stop_signal()], device=state.device)).max())
+        return stop_signal(), due
+    found = gather(torch.tensor([[stop_signal(), int(due)]], device=state.device))
+    return int(found[:, 0].max()), bool(found[0, 1])
 
 
 def divided_among_ranks(count: int, read: Callable[[int, int], np.ndarray]) -> np.ndarray:

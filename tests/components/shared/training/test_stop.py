@@ -12,7 +12,7 @@ from components.grpo.step import run as grpo_run
 from components.settings import Settings
 from components.sft.step import run as sft_run
 from components.shared.io import stop
-from components.shared.training.checkpoints import SEAL, SealedCheckpoints
+from components.shared.training.checkpoints import SEAL, SealedCheckpoints, seal
 from tests.support.gauge_world import LORA, Curves, ingested, write_params
 from tests.support.raw_folder import content
 
@@ -85,13 +85,18 @@ def same_bytes_after_stops(
         assert found[file] == data, file
 
 
+def launcher(folder: Path) -> dict[str, float]:
+    """Checkpoints at the end of every step of a training that is stopped, none by the clock in the undisturbed one."""
+    return {"checkpoint_minutes": 1e-9 if folder.name == "stopped" else 1e9}
+
+
 def test_sft_stopped_between_its_checkpoints_ends_in_the_same_bytes(
     signals: None, ingest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its figures are averaged over the steps since the last log entry, also over those before the stop."""
 
     def train(folder: Path) -> None:
-        settings = write_params(folder / "params.yaml", sft=SFT, model={"lora": LORA})
+        settings = write_params(folder / "params.yaml", sft=SFT, model={"lora": LORA}, launcher=launcher(folder))
         sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=folder / "sft", state=folder / "state")  # type: ignore[arg-type]
 
     same_bytes_after_stops([3, 5, 13], monkeypatch, tmp_path, "sft", train)
@@ -102,7 +107,8 @@ def test_grpo_stopped_between_its_checkpoints_ends_in_the_same_bytes(
     estimator: str, signals: None, ingest: Path, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(folder: Path) -> None:
-        settings: Settings = write_params(folder / "params.yaml", grpo=GRPO | {"estimator": estimator})
+        sections = {"grpo": GRPO | {"estimator": estimator}, "launcher": launcher(folder)}
+        settings: Settings = write_params(folder / "params.yaml", **sections)
         grpo_run(settings, Curves(), ingest=ingest, sft=warm, out=folder / "grpo", state=folder / "state")  # type: ignore[arg-type]
 
     same_bytes_after_stops([1, 4], monkeypatch, tmp_path, "grpo", train)
@@ -116,3 +122,19 @@ def test_a_signal_at_the_last_step_leaves_nothing_to_train(
         sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=folder / "sft", state=folder / "state")  # type: ignore[arg-type]
 
     same_bytes_after_stops([6], monkeypatch, tmp_path, "sft", train)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, {1, 2, 3, 4, 5, 6}), (1e9, {3, 6})])
+def test_checkpoints_are_also_written_by_the_clock(
+    minutes: float, steps: set[int], ingest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = set()
+
+    def noted(folder: Path, step: int) -> None:
+        seal(folder, step)
+        written.add(step)
+
+    monkeypatch.setattr("components.shared.training.checkpoints.seal", noted)
+    settings = write_params(tmp_path / "params.yaml", launcher={"checkpoint_minutes": minutes})
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=tmp_path / "sft", state=tmp_path / "state")  # type: ignore[arg-type]
+    assert written == steps
