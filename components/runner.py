@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from components.launcher import launch, rank, started_by_launcher, to_launch, wo
 from components.s3_address import parse_location
 from components.settings import Settings, load_settings
 from components.shared.io.atomic import replace_folder, restored
-from components.shared.io.locks import output_lock, timed_lock
+from components.shared.io.locks import output_lock, work_lock
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Host(Protocol):
     def pipeline_run(self) -> str | None:
         """Kubeflow's id of the run, if it belongs to one."""
 
+    @property
+    def stores_outputs(self) -> bool:
+        """Whether `publish` puts the outputs where equal runs find them, so that training state is no longer needed."""
+
     def restore(self, outputs: Mapping[str, Path]) -> "CachedOutputs | None":
         """Fetches equal outputs that exist already; None if there are none."""
 
@@ -88,6 +93,7 @@ class LocalHost:
 
     lineage: "Lineage"
     pipeline_run: str | None = None
+    stores_outputs: bool = False
 
     def restore(self, outputs: Mapping[str, Path]) -> None:
         """Nothing: a person who runs a step wants it to run."""
@@ -120,12 +126,18 @@ def run(call: StepCall) -> int:
             _run_tracked(call, inputs, host, None)
             return 0
         with output_lock(call.outputs["out"]):
-            # Ranks that another launcher started must all do the same, so none of them takes cached outputs.
-            cached = None if "WORLD_SIZE" in os.environ else host.restore(call.outputs)
-            with nullcontext() if cached else _training_lock(call, host.lineage):
-                if step.parallel and to_launch(call.settings.launcher) and not cached:
-                    return launch(call.settings.launcher, list(call.words))
+            if cached := _restored(call, host):
                 _run_tracked(call, inputs, host, cached)
+                return 0
+            with _training_lock(call, host.lineage) as waited:
+                cached = _restored(call, host) if waited else None
+                if step.parallel and to_launch(call.settings.launcher) and not cached:
+                    if code := launch(call.settings.launcher, list(call.words)):
+                        return code
+                else:
+                    _run_tracked(call, inputs, host, cached)
+                if host.stores_outputs:
+                    _remove_state(call, host.lineage)
     return 0
 
 
@@ -206,14 +218,28 @@ def _data_hash(call: StepCall, host: Host) -> str:
     return host.lineage.inputs["data"].md5
 
 
-def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[None]:
+def _restored(call: StepCall, host: Host) -> "CachedOutputs | None":
+    """Equal outputs that exist already; not for ranks of another launcher, which must all do the same."""
+    return None if "WORLD_SIZE" in os.environ else host.restore(call.outputs)
+
+
+def _training_lock(call: StepCall, lineage: "Lineage") -> AbstractContextManager[bool]:
     """Keeps a second run of the same training off its training state, which may lie on a volume that machines share.
 
-    Different trainings have separate folders; the lock has the name of the folder.
+    Yields whether it waited for another run. Different trainings have separate folders; the lock has the name of the
+    folder.
     """
     if not call.step.resumes:
-        return nullcontext()
-    return timed_lock(call.state / f".{call.step.name}-{lineage.state_name}.lock", f"the same {call.step.name}")
+        return nullcontext(False)
+    file = call.state / f".{call.step.name}-{lineage.state_name}.lock"
+    return work_lock(file, f"the same {call.step.name}, with the same code and settings")
+
+
+def _remove_state(call: StepCall, lineage: "Lineage") -> None:
+    """Removes the state of a training that has ended, for any number of ranks."""
+    if call.step.resumes:
+        for folder in (call.state / call.step.name).glob(f"{lineage.state_name}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_tracked(call: StepCall, inputs: Mapping[str, Path], host: Host, cached: "CachedOutputs | None") -> None:

@@ -22,6 +22,7 @@ from mlflow.entities import Run
 from components.shared.kubeflow.tries import Tries
 from components.shared.training.checkpoints import SEAL
 from tests.support.gauge_world import ingested, write_params
+from tests.support.raw_folder import content
 from tests.support.services import mlflow_alone
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ class Pod:
 
     def step(self) -> psutil.Process:
         """The step's process, once it has a whole checkpoint."""
-        self.until(lambda: list(self.folder.glob(f"state/sft/*/checkpoint-*/{SEAL}")))
+        self.until(lambda: list(self.folder.parent.glob(f"state/sft/*/checkpoint-*/{SEAL}")))
         (child,) = psutil.Process(self.process.pid).children()
         return child
 
@@ -69,6 +70,9 @@ class Pod:
         return list(client.search_runs(experiments, query, order_by=["attributes.start_time ASC"]))
 
 
+Start = Callable[[str], Pod]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with mlflow_alone(tmp_path_factory.mktemp("mlflow")) as uri:
@@ -81,38 +85,44 @@ def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pod(request: pytest.FixtureRequest, server: str, ingest: Path, tmp_path: Path) -> Iterator[Pod]:
-    params, run = tmp_path / "params.yaml", request.node.name
-    write_params(params, sft={"max_steps": 24, "eval_every": 4, "patience": 99, "lr": 0.004})
-    artifacts = {name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics")}
-    executor_input = {"outputs": {"artifacts": artifacts, "outputFile": str(tmp_path / "executor.json")}}
-    words = ["sft", "--params", params, "--ingest", ingest, "--validate", ingest, "--out", tmp_path / "out"]
-    words += ["--state", tmp_path / "state", "--pipeline-run", run, "--executor-input", json.dumps(executor_input)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    environment |= {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MLFLOW_TRACKING_URI": server,
-        "CONCORD_DVC_REMOTE": str(tmp_path / "remote"),
-        "CONCORD_TRIES": Tries(1, 0.1, 1, 60).to_json(),
-    }
-    with open(tmp_path / "log.txt", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "components", *map(str, words)],
-            cwd=tmp_path,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    yield Pod(tmp_path, process, server, run)
-    for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
-        one.kill()
-    process.kill()
-    process.wait()
+def start(server: str, ingest: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts pods that share a volume for training state and a DVC remote."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(run: str) -> Pod:
+        folder, params = tmp_path / run, tmp_path / "params.yaml"
+        folder.mkdir()
+        write_params(params, sft={"max_steps": 24, "eval_every": 4, "patience": 99, "lr": 0.004})
+        artifacts = {name: {"artifacts": [{"name": name, "uri": f"s3://b/{name}"}]} for name in ("out", "metrics")}
+        executor_input = {"outputs": {"artifacts": artifacts, "outputFile": str(folder / "executor.json")}}
+        words = ["sft", "--params", params, "--ingest", ingest, "--validate", ingest, "--out", folder / "out"]
+        words += ["--state", tmp_path / "state", "--pipeline-run", run, "--executor-input", json.dumps(executor_input)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "MLFLOW_TRACKING_URI": server,
+            "CONCORD_DVC_REMOTE": str(tmp_path / "remote"),
+            "CONCORD_TRIES": Tries(1, 0.1, 1, 60).to_json(),
+            "CONCORD_REUSE": "on",
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = [sys.executable, "-m", "components", *map(str, words)]
+        with open(folder / "log.txt", "wb") as log:
+            started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
+        return Pod(folder, started[-1], server, run)
+
+    yield begin
+    for process in started:
+        for one in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            one.kill()
+        process.kill()
+        process.wait()
 
 
-def test_a_killed_step_is_retried_in_its_pod_and_resumes(pod: Pod) -> None:
+def test_a_killed_step_is_retried_in_its_pod_and_resumes(start: Start) -> None:
+    pod = start("killed")
     pod.step().kill()
     assert pod.process.wait(timeout=300) == 0, pod.log()
     assert "sft: ended by SIGKILL; retry 1 of 1 in 0.1 s" in pod.log()
@@ -124,19 +134,35 @@ def test_a_killed_step_is_retried_in_its_pod_and_resumes(pod: Pod) -> None:
     assert min(metric.step for metric in history if metric.step) > 4, "it began anew"
 
 
-def test_the_runs_of_an_ended_pod_are_closed_while_the_step_computes(pod: Pod, server: str) -> None:
+def test_the_runs_of_an_ended_pod_are_closed_while_the_step_computes(start: Start, server: str) -> None:
     """The step is stopped, which is worse than computing in C: it answers no signal. The pod lasts 0.65 s longer."""
+    pod = start("ended")
     step = pod.step()
     step.suspend()
     runs = pod.runs()
     assert [run.info.status for run in runs] == ["RUNNING", "RUNNING"]
-    start = time.monotonic()
+    begin = time.monotonic()
     for run in runs:
         MlflowClient(server).set_tag(run.info.run_id, "asked", "")
-    request = (time.monotonic() - start) / len(runs)
+    request = (time.monotonic() - begin) / len(runs)
     pod.process.send_signal(signal.SIGTERM)
     time.sleep(max(0.6, 20 * request))  # 0.6, but on a machine so busy that a request takes longer than 30 ms
     pod.process.kill()
     step.kill()
     assert pod.process.wait() == -signal.SIGKILL
     assert [run.info.status for run in pod.runs()] == ["KILLED", "KILLED"]
+
+
+def test_a_second_run_of_a_training_waits_for_the_first_and_fetches_its_outputs(start: Start, tmp_path: Path) -> None:
+    first = start("first")
+    step = first.step()
+    step.suspend()  # until the second one has come to the lock
+    second = start("second")
+    second.until(lambda: "another run is executing the same sft" in second.log())
+    assert len(second.runs()) == 0, "it opened a run before its turn"
+    step.resume()
+    assert first.process.wait(timeout=300) == 0, first.log()
+    assert second.process.wait(timeout=300) == 0, second.log()
+    assert "sft: fetched cached outputs of the same data, code and settings (run " in second.log()
+    assert content(second.folder / "out") == content(first.folder / "out")
+    assert list((tmp_path / "state" / "sft").iterdir()) == [], "the state is in the way of nobody, and stays for ever"

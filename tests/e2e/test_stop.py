@@ -106,12 +106,12 @@ def test_a_step_and_dvc_around_it_stopped_by_kill_end_in_the_same_bytes(place: M
 
 
 def test_ranks_stopped_by_their_launcher_end_in_the_same_bytes(place: Make) -> None:
-    """The stopped ones also write checkpoints by the clock of rank 0, many times a second."""
+    """The stopped ones also write checkpoints by the clock of rank 0, one a second."""
     undisturbed = place("undisturbed", num_processes=2)
-    stopped = place("stopped", num_processes=2, checkpoint_minutes=0.005)
+    stopped = place("stopped", num_processes=2, checkpoint_minutes=0.02)
     undisturbed.finish(begin(undisturbed))
     assert stop(stopped, begin(stopped), signal.SIGTERM) == 143, stopped.log()
-    assert 100 <= stopped.sealed("sft")[-1] < SFT["max_steps"], stopped.log()
+    assert 0 < stopped.sealed("sft")[-1] < SFT["max_steps"], stopped.log()
     assert "Traceback" not in stopped.log()
     assert statuses(stopped) == ["KILLED"]
     stopped.finish(begin(stopped))

@@ -28,7 +28,7 @@ from components.commands.ablation.training import (
 from components.console import console
 from components.errors import ConcordError
 from components.settings import Settings, load_settings
-from components.shared.io.locks import timed_lock
+from components.shared.io.locks import work_lock
 from components.shared.io.process_pool import process_pool
 from components.steps import STEPS
 
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
     from components.commands.ablation.comparison import Judged  # takes seconds
 
     judged: dict[int, Judged] = {}
-    with timed_lock(work / ".lock", "this ablation"):
+    with work_lock(work / ".lock", "this ablation"):
         for number, seed in enumerate(options.seeds, 1):
             console.print(f"seed {seed} ({number} of {len(options.seeds)}) in {work}")
             train_seed(plan, options.seeds[number - 1 :])

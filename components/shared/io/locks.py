@@ -2,15 +2,11 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components.console import console
-from components.errors import ConcordError
-
-LOCK_SECONDS = 60.0  # longer than the 30 seconds that a container gets to shut down
 
 
 @contextmanager
@@ -33,30 +29,26 @@ def output_lock(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def timed_lock(file: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock, or raises after LOCK_SECONDS; the kernel releases it when the process ends.
+def work_lock(file: Path, what: str) -> Iterator[bool]:
+    """Holds an exclusive lock; while another process holds it, possibly on another machine, reports that and waits.
 
-    On a file system without locks, such as some network volumes, nothing is locked, which is reported.
+    The kernel releases the lock when the process ends, even if it is killed. On a file system without locks, such as
+    some network volumes, nothing is locked, which is reported.
 
     Args:
         file: the lock file; it is kept.
-        what: the work that the lock protects, for the error message.
+        what: the work that the lock protects, for the message.
 
-    Raises:
-        ConcordError: another process, possibly on another machine, still holds the lock after LOCK_SECONDS.
+    Yields:
+        Whether another process held the lock: it may have done the work.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="ascii") as opened:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(opened.fileno(), file):
-            if time.monotonic() >= deadline:
-                raise ConcordError(
-                    f"{file.parent}: another run is executing {what}, with the same code and settings, and both would "
-                    "write the same training state. Wait for it or stop it, then retry; its result is reused or "
-                    "recomputed."
-                )
-            time.sleep(1.0)
-        yield
+        waits = not _try_lock(opened.fileno(), file)
+        if waits:
+            console.print(f"{file.parent}: another run is executing {what}; waiting for it to finish", soft_wrap=True)
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield waits
 
 
 @contextmanager

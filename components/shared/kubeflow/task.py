@@ -80,6 +80,11 @@ class KubeflowTask:
             )
         return cls(step, expected, lineage, remote, run, arguments.page)
 
+    @property
+    def stores_outputs(self) -> bool:
+        """Whether there is a remote."""
+        return self.remote is not None
+
     def restore(self, outputs: Mapping[str, Path]) -> "CachedOutputs | None":
         """Fetches cached outputs of equal inputs, code and settings, unless reuse is off; returns None without any."""
         if self.remote is None or os.environ.get(REUSE) == "off":

@@ -67,13 +67,14 @@ class OpenRuns:
                 kind, _, value = message.strip().partition(b" ")
                 if kind == _END:
                     return
-                with suppress(ConcordError, Exception):  # the step itself reports what is wrong with MLflow
-                    if kind != _CLOSE:
-                        runs.append(value.decode())
+                if kind != _CLOSE:
+                    runs.append(value.decode())
+                    with suppress(ConcordError):  # the step itself reports what is wrong with MLflow
                         client = client or connect()
-                for run_id in runs if kind == _CLOSE and client else ():
-                    with suppress(Exception):
-                        client.set_terminated(run_id, value.decode())
+                elif client is not None:
+                    for run_id in runs:
+                        with suppress(Exception):
+                            client.set_terminated(run_id, value.decode())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def test_without_locks_the_work_goes_on_and_the_user_knows(
     monkeypatch.setattr(fcntl, "flock", refused)
     with (
         locks.output_lock(tmp_path / "out"),
-        locks.timed_lock(tmp_path / "lock", "it"),
+        locks.work_lock(tmp_path / "lock", "it"),
         locks.brief_lock(tmp_path / "b"),
     ):
         pass

@@ -107,7 +107,7 @@ def test_grpo_stopped_between_its_checkpoints_ends_in_the_same_bytes(
     estimator: str, signals: None, ingest: Path, warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(folder: Path) -> None:
-        sections = {"grpo": GRPO | {"estimator": estimator}, "launcher": launcher(folder)}
+        sections: dict[str, Any] = {"grpo": GRPO | {"estimator": estimator}, "launcher": launcher(folder)}
         settings: Settings = write_params(folder / "params.yaml", **sections)
         grpo_run(settings, Curves(), ingest=ingest, sft=warm, out=folder / "grpo", state=folder / "state")  # type: ignore[arg-type]
 
