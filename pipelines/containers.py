@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.console import console
 from components.errors import ConcordError
+from components.shared.kubeflow.tries import FINAL
 from components.steps import STEPS
 from pipelines.outputs import output_errors
 
@@ -105,7 +106,10 @@ class StepContainer:
         self.name = full_command[3]
 
     def run(self) -> "Status":
-        """Runs the container to its end. Success means exit code 0 and outputs without errors."""
+        """Runs the container to its end. Success means exit code 0 and outputs without errors.
+
+        As on a cluster, nothing is run after an attempt that another one would not change.
+        """
         from kfp.local.status import Status
 
         import docker
@@ -114,6 +118,8 @@ class StepContainer:
         folder = Path(executor_input["outputs"]["outputFile"]).parent
         folder.mkdir(parents=True, exist_ok=True)
         earlier = [attempt for attempt in self.local_run.attempts if attempt.step == self.name]
+        if earlier and earlier[-1].exit_code in FINAL:
+            return Status.FAILURE
         number = 1 + len(earlier)
         attempt = ContainerRun(self.name, number, folder, folder / f"log-{number}.txt")
         self.local_run.attempts.append(attempt)

@@ -68,7 +68,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         help="each run gets a folder in it (default: %(default)s)",
     )
     sub.add_argument("--state", type=Path, help="training state, kept between runs (default: OUT/.checkpoints)")
-    sub.add_argument("--retries", type=int, default=0, help="retries of a failed step (default: %(default)s)")
+    sub.add_argument(
+        "--retries", type=int, default=0, help="retries of a step, where one may help (default: %(default)s)"
+    )
     sub.add_argument("--network", default="host", help="Docker network of the containers (default: %(default)s)")
     sub.add_argument("--gpus", help="GPUs of the containers: all, or how many (default: none)")
     sub.add_argument("--volume", action="append", default=[], metavar="HERE:THERE[:ro]", help="a further mount")

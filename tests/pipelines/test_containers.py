@@ -14,7 +14,7 @@ import pytest
 
 from components.errors import ConcordError
 from components.steps import STEPS
-from pipelines.containers import LABEL, LocalRun, docker_client, image_id, may_relabel, step_containers
+from pipelines.containers import LABEL, ContainerRun, LocalRun, docker_client, image_id, may_relabel, step_containers
 from tests.support.docker_engine import COMPLETE_OUTPUTS, IMAGE, SYSTEM, empty_image, write_python
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ def ingest(local_run: LocalRun, root: Path, script: str, **arguments: Any) -> st
             env_vars={"GREETING": "hello"},
         )  # fmt: skip
         return str(handler.run().name)
+
+
+@pytest.mark.parametrize("code", [1, 2, 130, 143])
+def test_an_attempt_that_another_one_would_not_change_is_the_last(
+    code: int, local_run: LocalRun, tmp_path: Path
+) -> None:
+    """No container is started, so this needs no engine."""
+    folder = tmp_path / "run" / "ingest"
+    local_run.attempts.append(ContainerRun("ingest", 1, folder, folder / "log-1.txt", code, ["it failed"]))
+    assert ingest(local_run, tmp_path, "exit 0") == "FAILURE"
+    assert len(local_run.attempts) == 1
 
 
 def test_container_that_ends_at_once_always_fails(client: "DockerClient", local_run: LocalRun, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from components.shared.tracking.open_runs import RUNS, OpenRuns, open_runs
 
 TRY = "CONCORD_TRY"  # environment variable of the child: 1 for the first try
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a step that was asked to stop
+FINAL = (1, 2, *STOPPED)  # exit codes that another try would not change
 OUT_OF_MEMORY = 128 + signal.SIGKILL  # the exit code, as Kubernetes gives it
 CLOSE_SECONDS = 20.0  # in which the runs of a step that has ended are closed
 
