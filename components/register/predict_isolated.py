@@ -1,6 +1,6 @@
 """Predicts test images with a registered model, as a user would who has only the registry.
 
-    python -I predict_isolated.py MODEL_URI ROWS_FOLDER BATCH_SIZE IDS.parquet OUT.parquet
+    python -I predict_isolated.py MODEL_FOLDER ROWS_FOLDER BATCH_SIZE IDS.parquet OUT.parquet
 
 This script imports nothing from this repository, so the predictions come from the code that is stored with the model
 version, which may be older than this checkout. It exits with 75 where another attempt may succeed.
@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 RETRY = 75  # EX_TEMPFAIL of sysexits.h
+PASSING = {  # MLflow's codes of errors that lie in the server or in the login, not in the model
+    "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED",
+}  # fmt: skip
 HOPELESS = 8  # single images that fail, with none that succeeds, before the model is given up
 
 
-def main(uri: str, rows: str, batch_size: str, ids: str, out: str) -> None:
+def main(folder: str, rows: str, batch_size: str, ids: str, out: str) -> None:
     """Writes `id`, the model's numbers (null where it gives none) and `error` of the test images to `out`.
 
     Args:
+        folder: all files of a version.
         ids: file with the ids of the images to predict.
     """
     import mlflow
@@ -29,7 +33,7 @@ def main(uri: str, rows: str, batch_size: str, ids: str, out: str) -> None:
     import pyarrow.parquet as pq
 
     wanted = pq.ParquetFile(ids).read()["id"].combine_chunks()
-    model = mlflow.pyfunc.load_model(uri)
+    model = mlflow.pyfunc.load_model(folder)
     found: list[str] = []
     parts: list[pd.DataFrame] = []
     for shard in sorted(Path(rows).glob("test-*.parquet")):
@@ -78,10 +82,10 @@ def _answers(model: Any, inputs: Any, proven: bool) -> Any:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt may succeed: memory or the disk was short, or a server did not answer."""
+    """Whether another attempt may succeed: memory or disk was short, or a server was away or refused the login."""
     from mlflow.exceptions import MlflowException
 
-    if isinstance(error, MlflowException) and error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+    if isinstance(error, MlflowException) and error.error_code in PASSING:
         return True
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return True

@@ -1,6 +1,5 @@
 """Predicts the test images with a registered version in a separate Python process."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,15 +13,18 @@ import pyarrow.parquet as pq
 
 from components.console import console
 from components.errors import ConcordError, RetryableError
-from components.register.predict_isolated import RETRY
+from components.register.predict_isolated import RETRY, may_pass
 from components.settings import Task
+from components.shared.io.bare_environment import bare_environment
 from components.shared.io.progress import Work
 from components.shared.io.secrets import masked
 from components.shared.rows.rows import shards
 from components.shared.scoring.errors import Predictions
-from components.shared.tracking.connection import absolute_tracking_uri
+from components.shared.tracking.connection import is_server
+from components.shared.tracking.registered import download
 
 MASS_TOLERANCE = 1e-3
+COULD_NOT_ASK = "{uri} could not be asked: {reason}. Run register again when this has passed."
 SCRIPT = Path(__file__).with_name("predict_isolated.py")
 
 
@@ -35,7 +37,9 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int, id
 
     A value is null if the answer is invalid. `error` says why an image cannot be read, else it is null.
 
-    The other process uses the code stored with the version, which for a champion may be older than this checkout.
+    The other process uses the code stored with the version, which for a champion may be older than this checkout. It
+    gets the version's files and what computing needs of the environment, but no login to the registry nor any other
+    secret (`bare_environment`).
 
     Args:
         name: registered model.
@@ -55,10 +59,12 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int, id
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder, "ids.parquet"), Path(folder, "answers.parquet")
         pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), asked)
-        command = [sys.executable, "-I", str(SCRIPT), uri, str(ingest.resolve()), str(batch_size), str(asked), str(out)]
-        environment = os.environ | {"MLFLOW_TRACKING_URI": absolute_tracking_uri()}
+        package, rows = _fetched(uri, Path(folder, "version")), ingest.resolve()
+        command: list[str | Path] = [sys.executable, "-I", SCRIPT, package, rows, str(batch_size), asked, out]
         with Work(f"predicting {len(ids):,} test images with {uri}"):
-            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            process = subprocess.run(
+                command, cwd=folder, env=bare_environment(), capture_output=True, text=True, check=False
+            )
         if process.returncode:
             raise _error(uri, process)
         table = pq.read_table(out)
@@ -67,11 +73,25 @@ def served_predictions(name: str, number: str, ingest: Path, batch_size: int, id
     return table
 
 
+def _fetched(uri: str, target: Path) -> Path:
+    """Downloads the version to `target`, unless it is on this machine; returns its folder, absolute."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        target.mkdir()
+        return download(uri, target if is_server() else None).resolve()
+    except (MlflowException, OSError) as error:
+        reason = masked(str(error).partition("\n")[0])[:500]
+        if may_pass(error):
+            raise RetryableError(COULD_NOT_ASK.format(uri=uri, reason=reason)) from None
+        raise CannotPredictError(f"{uri} could not be fetched: {reason}") from None
+
+
 def _error(uri: str, process: "subprocess.CompletedProcess[str]") -> ConcordError:
     lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     reason = masked(lines[-1])[:500]
     if process.returncode == RETRY:
-        return RetryableError(f"{uri} could not be asked: {reason}. Run register again when this has passed.")
+        return RetryableError(COULD_NOT_ASK.format(uri=uri, reason=reason))
     if process.returncode < 0:  # a signal; SIGKILL comes from the kernel when memory is short
         reason = f"the process was ended by signal {-process.returncode}"
         return RetryableError(f"{uri} could not be asked: {reason}, perhaps for memory. Run register again.")

@@ -67,12 +67,11 @@ def _read_stored(path: Path) -> Reader:
 
 
 def _from_registry(name: str, number: str) -> LoadedReader:
-    from components.shared.tracking.connection import tracking_uri
+    from components.shared.tracking.connection import is_server
     from components.shared.tracking.registered import fetch_version
 
     with TemporaryDirectory(prefix="concord-") as folder:  # a server's files are deleted again once they are loaded
-        served = tracking_uri().startswith(("http://", "https://"))
-        version = fetch_version(name, number, Path(folder) if served else None)
+        version = fetch_version(name, number, Path(folder) if is_server() else None)
         title = f"{name} version {version.number}"
         return _load(title, version.folder, version.reader, 0.0, Path(title))
 

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,17 +14,21 @@ import yaml
 from components.console import console
 from components.errors import ConcordError
 from components.settings import load_settings
-from components.shared.tracking.connection import absolute_tracking_uri
-from components.shared.tracking.registered import named_version
+from components.shared.io.bare_environment import bare_environment
+from components.shared.tracking.connection import is_server, mlflow_errors
+from components.shared.tracking.registered import download, named_version
 
 MODEL_VARIABLE = "CONCORD_MODEL"
 BAKED = Path("/model")  # the version in the image of docker/Dockerfile, if it was built with one
+REGISTERED = "models:/"
 METADATA = "MLmodel"  # MLflow's file in each model folder
 SCRIPT = Path(__file__).with_name("server.py")
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Finds the version and becomes its server: the same process, so that signals reach the server itself.
+
+    The server runs code that is stored with the version, so it gets no secret of this environment.
 
     Raises:
         ConcordError: there is no such model, or the registry cannot be reached.
@@ -31,9 +37,22 @@ def main(arguments: Sequence[str]) -> NoReturn:
     model = args.model or os.environ.get(MODEL_VARIABLE) or _default_model(args.params)
     location, title = located(model)
     console.print(f"loading {title}", markup=False)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": absolute_tracking_uri()}
-    words = [sys.executable, "-I", str(SCRIPT), location, title, "--host", args.host, "--port", str(args.port)]
-    os.execve(sys.executable, words, environment)
+    folder, more = _fetched(location) if location.startswith(REGISTERED) else (location, [])
+    words = [sys.executable, "-I", str(SCRIPT), folder, title, "--host", args.host, "--port", str(args.port), *more]
+    os.execve(sys.executable, words, bare_environment())
+
+
+def _fetched(uri: str) -> tuple[str, list[str]]:
+    """Returns the folder with a version's files, and the words for the server that deletes them at its end."""
+    with mlflow_errors(f"fetch {uri}"):
+        if not is_server():
+            return str(download(uri, None).resolve()), []
+        scratch = tempfile.mkdtemp(prefix="concord-serve-")
+        try:
+            return str(download(uri, Path(scratch))), ["--scratch", scratch]
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
 
 
 def _default_model(params: Path) -> str:
@@ -75,7 +94,7 @@ def located(model: str) -> tuple[str, str]:
             "NAME/VERSION."
         )
     name, number = named_version(model)
-    return f"models:/{name}/{number}", f"{name} version {number}"
+    return f"{REGISTERED}{name}/{number}", f"{name} version {number}"
 
 
 def _folder_title(folder: Path) -> str:

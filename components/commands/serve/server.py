@@ -1,6 +1,6 @@
 """MLflow's scoring server on one model, with errors in one sentence and the whole distribution on request.
 
-    python -I server.py MODEL TITLE --host 127.0.0.1 --port 5002
+    python -I server.py MODEL_FOLDER TITLE --host 127.0.0.1 --port 5002 [--scratch FOLDER]
 
     POST /invocations    images as MLflow's scoring protocol has them; value, low, high, mass and error of each
     POST /distribution   one image; also the probability of every number, with and without the prior
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -296,10 +297,10 @@ def welcome(url: str) -> str:
 
 
 def load(location: str, title: str) -> Any:
-    """The model at a URI or in a folder.
+    """The model in a folder.
 
     Raises:
-        SystemExit: its files cannot be fetched.
+        SystemExit: its files cannot be read.
     """
     import mlflow
 
@@ -336,10 +337,20 @@ def main(words: Sequence[str]) -> int:
     top.add_argument("title")
     top.add_argument("--host", required=True)
     top.add_argument("--port", type=int, required=True)
+    top.add_argument("--scratch", type=Path, help="folder to delete at the end")
     args = top.parse_args(words)
     signal.signal(signal.SIGTERM, _stop)  # as process 1 of a container, there is no default action
     secrets().mask_output()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    try:
+        return serve(args)
+    finally:
+        if args.scratch:
+            shutil.rmtree(args.scratch, ignore_errors=True)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Loads the model and answers requests; returns the exit code."""
     try:
         listener = bound(args.host, args.port)
     except (OSError, OverflowError) as error:

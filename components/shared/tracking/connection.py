@@ -30,6 +30,11 @@ def tracking_uri() -> str:
     return DEFAULT_URI if home == Path().resolve() else f"sqlite:///{_quoted(str(home / DATABASE))}"
 
 
+def is_server() -> bool:
+    """Whether the store is a server, whose files must be downloaded."""
+    return tracking_uri().startswith(("http://", "https://"))
+
+
 def absolute_tracking_uri() -> str:
     """Returns the tracking URI with an absolute path, so that a process in another working directory can use it.
 

@@ -94,13 +94,10 @@ def fetch_version(name: str, number: str, target: Path | None = None) -> Registe
     Raises:
         ConcordError: there is no such version, the registry cannot be reached, or another release of Concord wrote it.
     """
-    import mlflow
-
     with mlflow_errors(f"read version {number} of the registered model {name}"):
-        mlflow.set_tracking_uri(tracking_uri())
         connect().get_model_version(name, number)  # the error of a download does not say that the version is missing
         uri = f"models:/{name}/{number}"
-        package = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))
+        package = download(uri, target)
     try:
         python = yaml.safe_load((package / "MLmodel").read_text(encoding="utf-8"))["flavors"]["python_function"]
         return RegisteredVersion(
@@ -111,3 +108,19 @@ def fetch_version(name: str, number: str, target: Path | None = None) -> Registe
             f"{name} version {number}: it was not registered by this release of Concord. Load it with the code that is "
             f'stored with it: mlflow.pyfunc.load_model("{uri}").'
         ) from None
+
+
+def download(uri: str, target: Path | None) -> Path:
+    """Downloads all files of a version, and returns their folder.
+
+    Args:
+        uri: models:/NAME/NUMBER.
+        target: folder to download to. None: a temporary folder, or the store's own folder where it is on this machine.
+
+    Raises:
+        MlflowException, RequestException, OSError: they cannot be fetched.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED
 
 from components.register.predict_isolated import _answers, may_pass
 
@@ -53,6 +53,8 @@ def test_short_memory_is_no_fault_of_an_image() -> None:
         (ConnectionError("refused"), True),
         (OSError(28, "No space left on device"), True),
         (MlflowException("API request failed with exception"), True),
+        (MlflowException("You are not authenticated", error_code=UNAUTHENTICATED), True),
+        (MlflowException("Permission denied", error_code=PERMISSION_DENIED), True),
         (FileNotFoundError("model.safetensors"), False),
         (MlflowException("no such model", error_code=RESOURCE_DOES_NOT_EXIST), False),
         (ImportError("no module named x"), False),
