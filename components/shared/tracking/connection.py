@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -141,6 +142,12 @@ def mlflow_errors(action: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        if _status(error) == HTTPStatus.UNAUTHORIZED:
+            raise ConcordError(
+                f"MLflow at {masked(tracking_uri())}: could not {action}: the server refuses the login, or got none. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for the server of `make up`: set -a; . "
+                "docker/services.env; set +a"
+            ) from None
         reason = masked(str(error).strip().partition("\n")[0])[:300]
         local = database_file(tracking_uri())
         message = f"MLflow at {masked(tracking_uri())}: could not {action}: {reason}."
@@ -154,3 +161,11 @@ def mlflow_errors(action: str) -> Iterator[None]:
             " Check MLFLOW_TRACKING_URI and that its server runs. Unset it to use mlflow.db in the working directory."
         )
         raise (ConcordError(message) if local else concord_error(message, error)) from None
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of a server's answer; None for any other error."""
+    if (response := getattr(error, "response", None)) is not None:  # of requests, for artifacts
+        return int(response.status_code)
+    status = getattr(error, "get_http_status_code", None)  # of MLflow
+    return status() if status else None
