@@ -42,12 +42,12 @@ def check_model_files(source: str | Path, revision: str | None = None) -> None:
         ConcordError: there is a pickle or Python code, a config that names code (`auto_map`), an index that names
             weights elsewhere, or a link out of the folder.
     """
-    if not Path(source).is_dir():
-        for name in CONFIGS if isinstance(source, str) else ():
-            if path := _fetched(source, name, revision):
+    folder = Path(source)
+    if not folder.is_dir():
+        for name in CONFIGS:
+            if isinstance(source, str) and (path := _fetched(source, name, revision)):
                 _check_config(f"{source}: {name}", path)
         return
-    folder = Path(source)
     for path in _entries(folder):
         label = f"{folder}: {path.relative_to(folder)}"
         if path.is_symlink() and not _is_inside(path.resolve(), folder):
