@@ -14,11 +14,13 @@ from components.shared.rows.images import (
     into_small_grey,
     largest_value,
     open_image,
+    room_to_decode,
 )
 from components.validate.perceptual_hash import SIDE, thumbnail
 
 # Modes that convert to 8-bit RGB without loss. Other modes lose depth, gamut or transparency.
 PLAIN_MODES = ("1", "L", "P", "RGB")
+_STRIP, _PART = 64, 1 << 20  # rows and pixels that are hashed at a time, so that no large image is copied
 _RGB_BYTES = np.uint32(0x00FFFFFF)
 
 
@@ -65,15 +67,19 @@ def probe_image(data: bytes | None, reduce: bool = False, grey_bits: int | None 
         image = open_image(data)
     except BadImageError as error:
         return ImageProbe(fault=str(error))
-    with image:
-        size = image.size
-        probe = ImageProbe(*size, image.mode, image.format)
-        try:
-            probe = replace(probe, frames=frame_count(image), peak=largest_value(image, grey_bits))
-            small = into_small_grey(image, 2 * SIDE) if reduce else None
-            pixels = small or into_rgb(image, grey_bits)
-        except BadImageError as error:
-            return replace(probe, fault=str(error))
+    with image, room_to_decode(image):
+        return _probe(image, reduce, grey_bits)
+
+
+def _probe(image: Image.Image, reduce: bool, grey_bits: int | None) -> ImageProbe:
+    size = image.size
+    probe = ImageProbe(*size, image.mode, image.format)
+    try:
+        probe = replace(probe, frames=frame_count(image), peak=largest_value(image, grey_bits))
+        small = into_small_grey(image, 2 * SIDE) if reduce else None
+        pixels = small or into_rgb(image, grey_bits)
+    except BadImageError as error:
+        return replace(probe, fault=str(error))
     if small:
         return replace(probe, content=_reduced_hash(small, size), reduced=True, thumbnail=thumbnail(small, size))
     return replace(probe, content=_full_hash(pixels), thumbnail=thumbnail(pixels))
@@ -90,7 +96,10 @@ def _full_hash(pixels: Image.Image) -> str:
     try:
         packed = np.frombuffer(pa.array(pixels).values.buffers()[1], np.uint32)  # Pillow's memory, not copied
     except ValueError:  # Pillow stores an image of this size in several blocks; that depends on the size alone
-        digest.update(np.asarray(pixels).data)
+        for top in range(0, pixels.height, _STRIP):
+            strip = pixels.crop((0, top, pixels.width, min(top + _STRIP, pixels.height)))
+            digest.update(np.asarray(strip).data)
     else:
-        digest.update((packed & _RGB_BYTES).data)  # the fourth byte is undefined
+        for start in range(0, len(packed), _PART):
+            digest.update((packed[start : start + _PART] & _RGB_BYTES).data)  # the fourth byte is undefined
     return digest.hexdigest()

@@ -6,6 +6,8 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 
+from components.shared.io.memory_budget import DECODING_BYTES, MemoryBudget, share_decoding_budget
+
 
 def exit_when_parent_dies(parent: int) -> None:
     """Starts a thread that ends this process as soon as its parent is no longer process `parent`."""
@@ -19,7 +21,7 @@ def exit_when_parent_dies(parent: int) -> None:
 
 
 def process_pool(count: int | None = None) -> ProcessPoolExecutor:
-    """A pool of processes that exit when this one dies.
+    """A pool of processes that exit when this one dies, and have one budget for decoded images.
 
     The processes are spawned: forked ones would inherit locks that this process's threads hold.
 
@@ -27,4 +29,10 @@ def process_pool(count: int | None = None) -> ProcessPoolExecutor:
         count: number of processes; None: one per core.
     """
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, spawn, initializer=exit_when_parent_dies, initargs=(os.getpid(),))
+    budget = MemoryBudget(DECODING_BYTES, spawn)
+    return ProcessPoolExecutor(count, spawn, initializer=_start_worker, initargs=(os.getpid(), budget))
+
+
+def _start_worker(parent: int, budget: MemoryBudget) -> None:
+    exit_when_parent_dies(parent)
+    share_decoding_budget(budget)

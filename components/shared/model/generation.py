@@ -14,8 +14,11 @@ from components.errors import ConcordError
 from components.settings import Task
 from components.shared.model.precision import autocast
 from components.shared.model.prompts import prompt_with_image
-from components.shared.rows.images import REMEDY, BadImageError, decode_image
+from components.shared.rows.images import REMEDY, RGB_BYTES, BadImageError, decode_image
 from components.shared.scoring.answers import parse_answers
+
+# Bytes of decoded images in a batch; an ordinary batch has fewer, and one of huge images becomes several.
+MAX_BATCH_BYTES = 1 << 30
 
 
 def processed(processor: Any, images: list[Image.Image], questions: list[str]) -> BatchFeature:
@@ -40,7 +43,7 @@ def image_batches(
     unreadable: dict[str, str] | None = None,
     grey_bits: int | None = None,
 ) -> Iterator[tuple[list[str], list[Image.Image], list[str]]]:
-    """Yields ids, decoded images and questions of at most `size` rows at a time.
+    """Yields ids, decoded images and questions of at most `size` rows at a time, and of about `MAX_BATCH_BYTES`.
 
     Args:
         rows: record batches with the columns id, image and question.
@@ -52,17 +55,29 @@ def image_batches(
     """
     for chunk in rows:
         for start in range(0, chunk.num_rows, size):
-            found = []
+            found: list[tuple[str, Image.Image, str]] = []
+            used = 0
             for row in chunk.slice(start, size).select(["id", "image", "question"]).to_pylist():
                 try:
-                    found.append((row["id"], decode_image(row["image"]["bytes"], grey_bits), row["question"]))
+                    image = decode_image(row["image"]["bytes"], grey_bits)
                 except BadImageError as error:
                     if unreadable is None:
                         raise ConcordError(f"image {row['id']}: {error}. {REMEDY}") from None
                     unreadable[row["id"]] = str(error)
+                    continue
+                found.append((row["id"], image, row["question"]))
+                used += RGB_BYTES * image.width * image.height
+                del image
+                if used >= MAX_BATCH_BYTES:
+                    yield _columns(found)
+                    found, used = [], 0
             if found:
-                ids, images, questions = (list(column) for column in zip(*found, strict=True))
-                yield ids, images, questions
+                yield _columns(found)
+
+
+def _columns(found: list[tuple[str, Image.Image, str]]) -> tuple[list[str], list[Image.Image], list[str]]:
+    ids, images, questions = (list(column) for column in zip(*found, strict=True))
+    return ids, images, questions
 
 
 def prepared_batches(
@@ -100,6 +115,7 @@ def prepared_batches(
                 continue
             ids = [ids[row] for row in kept]
             batch = prepared(model, processor, [images[row] for row in kept], [questions[row] for row in kept])
+        images.clear()  # not kept while the model computes and the next batch is decoded
         yield ids, batch
 
 

@@ -5,13 +5,19 @@ Training, evaluation, the checks and the served model all decode with `decode_im
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from components.shared.io.memory_budget import decoding_budget
+
 # Plain raster formats only: decoders of others (EPS) start external programs on the file's content.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 89_478_485  # the limit above which Pillow warns: 256 MB as RGB
+RGB_BYTES = 4  # of a pixel in Pillow's memory
+_MOST_BYTES = 21  # of a pixel while it is decoded: transparent, and rotated
 # Formats whose 16-bit grey Pillow may read as 32-bit grey, with values up to 65,535.
 _WIDE_16_BIT = ("PNG", "PPM")
 _OWN_BITS = "own grey bits"  # key of `Image.info`, since decoding drops what the header says
@@ -48,6 +54,46 @@ def open_image(data: bytes | None) -> Image.Image:
         raise BadImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # a decoder may raise anything on arbitrary bytes
         raise BadImageError(_message(error)) from error
+
+
+@contextmanager
+def room_to_decode(image: Image.Image) -> Iterator[None]:
+    """Waits until this process has the memory to decode an image, and frees its pixels at the end.
+
+    A file of a few kilobytes may need hundreds of megabytes, and threads decode several at once. An image that needs
+    more than the whole budget is decoded alone.
+
+    Args:
+        image: from `open_image`; neither it nor what became of it may be used afterwards.
+    """
+    with decoding_budget().taken(_bytes_to_decode(image)):
+        try:
+            yield
+        finally:
+            image.close()
+
+
+def _bytes_to_decode(image: Image.Image) -> int:
+    """Bytes that decoding and a grey copy of the result have in use at most, by the image's header."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS or not decoding_budget().counts(pixels * _MOST_BYTES):
+        return 0  # refused before it is decoded, or too small to look further
+    stored = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
+    if image.has_transparency_data or _is_deep(image):
+        each = 16
+    else:
+        each = stored + RGB_BYTES * (image.mode != "RGB")
+    return pixels * (each + stored * _may_be_rotated(image) + 1)  # 1: a grey copy
+
+
+def _may_be_rotated(image: Image.Image) -> bool:
+    """Whether EXIF may ask for a rotated copy. A PNG's is not read here, since that may decode the image."""
+    if image.format == "PNG":
+        return "exif" in image.info
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # a decoder may raise anything on arbitrary bytes
+        return True
 
 
 def into_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
@@ -193,8 +239,18 @@ def decode_image(data: bytes | None, grey_bits: int | None = None) -> Image.Imag
     Raises:
         BadImageError: see `open_image` and `into_rgb`.
     """
-    with open_image(data) as image:
+    with open_image(data) as image, decoding_budget().taken(_bytes_to_decode(image)):
         return into_rgb(image, grey_bits)
+
+
+def decoded_size(data: bytes | None, grey_bits: int | None = None) -> tuple[int, int]:
+    """Width and height of the image that `decode_image` gives, of which nothing is kept.
+
+    Raises:
+        BadImageError: see `decode_image`.
+    """
+    with open_image(data) as image, room_to_decode(image):
+        return into_rgb(image, grey_bits).size
 
 
 def check_image(data: bytes | None, grey_bits: int | None = None) -> None:
@@ -203,7 +259,7 @@ def check_image(data: bytes | None, grey_bits: int | None = None) -> None:
     Raises:
         BadImageError: wherever `decode_image` raises it.
     """
-    with open_image(data) as image:
+    with open_image(data) as image, room_to_decode(image):
         if not into_small_grey(image, least=1):
             into_rgb(image, grey_bits)
 

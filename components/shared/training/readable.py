@@ -10,7 +10,13 @@ from components.errors import ConcordError
 from components.shared.io.prefetch import prefetch
 from components.shared.io.progress import with_progress
 from components.shared.model.generation import refusals
-from components.shared.rows.images import REMEDY, BadImageError, decode_image, load_decoders
+from components.shared.rows.images import (
+    REMEDY,
+    BadImageError,
+    decode_image,
+    decoded_size,
+    load_decoders,
+)
 from components.shared.rows.rows import read_rows
 from components.shared.training.ranks import ranks
 
@@ -61,6 +67,6 @@ def _unreadable(processor: Any, ingest: Path, split: str) -> list[str]:
 def _size(data: bytes) -> tuple[int, int] | BadImageError:
     """Width and height of the decoded image, or why it does not decode."""
     try:
-        return decode_image(data).size
+        return decoded_size(data)
     except BadImageError as error:
         return error

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from components.settings import Settings
-from components.shared.model.generation import generate_answers
+from components.shared.model import generation
+from components.shared.model.generation import generate_answers, image_batches
 from components.shared.model.loading import load, save
 from components.shared.model.prompts import prompt_with_image
 from tests.support.gauge_world import QUESTIONS, tiny, write_params
@@ -96,6 +97,20 @@ def test_training_mode_is_restored_after_generation(pair: Pair) -> None:
         iterator.close()
         assert model.training is mode
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_batch_of_large_images_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the memory of the decoded images; ids keep their order, and unreadable ones are left out."""
+    sides = [10, 100, 100, 10, 0, 100, 10]
+    images = [{"bytes": encoded(k, size=side) if side else b"x"} for k, side in enumerate(sides)]
+    rows = pa.table({"id": list("abcdefg"), "image": images, "question": ["q"] * 7}).to_batches()
+    for limit, expected in ((1 << 30, ["abcdfg"]), (2 * 4 * 100**2, ["abc", "dfg"]), (1, list("abcdfg"))):
+        monkeypatch.setattr(generation, "MAX_BATCH_BYTES", limit)
+        unreadable: dict[str, str] = {}
+        found = list(image_batches(rows, 7, unreadable))
+        assert ["".join(ids) for ids, _, _ in found] == expected
+        assert [image.width for _, images, _ in found for image in images] == [10, 100, 100, 10, 100, 10]
+        assert list(unreadable) == ["e"]
 
 
 def test_no_rows_give_no_answers(pair: Pair) -> None:
