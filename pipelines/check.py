@@ -34,7 +34,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         help=f"settings of the cluster (default: ${CLUSTER_VARIABLE}, or pipelines/clusters/default.yaml)",
     )
     add_connection_arguments(sub)
-    sub.add_argument("--data-uri", help="address of the raw input: s3://bucket/prefix")
+    sub.add_argument("--data-uri", help="address of the raw input, as for submit")
 
 
 def command(args: argparse.Namespace) -> int:

@@ -13,6 +13,9 @@ from typing import Any
 
 from components.steps import STEPS
 
+# What a person knows as a step -> how else the API may call it. `newest` runs before the steps where --data-uri is a
+# pattern.
+TITLES = {"newest": "Newest data", **{name: step.title for name, step in STEPS.items()}}
 ENDED = ("FAILED", "CANCELED")
 _EXECUTOR, _ATTEMPT = re.compile("executor"), re.compile(r"executor\(\d+\)")
 
@@ -39,14 +42,14 @@ def step_states(run: Any) -> dict[str, StepState]:
     """Returns the state of each step that has one, in the order of the step table."""
     tasks = {task.display_name: task for task in tasks_of(run) if task.state}
     states = {}
-    for step in STEPS.values():
-        driver, task = tasks.get(f"{step.name}-driver"), tasks.get(step.name) or tasks.get(step.title)
+    for step, title in TITLES.items():
+        driver, task = tasks.get(f"{step}-driver"), tasks.get(step) or tasks.get(title)
         if task:
-            states[step.name] = _with_attempts(task, attempts(run, step.name))
+            states[step] = _with_attempts(task, attempts(run, step))
         elif driver and driver.state in ENDED:
-            states[step.name] = StepState(driver.state)
+            states[step] = StepState(driver.state)
         elif driver:
-            states[step.name] = StepState("PENDING", 0, driver.start_time)
+            states[step] = StepState("PENDING", 0, driver.start_time)
     return states
 
 
@@ -83,7 +86,7 @@ def _with_attempts(task: Any, tries: Sequence[Any]) -> StepState:
 
 def _parts(run: Any, step: str, name: re.Pattern[str]) -> list[Any]:
     """Returns the tasks of this name that started after the step and before the next one."""
-    steps = {shown: other.name for other in STEPS.values() for shown in (other.name, other.title)}
+    steps = {shown: name for name, title in TITLES.items() for shown in (name, title)}
     started = [task for task in tasks_of(run) if task.start_time]
     starts = sorted((task.start_time, steps[task.display_name]) for task in started if task.display_name in steps)
 

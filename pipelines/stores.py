@@ -114,8 +114,9 @@ def _bucket(what: str, address: S3Address, endpoint: str | None, filled: bool = 
         filled: whether an empty folder is an error.
     """
     where = f"{address} at {masked(endpoint) if endpoint else 'AWS'}"
+    prefix = address.prefix.partition("*")[0] if address.is_pattern else address.folder
     try:
-        page = _client(endpoint).list_objects_v2(Bucket=address.bucket, Prefix=address.folder, MaxKeys=1)
+        page = _client(endpoint).list_objects_v2(Bucket=address.bucket, Prefix=prefix, MaxKeys=1)
     except Exception as error:
         if is_transient(error) or status_and_code(error)[1] in ("NoCredentialsError", "ProfileNotFound"):
             reason = status_and_code(error)[1]

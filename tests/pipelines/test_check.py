@@ -261,6 +261,7 @@ def test_buckets_and_mlflow_are_asked_from_here(
             code, table = check(server, capsys, "--data-uri", "s3://dvc/gauges")
             assert [table[what][0] for what in ("data", "artifact bucket", "DVC remote", "MLflow")] == ["ok"] * 4
             assert code == 0
+        assert check(server, capsys, "--data-uri", "s3://dvc/gau*")[1]["data"][0] == "ok"
         code, table = check(server, capsys, "--data-uri", "s3://dvc/gauge")
         assert (code, table["data"][0]) == (1, "error")
         assert "no object. Correct --data-uri" in table["data"][1]

@@ -1,6 +1,7 @@
 """`submit --wait` on recorded states of a real cluster: why a step waits, and the last log lines of a failed one."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,14 @@ def test_driver_that_cannot_start_is_reported(server: FakeServer, capsys: pytest
     assert (
         "ingest: PENDING: Unschedulable: 0/1 nodes are available: 1 Insufficient cpu." in wait(server, capsys, state)[1]
     )
+
+
+def test_task_that_finds_the_newest_data_is_reported_too(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = json.dumps(recorded("secret-missing")).replace("ingest", "newest")
+    err = wait(server, capsys, json.loads(text))[1]
+    assert 'newest: PENDING: CreateContainerConfigError: secret "concord-nope" not found' in err
 
 
 def test_other_runs_pods_are_not_read(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
