@@ -15,7 +15,6 @@ from components.errors import ConcordError
 from components.settings import Settings
 from components.shared.model.validation_file import fitted_rule, read_validation
 from components.shared.rows.rows import read_subjects, read_table
-from components.shared.rows.validation import tune_constant
 from components.shared.scoring.crossed import crossed_difference
 from components.shared.scoring.errors import Array, Subjects, subject_numbers
 from components.shared.scoring.shots import GROUPS
@@ -75,8 +74,8 @@ class Images:
         answers = Answers.read(warm_start / f"answers-{split}.npz")
         ids = read_table(ingest, split, ["id"])["id"].to_pylist()
         names = dict(zip(ids, read_subjects(ingest, split), strict=True))
-        train = read_table(ingest, "train", ["target"])["target"].to_numpy()
-        numbers = {"validation": tune_constant(ingest), "training": best_constant(train)}
+        train = np.repeat(known.values, known.counts.astype(int))
+        numbers = {"validation": best_constant(known.targets[known.tune]), "training": best_constant(train)}
         constants = {f"{CONSTANTS[name]} {number:g}": number for name, number in numbers.items()}
         subjects = subject_numbers([names[id] for id in answers.ids.tolist()])
         return cls(answers.targets, known.shots_of(answers.targets), subjects, constants)
