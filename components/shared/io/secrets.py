@@ -52,6 +52,7 @@ _VALUE = re.compile(
     r"(?P<open>\\*[\"'])(?P<quoted>(?:(?!(?P=open))(?:\\.|.))*)(?P=open)"
     r"|(?P<bare>(?:(?:Bearer|Basic|Digest|Token)\s+)?[^\s\"'](?:\S*;\s)*\S*?)(?=[\"'),;.\]}]*(?:\s|$))"
 )
+_PLAIN_WORDS = re.compile(r"[a-z]{1,12},? [a-z<]")
 _SCHEME = re.compile(r"\b(Bearer|Basic|Digest|Token)(\s+)(?=\S*[\d=+/._-])[\w.~+/=-]{6,}")
 _FORMS = (
     re.compile(r"\bhf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})"),  # Hugging Face
@@ -244,10 +245,14 @@ def _masked_values(text: str, named: re.Pattern[str]) -> str:
 
 
 def _is_prose(found: re.Match[str]) -> bool:
-    """Whether a name before a colon is a word of a sentence: a single one, not in quotes, that begins no line."""
+    """Whether a name before a colon belongs to a sentence: it is one word within a line, or plain words follow.
+
+    Never a password: `wrong password: swordfish for user x` has plain words, too.
+    """
     fields = found.groupdict()
-    if ":" not in fields.get("sign", "") or fields["quote"] or not fields["name"].isalpha():
+    if ":" not in fields.get("sign", "") or fields["quote"] or "pass" in fields["name"].lower():
         return False
     line = found.string.rfind("\n", 0, found.start()) + 1
-    before = found.string[max(line, found.start() - 100) : found.start()]
-    return bool(before.strip(" \t-")) and fields["name"].lower() not in ("password", "passwd", "passphrase")
+    before = found.string[max(line, found.start() - 100) : found.start()].strip(" \t-")
+    one_word = fields["name"].isalpha() and bool(before)
+    return one_word or bool(_PLAIN_WORDS.match(found.string, found.end()))
