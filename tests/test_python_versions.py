@@ -22,9 +22,12 @@ LOCK = needed_here(IMAGE, DEV)
 NOT_LOCKED = re.compile(r"nvidia-.*|cuda-.*|triton|pip|setuptools")
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = {canonicalize_name(each.name): each.extras for each in map(Requirement, PROJECT["dependencies"])}
+
+
 def supported() -> SpecifierSet:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return SpecifierSet(project["requires-python"])
+    return SpecifierSet(PROJECT["requires-python"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -41,14 +44,15 @@ def test_no_locked_package_excludes_a_supported_python(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_lock_has_all_dependencies_of_its_packages(version: str) -> None:
-    """Includes dependencies for only some Python versions, since `make` installs the lock without resolving any."""
+    """Includes those of only some Python versions, and of the extras in pyproject.toml: `make` resolves nothing."""
     locked = {canonicalize_name(pin.requirement.name): pin.version for pin in LOCK}
-    changed = {"python_version": version, "python_full_version": f"{version}.1", "extra": ""}
+    changed = {"python_version": version, "python_full_version": f"{version}.1"}
     missing = []
     for name in locked:
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
-            if requirement.marker and not requirement.marker.evaluate(changed):
+            extras = ("", *EXTRAS.get(name, ()))
+            if (marker := requirement.marker) and not any(marker.evaluate({**changed, "extra": e}) for e in extras):
                 continue
             version_in_lock = locked.get(canonicalize_name(requirement.name))
             if version_in_lock is None and not NOT_LOCKED.fullmatch(canonicalize_name(requirement.name)):

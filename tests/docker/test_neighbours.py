@@ -6,7 +6,7 @@ import time
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from tests.support.containers import container, run, services_of
+from tests.support.containers import container, neighbour, run, services_of
 from tests.support.services import s3_client
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -54,13 +54,6 @@ print(json.dumps({
     "wrong": (sys.argv.__setitem__(2, "wrong"), signed("list_objects_v2", Bucket="dvc"))[1],
 }))
 """
-
-
-def neighbour(composition: dict[str, str], script: str, *arguments: str) -> dict:
-    """Runs a Python script in a further container on the services' network; returns the JSON that it prints."""
-    network = f"{composition['PROJECT']}_default"
-    image = composition["MLFLOW_IMAGE"]
-    return json.loads(run("docker", "run", "--rm", "--network", network, image, "python", "-c", script, *arguments))
 
 
 def test_each_service_is_open_at_one_port(composition: dict[str, str]) -> None:

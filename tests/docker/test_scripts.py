@@ -1,6 +1,7 @@
 """The scripts in docker/, as far as they need no Docker engine."""
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -106,6 +107,12 @@ def test_sizes_are_recorded_without_gnu_tools(tmp_path: Path) -> None:
     assert line.startswith("| concord:x | 1.78GB | 3.00MB | base:1 | 222222222222-dirty | ")
 
 
+SECRETS = {
+    "POSTGRES_PASSWORD", "S3_OWNER_SECRET", "MLFLOW_S3_SECRET", "DVC_S3_SECRET", "MLFLOW_ADMIN_PASSWORD",
+    "MLFLOW_SESSION_SECRET",
+}  # fmt: skip
+
+
 def test_secrets_are_random_private_and_not_overwritten(tmp_path: Path) -> None:
     secrets = []
     for name in ("a.env", "b.env"):
@@ -116,24 +123,38 @@ def test_secrets_are_random_private_and_not_overwritten(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == first
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
         lines = [line.split("=", 1) for line in first.splitlines() if line and not line.startswith("#")]
-        secrets.append({name: value for name, value in lines if name.endswith(("_SECRET", "_PASSWORD"))})
-    assert set(secrets[0]) == {"POSTGRES_PASSWORD", "S3_OWNER_SECRET", "MLFLOW_S3_SECRET", "DVC_S3_SECRET"}
+        secrets.append({name: value for name, value in lines if name in SECRETS})
+    assert set(secrets[0]) == SECRETS
     values = [value for each in secrets for value in each.values()]
     assert len(set(values)) == len(values)
     assert all(len(value) == 32 and value.isalnum() for value in values)
 
 
+def test_variables_of_a_later_release_are_added(tmp_path: Path) -> None:
+    file = tmp_path / "services.env"
+    run("docker/services", "env", environment={"ENV_FILE": str(file)})
+    new = ("MLFLOW_ADMIN_PASSWORD=", "MLFLOW_TRACKING_PASSWORD=")
+    own = "# DVC_S3_KEY=mine\nBIND=0.0.0.0\n"
+    kept = [line for line in file.read_text().splitlines(keepends=True) if not line.startswith((*new, "DVC_S3_KEY="))]
+    file.write_text("".join(kept) + own)
+    said = run("docker/services", "env", environment={"ENV_FILE": str(file)})
+    assert said == f"{file}: added what this release needs: MLFLOW_ADMIN_PASSWORD MLFLOW_TRACKING_PASSWORD"
+    before, _, added = file.read_text().rpartition("\n\n")
+    assert before + "\n" == "".join(kept) + own
+    assert re.fullmatch(r"MLFLOW_ADMIN_PASSWORD=\w{32}\nMLFLOW_TRACKING_PASSWORD=\$\{MLFLOW_ADMIN_PASSWORD\}\n", added)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
 def test_example_has_no_secrets_and_git_ignores_the_file() -> None:
     example = (ROOT / "docker" / "services.env.example").read_text()
     values = dict(line.split("=", 1) for line in example.splitlines() if line and not line.startswith("#"))
-    assert {value for name, value in values.items() if name.endswith(("_SECRET", "_PASSWORD"))} == {""}
+    assert {name for name, value in values.items() if not value} == SECRETS
+    assert values["MLFLOW_TRACKING_PASSWORD"] == "${MLFLOW_ADMIN_PASSWORD}"
     assert run("git", "check-ignore", "docker/services.env") == "docker/services.env"
 
 
 def test_every_variable_of_compose_is_in_the_example() -> None:
     """Required variables are set in the example; those with a default are named in its comments."""
-    import re
-
     example = (ROOT / "docker" / "services.env.example").read_text()
     composed = (ROOT / "docker" / "compose.yaml").read_text()
     for name, rest in re.findall(r"\$\{(\w+)(:[?-])", composed):

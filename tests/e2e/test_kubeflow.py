@@ -93,7 +93,7 @@ class World:
 
     @property
     def mlflow(self) -> MlflowClient:
-        return MlflowClient(self.services.tracking_uri)
+        return self.services.client()
 
     def step_runs(self, run_id: str) -> dict[str, list[Any]]:
         """Step -> its runs in MLflow below the pipeline's run, the oldest first."""

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import gray_world
-from tests.support.containers import BASE, ROOT, composed, run
+from tests.support.containers import BASE, ROOT, composed, run, services_of
 from tests.support.containers import container as compose_container
 from tests.support.gray_world import GrayWorld
 from tests.support.repository import environment
@@ -76,16 +76,17 @@ def gray(tmp_path_factory: pytest.TempPathFactory) -> GrayWorld:
 def package(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a registered version."""
     root = tmp_path_factory.mktemp("store")
-    register(gray, root, f"sqlite:///{root}/mlflow.db")
+    register(gray, root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"})
     (found,) = (path.parent for path in root.glob("mlruns/**/MLmodel"))
     return found
 
 
-def register(gray: GrayWorld, folder: Path, uri: str) -> None:
-    """Registers the model as champion in a store; local artifacts go into the folder."""
+def register(gray: GrayWorld, folder: Path, variables: Mapping[str, str]) -> None:
+    """Registers the model as champion in the store that the variables name; local artifacts go into the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        for name, value in variables.items():
+            patch.setenv(name, value)
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         assert register_version(gray.settings, gray.grpo, gray.settings.reader(0.0)) == "1"
 
@@ -193,7 +194,7 @@ def test_a_container_ends_at_once_while_its_model_is_loaded(with_model: str) -> 
 def test_model_is_fetched_at_start(without_model: str, tmp_path: Path, gray: GrayWorld) -> None:
     name, inside, port = gray.settings.registered_model, free_port(), free_port()
     with mlflow_server(tmp_path, port):
-        register(gray, tmp_path, f"http://127.0.0.1:{port}")
+        register(gray, tmp_path, {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"})
         options = ["-e", f"MLFLOW_TRACKING_URI=http://127.0.0.1:{port}", "-e", f"CONCORD_MODEL={name}@champion"]
         command = ["python", "-m", "components", "serve", "--host", "127.0.0.1", "--port", str(inside)]
         with container(without_model, *options, command=command, port=inside) as served:
@@ -230,7 +231,7 @@ def test_compose_serves_the_champion_of_its_mlflow(
     """Until there is a champion, the container is restarted."""
     extra = {"COMPOSE_PROFILES": "serve", "SERVE_IMAGE": without_model, "SERVE_PORT": str(free_port())}
     with composed(tmp_path, shared_folder, extra=extra) as environment:
-        register(gray, tmp_path, f"http://127.0.0.1:{environment['MLFLOW_PORT']}")
+        register(gray, tmp_path, services_of(environment).environment())
         served = Container(
             compose_container(environment["PROJECT"], "serve"), f"http://127.0.0.1:{environment['SERVE_PORT']}"
         )

@@ -1,5 +1,6 @@
 """Shared by tests with a Docker engine: the project's image, built once, and the services in containers."""
 
+import json
 import os
 import secrets
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from components.shared.io.locks import output_lock
 from tests.support.services import Services, free_ports
@@ -95,6 +97,7 @@ def services_of(environment: dict[str, str]) -> Services:
         owner=(variables["S3_OWNER_KEY"], variables["S3_OWNER_SECRET"]),
         mlflow=(variables["MLFLOW_S3_KEY"], variables["MLFLOW_S3_SECRET"]),
         dvc=(variables["DVC_S3_KEY"], variables["DVC_S3_SECRET"]),
+        login=(variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_ADMIN_PASSWORD"]),
     )
 
 
@@ -104,6 +107,15 @@ def container(project: str, service: str) -> str:
     return run(
         "docker", "ps", "-q", "--filter", f"{label}.project={project}", "--filter", f"{label}.service={service}"
     )  # fmt: skip
+
+
+def neighbour(composition: dict[str, str], script: str, *arguments: str) -> dict[str, Any]:
+    """Runs a Python script in a further container on the services' network; returns the JSON in its last line."""
+    network = f"{composition['PROJECT']}_default"
+    image = composition["MLFLOW_IMAGE"]
+    printed = run("docker", "run", "--rm", "--network", network, image, "python", "-c", script, *arguments)
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
 
 
 def run(*command: str, environment: dict[str, str] | None = None) -> str:

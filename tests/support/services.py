@@ -1,4 +1,4 @@
-"""The services of docker/compose.yaml without containers: PostgreSQL, SeaweedFS and MLflow's server.
+"""The services of docker/compose.yaml without containers: PostgreSQL, SeaweedFS and MLflow's server without a login.
 
 They run on free ports of this machine, with the same buckets and keys as in the containers: MLflow and DVC have one key
 each, for their own bucket. They exit when the process that started them exits or is killed.
@@ -21,7 +21,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 START_SECONDS = 240.0  # MLflow's imports and migrations take a while on a busy machine
 # Runs a command, and kills it and its children when the parent of this shell is gone.
@@ -48,6 +51,7 @@ class Services:
         owner: (access key, secret) with all permissions.
         mlflow: key of MLflow's server, for its bucket.
         dvc: key of the DVC remote s3://dvc.
+        login: (user, password) of MLflow's server; None: it has no login.
     """
 
     tracking_uri: str
@@ -56,11 +60,21 @@ class Services:
     owner: Key
     mlflow: Key
     dvc: Key
+    login: Key | None = None
 
     def environment(self) -> dict[str, str]:
         """Returns the variables that steps, DVC and boto3 read: the tracking server, and S3 with DVC's key."""
         proxy = {f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}": "false" for way in ("DOWNLOAD", "UPLOAD")}
-        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **proxy, **s3_environment(self.s3_url, self.dvc)}
+        names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        login = dict(zip(names, self.login, strict=True)) if self.login else {}
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri, **login, **proxy, **s3_environment(self.s3_url, self.dvc)}
+
+    def client(self) -> "MlflowClient":
+        """Returns a client of MLflow's server, with its login."""
+        from mlflow import MlflowClient
+
+        login = f"{':'.join(self.login)}@" if self.login else ""
+        return MlflowClient(self.tracking_uri.replace("://", f"://{login}"))
 
 
 @contextmanager
