@@ -258,7 +258,7 @@ class TinyModel(Strict):
 
 
 class Lora(Strict):
-    """Low-rank adapters, merged into the weights at the end of a step."""
+    """A low-rank adapter, trained in place of the weights and stored beside them."""
 
     r: Positive
     alpha: Positive
@@ -276,7 +276,7 @@ class Model(Strict):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         description="of the computation; trained weights are float32, also where they are stored. With lora, the "
-        "frozen weights have this dtype, and so have the merged ones"
+        "frozen weights have this dtype"
     )
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     compile: bool = Field(description="torch.compile in training")

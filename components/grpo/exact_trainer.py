@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from trl.trainer.utils import use_adapter
 
 from components.grpo.arguments import SHOWN, common_arguments, inputs_at_once, uneven
 from components.grpo.exact_objective import ExactObjective
@@ -27,6 +28,7 @@ from components.settings import Grpo, Settings
 from components.shared.model.answer_distribution import from_prompts, one_by_one
 from components.shared.model.device import random_state_kept
 from components.shared.model.generation import inference, processed
+from components.shared.model.lora import REFERENCE, add_reference
 from components.shared.model.number_reader import why_one_by_one
 from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
@@ -103,8 +105,10 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         self._settings, self._tree = settings, numbers.tree
         self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
         self._adapted = isinstance(model, PeftModel)
-        # As in TRL: without adapters, the reference of the KL is a copy; with them, the model without its adapters.
+        # As in TRL, the reference of the KL is a copy of the model; or of its adapter, if only that is trained.
         self._reference = deepcopy(model).requires_grad_(False) if grpo.beta and not self._adapted else None
+        if grpo.beta and self._adapted:
+            add_reference(model)
         if self._adapted and grpo.gradient_checkpointing:
             model.enable_input_require_grads()  # transformers 5.23 does not, for adapters
         super().__init__(data_collator=PromptCollator(kwargs["processing_class"]), **kwargs)
@@ -185,7 +189,7 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         if self._reference is not None:
             with inference(self._reference):
                 return torch.stack([self._log_probs(self._reference, batch) for batch in batches]).double()
-        with inference(model), self.accelerator.unwrap_model(model).disable_adapter():
+        with inference(model), use_adapter(self.accelerator.unwrap_model(model), REFERENCE):
             return torch.stack([self._log_probs(model, batch) for batch in batches]).double()
 
     def _log_probs(self, model: Any, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Settings
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import load, save, weights_dtype
-from components.shared.model.lora import lora_config, merged, trainable, vision_tower
+from components.shared.model.lora import trainable
 from components.shared.model.prompts import prompt
 from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.tracking.lineage import compute_lineage
@@ -77,10 +77,9 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
         return
     check_signal(grpo, trainer.state.log_history, str(checkpoints))
     with new_folder(out) as folder:
-        best = merged(trained)
-        save(best, processor, folder)
+        save(trained, processor, folder)
         size = reading_batch(grpo, world_size)
-        save_validation(folder, best, processor, settings.task, ingest, size, reference, grpo.balance)
+        save_validation(folder, trained, processor, settings.task, ingest, size, reference, grpo.balance)
         figures = {"method": grpo.method, "steps": trainer.state.global_step, **kept_figures(trainer.state)}
         write_results(folder, trainer.state.log_history, figures)
 
@@ -120,15 +119,9 @@ def _trainer(
 ) -> BatchRewardTrainer | ExactTrainer:
     """The trainer of the estimator."""
     grpo, world_size = settings.grpo, ranks().num_processes
-    common["settings"], validated = settings, common["validation"] is not None
+    common |= {"settings": settings, "model": trainable(model, settings.model)}
+    validated = common["validation"] is not None
     if grpo.estimator != "sampled":
         arguments = exact_arguments(grpo, settings, checkpoints, world_size, validated)
-        return ExactTrainer(model=trainable(model, settings.model), args=arguments, numbers=numbers, **common)
-    if settings.model.freeze_vision:
-        vision_tower(model).requires_grad_(False)
-    return BatchRewardTrainer(
-        model=model,
-        args=training_arguments(grpo, settings, checkpoints, world_size, validated),
-        peft_config=lora_config(settings.model) if settings.model.lora else None,  # TRL adds the adapters itself
-        **common,
-    )
+        return ExactTrainer(args=arguments, numbers=numbers, **common)
+    return BatchRewardTrainer(args=training_arguments(grpo, settings, checkpoints, world_size, validated), **common)

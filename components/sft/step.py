@@ -14,7 +14,7 @@ from components.sft.skill import check_skill, kept_evaluation
 from components.sft.trainer import WarmStartTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import base_model, save
-from components.shared.model.lora import merged, trainable
+from components.shared.model.lora import trainable
 from components.shared.model.validation_pass import save_validation
 from components.shared.tracking.lineage import compute_lineage
 from components.shared.tracking.step_run import StepRun
@@ -68,9 +68,8 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     check_skill(settings, trainer.state)
     history, kept = trainer.state.log_history, kept_evaluation(trainer.state)
     with new_folder(out) as folder:
-        warm = merged(model)
-        save(warm, processor, folder)
+        save(model, processor, folder)
         batch_size = 2 * settings.sft.batch_size // world_size
-        save_validation(folder, warm, processor, settings.task, ingest, batch_size)
+        save_validation(folder, model, processor, settings.task, ingest, batch_size)
         figures = {name: value for name, value in kept.items() if name.startswith("val_")}
         write_results(folder, history, {**figures, "steps": trainer.state.global_step})

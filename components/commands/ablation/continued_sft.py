@@ -9,7 +9,7 @@ from components.settings import Settings
 from components.sft.trainer import OrderedSFTTrainer, sft_presentations, training_arguments
 from components.shared.io.atomic import new_folder
 from components.shared.model.loading import load, save, weights_dtype
-from components.shared.model.lora import merged, trainable
+from components.shared.model.lora import trainable
 from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.rows.rows import read_table
 from components.shared.training.checkpoints import SealedCheckpoints, resume_point
@@ -64,9 +64,8 @@ def run(settings: Settings, track: Any, *, ingest: Path, sft: Path, out: Path, s
         trainer.add_callback(CurveCallback(track, ("loss", "val_score")))
         trainer.train(resume_from_checkpoint=resume_point(state))
     with new_folder(out) as folder:
-        trained = merged(trainer.model)
-        save(trained, processor, folder)
-        save_validation(folder, trained, processor, task, ingest, batch_size, reference)
+        save(trainer.model, processor, folder)
+        save_validation(folder, trainer.model, processor, task, ingest, batch_size, reference)
         figures = {"steps": trainer.state.global_step, **kept_figures(trainer.state)}
         write_results(folder, trainer.state.log_history, figures)
 

@@ -14,7 +14,7 @@ from components.grpo.rewards import format_reward, regression_reward
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.ingest.sources.gauges import draw_scenes, render
 from components.settings import RewardName, Settings
-from components.shared.model.lora import lora_config, trainable, vision_tower
+from components.shared.model.lora import trainable
 from components.shared.model.prompts import max_answer_tokens, prompt
 from components.shared.rows.rows import Row, ShardWriter
 from components.shared.scoring.answers import parse_answers
@@ -78,13 +78,16 @@ class Material:
         settings = settings.model_copy(update={"grpo": settings.grpo.model_copy(update=rhythm)})
         model, processor = self.load()
         rows = training_rows(self.ingest, folder / "cache")
-        common = {"train_dataset": _presented(settings, rows), "processing_class": processor}
+        common = {
+            "model": trainable(model, settings.model),
+            "train_dataset": _presented(settings, rows),
+            "processing_class": processor,
+        }
         if side.estimator != "sampled":
             numbers = TaskNumbers.of(processor, settings.task, np.asarray(rows["target"][:]))
             arguments = exact_arguments(settings.grpo, settings, folder, 1)
-            adapted = trainable(model, settings.model)
-            return ExactTrainer(model=adapted, args=arguments, settings=settings, numbers=numbers, **common)
-        return _sampled_trainer(side, settings, folder, model, common)
+            return ExactTrainer(args=arguments, settings=settings, numbers=numbers, **common)
+        return _sampled_trainer(side, settings, folder, common)
 
 
 def write_images(folder: Path, settings: Settings, size: int, per_reading: int) -> Path:
@@ -114,22 +117,15 @@ def _presented(settings: Settings, rows: Dataset) -> Dataset:
     )
 
 
-def _sampled_trainer(side: Side, settings: Settings, folder: Path, model: Any, common: dict[str, Any]) -> Any:
+def _sampled_trainer(side: Side, settings: Settings, folder: Path, common: dict[str, Any]) -> Any:
     grpo = settings.grpo
     arguments = training_arguments(grpo, settings, folder, 1)
-    if settings.model.freeze_vision:
-        vision_tower(model).requires_grad_(False)
-    common |= {
-        "model": model,
-        "args": arguments,
-        "peft_config": lora_config(settings.model) if settings.model.lora else None,  # TRL adds the adapters itself
-    }
     if not side.stock:
-        return BatchRewardTrainer(settings=settings, **common)
+        return BatchRewardTrainer(args=arguments, settings=settings, **common)
     arguments.max_completion_length = max_answer_tokens(common["processing_class"], settings.task)
     arguments.reward_weights = [grpo.reward_weight, grpo.format_weight]
     arguments.multi_objective_aggregation = "normalize_then_sum"
-    return GRPOTrainer(reward_funcs=_rewards(settings), **common)
+    return GRPOTrainer(reward_funcs=_rewards(settings), args=arguments, **common)
 
 
 def _rewards(settings: Settings) -> list[Callable[..., list[float]]]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from components.errors import ConcordError
 from components.settings import Model, Settings
 from components.shared.io.transient import concord_error
+from components.shared.model.adapter import save_weights, with_adapter
 from components.shared.model.model_files import REMEDY as _REMEDY
 from components.shared.model.model_files import check_model_files
 from components.shared.model.precision import compute_in
@@ -36,7 +37,7 @@ def weights_dtype(settings: Model) -> torch.dtype:
 def load(
     source: str | Path, settings: Model, revision: str | None = None, weights: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """Loads a model and its processor, and suppresses placeholder tokens.
+    """Loads a model and its processor, and suppresses placeholder tokens. The adapter of a folder is attached, frozen.
 
     Args:
         source: a local model folder, or a hub id.
@@ -46,8 +47,8 @@ def load(
             dtype of the computation.
 
     Raises:
-        ConcordError: `source` has no model that AutoModelForImageTextToText can load, lacks some of its weights, or
-            holds a file that can run code.
+        ConcordError: `source` has no model that AutoModelForImageTextToText can load, lacks some of its weights, has an
+            adapter of another model, or holds a file that can run code.
     """
     quiet()
     if weights is None and settings.dtype == "float32":
@@ -77,7 +78,7 @@ def load(
     limit_pixels(processor, settings.max_pixels)
     suppress_placeholders(model, processor)
     compute_in(model, DTYPES[settings.dtype])
-    return model, processor
+    return with_adapter(model, Path(source)), processor
 
 
 def limit_pixels(processor: Any, max_pixels: int | None) -> None:
@@ -132,9 +133,9 @@ def base_model(settings: Settings, ingest: Path) -> tuple[PreTrainedModel, Any]:
     return model, processor
 
 
-def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Saves weights as safetensors, config and processor; transformers' Auto classes load them."""
-    model.save_pretrained(folder, safe_serialization=True)
+def save(model: Any, processor: Any, folder: Path) -> None:
+    """Saves weights as safetensors, config and processor; transformers' Auto classes load them, and peft an adapter."""
+    save_weights(model, folder)
     # A tokenizer saves its last padding settings, which would make the files of equal models differ.
     if (backend := getattr(processor.tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_padding()

@@ -48,7 +48,7 @@ def model_on_main_rank(trainer: Any, build: Callable[[], Any]) -> Any | None:
 
             unset_hf_deepspeed_config()  # otherwise the new model would be sharded too
             model = build()
-            model.load_state_dict(weights)
+            model.load_state_dict({name: weights[name] for name in model.state_dict()})  # no reference adapter
     state.wait_for_everyone()
     main = state.is_main_process
     if torch.distributed.is_initialized():

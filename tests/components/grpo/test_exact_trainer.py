@@ -90,8 +90,8 @@ def test_no_look_ahead_where_images_are_not_compared(warm: Path, tmp_path: Path)
     assert [with_gradient for with_gradient, _ in trainer.passes] == [True] * 3
 
 
-def test_the_reference_is_the_model_without_adapters(warm: Path, tmp_path: Path) -> None:
-    """With adapters moved away from 0, the KL is that to a plain copy of the warm start."""
+def test_the_reference_is_the_model_before_training(warm: Path, tmp_path: Path) -> None:
+    """With adapters that training has moved, the KL is that to a plain copy of the warm start."""
     adapted, plain = (
         make_exact_trainer(warm, settings_of(model), tmp_path / name)
         for name, model in (("adapted", DROPPED), ("plain", {}))

@@ -13,8 +13,9 @@ from components.grpo.trainer import BatchRewardTrainer, training_arguments
 from components.settings import Lora, Settings
 from components.sft.step import run as sft_run
 from components.sft.trainer import training_arguments as sft_arguments
+from components.shared.model.adapter import ADAPTER, WEIGHTS
 from components.shared.model.loading import base_model, load, weights_dtype
-from components.shared.model.lora import lora_config, vision_tower
+from components.shared.model.lora import trainable
 from tests.support.gauge_world import LORA, Curves, ingested, write_params
 from tests.support.grpo_training import loss_and_gradients, make_trainer, save_tiny, small_settings, step_batch
 
@@ -35,13 +36,11 @@ def adapted_trainer(warm: Path, settings: Settings, folder: Path) -> BatchReward
     """A trainer with adapters and a frozen tower, as the step builds it."""
     rows = make_trainer(warm, small_settings(prompts=2), folder / "rows").train_dataset
     model, processor = load(warm, settings.model, weights=weights_dtype(settings.model))
-    vision_tower(model).requires_grad_(False)
     return BatchRewardTrainer(
-        model=model,
+        model=trainable(model, settings.model),
         args=training_arguments(settings.grpo, settings, folder, 1),
         train_dataset=rows,
         processing_class=processor,
-        peft_config=lora_config(settings.model),
         settings=settings,
     )
 
@@ -67,24 +66,28 @@ def test_float32_adapters_on_bf16_weights_and_no_gradient_in_the_tower(warm: Pat
     assert sum(float(gradient.abs().sum()) for gradient in gradients.values()) > 0
 
 
-def test_bf16_steps_with_adapters_leave_plain_bf16_models(tmp_path: Path) -> None:
-    """Warm start and GRPO: adapters are merged into the decoder, the tower is unchanged."""
+def test_bf16_steps_with_adapters_leave_their_base_unchanged(tmp_path: Path) -> None:
+    """Warm start and GRPO train the same adapter of the decoder; the model folders have the same bfloat16 base."""
     ingest = ingested(tmp_path / "world")
     model = {"dtype": "bfloat16", "lora": LORA, "freeze_vision": True}
-    sft, grpo = {"max_steps": 2, "eval_every": 2, "lr": 0.02, "warmup_steps": 0}, {"steps": 1}
+    sft, grpo = {"max_steps": 2, "eval_every": 2, "lr": 0.02, "warmup_steps": 0}, {"estimator": "means", "steps": 2}
     settings = write_params(tmp_path / "p.yaml", model=model, sft=sft, grpo=grpo)
     start = base_model(settings, ingest)[0].state_dict()
     paths: dict[str, Any] = {"ingest": ingest, "state": tmp_path / "state"}
     track: Any = Curves()
     sft_run(settings, track, validate=ingest, out=tmp_path / "sft", **paths)
     run(settings, track, sft=tmp_path / "sft", out=tmp_path / "grpo", **paths)
-    for name in ("sft", "grpo"):
-        weights = load_file(tmp_path / name / "model.safetensors")
-        assert weights.keys() == start.keys()
-        assert {value.dtype for value in weights.values()} == {torch.bfloat16}
-        changed = {key for key, value in weights.items() if not torch.equal(value, start[key])}
-        assert any("text_model" in key for key in changed)
-        assert not any("vision" in key for key in changed)
+    base = load_file(tmp_path / "sft" / "model.safetensors")
+    assert base.keys() == start.keys()
+    assert all(value.dtype == torch.bfloat16 and torch.equal(value, start[key]) for key, value in base.items())
+    bytes_of = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("sft", "grpo")}
+    assert bytes_of["sft"] == bytes_of["grpo"], "DVC stores them once"
+    warm, best = (load_file(tmp_path / name / ADAPTER / WEIGHTS) for name in ("sft", "grpo"))
+    assert warm.keys() == best.keys()
+    assert {value.dtype for value in [*warm.values(), *best.values()]} == {torch.float32}
+    assert any("text_model" in key for key in warm)
+    assert not any("vision" in key for key in warm)
+    assert any(not torch.equal(value, best[key]) for key, value in warm.items())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from components.errors import ConcordError
 from components.grpo.step import run
 from components.sft.step import run as sft_run
+from components.shared.model.adapter import ADAPTER, CONFIG, WEIGHTS
 from components.shared.model.answer_tree import answer_tree
 from components.shared.model.generation import collect_answers
 from components.shared.model.loading import base_model, load, save
@@ -39,6 +40,16 @@ def warm(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def adapted(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warm start whose adapter was trained, and little."""
+    folder = tmp_path_factory.mktemp("adapted")
+    sft = {"max_steps": 10, "eval_every": 10, "lr": 0.004}
+    settings = write_params(folder / "params.yaml", model=ADAPTED["model"], sft=sft)
+    sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=folder / "sft", state=folder / "state")  # type: ignore[arg-type]
+    return folder / "sft"
+
+
+@pytest.fixture(scope="module")
 def untrained(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
     settings = write_params(folder / "params.yaml")
@@ -59,8 +70,12 @@ def train(
 
 
 def changed(out: Path, warm: Path) -> list[str]:
-    """Names of the weights that differ from the warm start."""
-    after, before = load_file(out / "model.safetensors"), load_file(warm / "model.safetensors")
+    """Names of the weights that differ from the warm start; of those of the adapters, if there are any."""
+    if (warm / ADAPTER).exists():
+        assert (out / "model.safetensors").read_bytes() == (warm / "model.safetensors").read_bytes()
+        assert {path.name for path in (out / ADAPTER).iterdir()} == {CONFIG, WEIGHTS}, "without the reference"
+    weights = f"{ADAPTER}/{WEIGHTS}" if (warm / ADAPTER).exists() else "model.safetensors"
+    after, before = load_file(out / weights), load_file(warm / weights)
     assert after.keys() == before.keys()
     assert all(value.isfinite().all() for value in after.values())
     return [name for name, value in after.items() if not torch.equal(value, before[name])]
@@ -234,9 +249,10 @@ POLICY = {"grpo": {**RECENT["grpo"], "estimator": "policy"}}
     ids=["plain", "lora", "recent", "means", "means with lora", "policy"],
 )
 def test_a_resumed_run_ends_in_the_same_bytes(
-    sections: dict[str, Any], ingest: Path, warm: Path, tmp_path: Path
+    sections: dict[str, Any], ingest: Path, warm: Path, adapted: Path, tmp_path: Path
 ) -> None:
     """Weights, adapters, samples, dropout, curves and metrics equal those of an uninterrupted run."""
+    warm = adapted if "model" in sections else warm
     whole, _ = train(ingest, warm, tmp_path / "whole", **sections)
     with pytest.raises(KeyboardInterrupt):
         train(ingest, warm, tmp_path / "stopped", stop_after=3, **sections)
