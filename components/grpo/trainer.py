@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -25,7 +26,7 @@ from components.grpo.batch_rewards import BatchRewards, local_rows
 from components.grpo.processor_cache import ProcessorCache
 from components.grpo.recent_anchors import RecentAnchors, recent_anchors
 from components.grpo.rollout_batch import RolloutBatch
-from components.grpo.vllm import UNSHARED_REASON, forbid_placeholders, vllm_arguments
+from components.grpo.vllm import UNSHARED_REASON, forbid_placeholders, keep_base, vllm_arguments
 from components.settings import Grpo, Settings
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.model.shared_prefix import (
@@ -103,6 +104,8 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
         super().__init__(reward_funcs=self._rewards.functions, **kwargs)
         self._settings = settings
         self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
+        if self.use_vllm and isinstance(self.model, PeftModel):
+            keep_base(self.model)
         if recent := settings.grpo.recent:
             self.add_callback(RecentAnchors(recent.inputs, recent.steps))
         if self.ref_model is not None:

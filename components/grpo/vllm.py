@@ -1,8 +1,11 @@
-"""Sampling with vLLM: the arguments for TRL, and the tokens that vLLM must not sample."""
+"""Sampling with vLLM: the arguments for TRL, the tokens that vLLM must not sample, and the weights that it gets."""
 
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 from trl import GRPOConfig
 
@@ -40,3 +43,26 @@ def forbid_placeholders(args: GRPOConfig, model: PreTrainedModel, processor: Any
     """Keeps vLLM from sampling placeholder tokens: the bias that suppresses them here is not in the weights it gets."""
     tokens = processor.tokenizer.convert_ids_to_tokens(placeholder_ids(model, processor))
     args.generation_kwargs = {**(args.generation_kwargs or {}), "bad_words": tokens}
+
+
+def keep_base(model: PeftModel) -> None:
+    """Makes `unmerge_adapter` restore the weights that the adapter was merged into.
+
+    TRL merges the adapter to send the weights to vLLM, and has peft subtract it again. In bfloat16 that leaves other
+    weights, more of them with every step. Their copies are on the CPU in between.
+    """
+    merge, unmerge = model.merge_adapter, model.unmerge_adapter
+    adapted: list[Any] = [part.get_base_layer() for part in model.modules() if isinstance(part, LoraLayer)]
+    kept: list[torch.Tensor] = []
+
+    def merge_adapter(*args: Any, **kwargs: Any) -> None:
+        kept[:] = [layer.weight.detach().to("cpu", copy=True) for layer in adapted]
+        merge(*args, **kwargs)
+
+    def unmerge_adapter() -> None:
+        unmerge()
+        for layer, weight in zip(adapted, kept, strict=True):
+            layer.weight.data.copy_(weight)
+        kept.clear()
+
+    model.merge_adapter, model.unmerge_adapter = merge_adapter, unmerge_adapter

@@ -12,7 +12,8 @@ import torch
 
 from components.errors import ConcordError
 from components.grpo.trainer import training_arguments
-from components.settings import Vllm
+from components.settings import Lora, Vllm
+from tests.support.gauge_world import LORA
 from tests.support.grpo_training import loss_and_gradients, make_trainer, save_tiny, small_settings, step_batch
 
 VLLM = Vllm(mode="server", memory=0.4, host="rollouts.example", port=8123)
@@ -35,7 +36,14 @@ class FakeGeneration:
         return {"model_config": {"logprobs_mode": "processed_logprobs"}}
 
     def sync_weights(self) -> None:
+        """Merges an adapter while the weights are sent, as `VLLMGeneration._iter_named_params` does."""
         self.synced += 1
+        model = self.arguments["model"]
+        if hasattr(model, "merge_adapter"):
+            model.merge_adapter()
+            self.sent = model.get_base_model().state_dict()
+            self.sent = {name: weight.clone() for name, weight in self.sent.items()}
+            model.unmerge_adapter()
 
     def generate(self, prompts: Any, images: Any, **_: Any) -> tuple[Any, ...]:
         self.prompts, self.images = prompts, images
@@ -87,6 +95,24 @@ def test_answers_of_vllm_are_trained_on_and_placeholders_forbidden(tmp_path: Pat
     batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
     _, gradients = loss_and_gradients(trainer, batch)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 0
+
+
+@pytest.mark.usefixtures("installed")
+def test_sending_the_weights_of_an_adapted_model_leaves_its_base_as_it_was(tmp_path: Path) -> None:
+    """peft adds the adapter and subtracts it again, which in bfloat16 changes weights."""
+    settings = small_settings(vllm=VLLM)
+    model = {"dtype": "bfloat16", "lora": Lora.model_validate({**LORA, "dropout": 0.0})}
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update=model)})
+    trainer = make_trainer(save_tiny(settings, tmp_path / "warm"), settings, tmp_path / "out")
+    (generation,) = FakeGeneration.instances
+    for weight in (weight for weight in trainer.model.parameters() if weight.requires_grad):
+        torch.nn.init.normal_(weight, std=0.1)
+    before = {name: weight.clone() for name, weight in trainer.model.get_base_model().state_dict().items()}
+    for _ in range(3):
+        generation.sync_weights()
+    assert any(not torch.equal(weight, before[name]) for name, weight in generation.sent.items()), "nothing was merged"
+    after = trainer.model.get_base_model().state_dict()
+    assert [name for name, weight in after.items() if not torch.equal(weight, before[name])] == []
 
 
 def test_without_vllm_sampling_shares_the_prefix(tmp_path: Path) -> None:
