@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -30,7 +29,7 @@ class Memory:
         parameters, trainable: number of parameters with adapters, and of those that are trained.
         weights, adapters: memory of the model, and of the LoRA adapters.
         gradients, optimizer: of the trained parameters; AdamW keeps two values per parameter.
-        reference: a second model for the KL; 0 if there is none, or if switching the adapters off gives it.
+        reference: a second model for the KL, or a second adapter; 0 if there is none.
         activations: peak memory of a forward and backward pass on top of the other parts.
     """
 
@@ -150,7 +149,7 @@ def _parts(model: nn.Module, settings: Settings, step: str, activations: int) ->
     total = sum(_bytes(weight) for weight in [*model.parameters(), *model.buffers()])
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     gradients = sum(_bytes(weight) for weight in trained)
-    needs_reference = step == "grpo" and settings.grpo.beta > 0 and not isinstance(model, PeftModel)
+    needs_reference = step == "grpo" and settings.grpo.beta > 0
     return Memory(
         parameters=sum(weight.numel() for weight in model.parameters()),
         trainable=sum(weight.numel() for weight in trained),
@@ -158,7 +157,7 @@ def _parts(model: nn.Module, settings: Settings, step: str, activations: int) ->
         adapters=adapters,
         gradients=gradients,
         optimizer=2 * gradients,
-        reference=total if needs_reference else 0,
+        reference=(adapters or total) if needs_reference else 0,
         activations=activations,
     )
 

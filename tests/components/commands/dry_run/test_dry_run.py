@@ -103,17 +103,15 @@ def test_shared_prefix_and_gradient_checkpointing_save_memory(settings: Settings
 
 
 @pytest.mark.parametrize(
-    ("beta", "lora", "has_reference"), [(0.04, False, True), (0.0, False, False), (0.04, True, False)]
+    ("beta", "lora", "of"), [(0.04, False, "weights"), (0.0, False, ""), (0.04, True, "adapters"), (0.0, True, "")]
 )
-def test_reference_model_is_counted_if_there_is_one(
-    beta: float, lora: bool, has_reference: bool, settings: Settings
-) -> None:
+def test_the_reference_is_a_copy_of_what_is_trained(beta: float, lora: bool, of: str, settings: Settings) -> None:
     case = changed(settings, grpo={"beta": beta}, model=ADAPTED if lora else {})
     processor = load_processor(case)
     memory = estimate_memory(
         case, "grpo", processor, build_batch(case, processor, NOWHERE, 2, 2, 3), grpo_loss(True, 1.0)
     )
-    assert memory.reference == (memory.weights if has_reference else 0)
+    assert memory.reference == (getattr(memory, of) if of else 0)
     assert (memory.adapters > 0) is lora
     assert memory.optimizer == 2 * memory.gradients
     assert memory.trainable < memory.parameters if lora else memory.trainable == memory.parameters
@@ -188,6 +186,10 @@ def test_published_model_has_the_published_size(size: str, tmp_path: Path) -> No
     assert plain == pytest.approx(BILLIONS[size] * 1e9, rel=2e-3)
     assert all("lora_" in key and "visual" not in key for key in trained)
     assert {weight.dtype for key, weight in model.named_parameters() if "lora_" not in key} == {torch.bfloat16}
+    # Two bytes for each frozen weight; of an adapter 4 stored, 12 more in training, and 4 more for the reference.
+    gigabytes = " | ".join(f"{(2 * plain + each * adapters) / 1e9:.1f}" for each in (0, 4, 16, 20))
+    row = f"| Qwen2.5-VL-{size.upper()} | {adapters / 1e6:.0f} million | {gigabytes} |"
+    assert row in (ROOT / "components" / "README.md").read_text(encoding="utf-8"), row
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
