@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from components.register.served import Served
 from components.settings import Model
+from components.shared.model.adapter import ADAPTER
 from components.shared.model.validation_file import FILE, read_validation
 from components.shared.reporting.predictions import TEXT
 from components.shared.rows.rows import SPLITS, shards
@@ -35,6 +36,7 @@ def card_facts(
         "images": {split: sum(pq.read_metadata(path).num_rows for path in shards(ingest, split)) for split in SPLITS},
         **(_by_shot(read_validation(served.weights)[1]) if (served.weights / FILE).exists() else {}),
         "base": _base(model),
+        **({"adapter": True} if (served.weights / ADAPTER).exists() else {}),
         "training": {name: _training(folder) for name, folder in trained.items()},
         "titles": _content(evaluate / "titles.json"),
         "balance": None if served.way == TEXT else served.reader.answer.balance,

@@ -67,6 +67,11 @@ class Card:
         """Whether the answer is the number in the greedy text."""
         return self.served[1] == "text"
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the adapter lies beside the weights; earlier releases merged it."""
+        return bool(self.facts.get("adapter"))
+
     def sections(self) -> list[str]:
         """What the model does, results, decision, data, training and limits, in Markdown."""
         parts = {
@@ -222,7 +227,8 @@ def training(card: Card) -> Iterator[tuple[str, str]]:
         yield _method(card), _words(_steps(known.get("steps")), best, prompts, answers, rate, beta, _seed(grpo))
     if model:
         lora = model["lora"]
-        adapters = f"LoRA r {lora['r']}, alpha {lora['alpha']:g}, merged" if lora else "all weights trained"
+        stored = "beside the weights" if card.has_adapter else "merged"
+        adapters = f"LoRA r {lora['r']}, alpha {lora['alpha']:g}, {stored}" if lora else "all weights trained"
         yield "model", _words(model["dtype"], adapters, "vision tower frozen" if model["freeze_vision"] else "")
     for title, key in (("weights, DVC hash", f"concord.in.{served}"), ("commit", "concord.git.commit")):
         if card.tags.get(key, "none") != "none":  # `none`: the code was in no repository

@@ -10,6 +10,7 @@ import yaml
 from components.register.card_sections import Card
 from components.register.registry import REASON, Registry
 from components.shared.io.secrets import masked
+from components.shared.model.adapter import ADAPTER
 from components.shared.model.prompts import prompt
 from components.shared.scoring.shots import GROUPS
 
@@ -36,12 +37,16 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model, processor = AutoModelForImageTextToText.from_pretrained("."), AutoProcessor.from_pretrained(".")
-content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
+{adapter}content = [{{"type": "image"}}, {{"type": "text", "text": {question!r}}}]
 messages = [{{"role": "user", "content": content}}]
 text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 inputs = processor(text=[text], images=[[Image.open("image.png").convert("RGB")]], return_tensors="pt")
 tokens = model.generate(**inputs.to(model.dtype), max_new_tokens=24, do_sample=False)
 print(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+"""
+
+LOAD_ADAPTER = f"""\
+model.load_adapter("./{ADAPTER}")  # by peft; without this line, the model is the one before training
 """
 
 
@@ -81,7 +86,8 @@ def publish_card(registry: Registry, number: str, reason: str | None = None) -> 
 
 def _usage(card: Card) -> str:
     question = prompt(card.task.question)[0]["content"]
-    generate = f"```python\n{GENERATE.format(question=question)}```"
+    adapter = LOAD_ADAPTER if card.has_adapter else ""
+    generate = f"```python\n{GENERATE.format(question=question, adapter=adapter)}```"
     if card.by_text:
         return f"## Use\n\nIn the folder of this file, with transformers alone:\n\n{generate}\n"
     return (

@@ -21,8 +21,8 @@ SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
 # Imports of the served code. MLflow's own inference runs the model and lists far more packages.
 REQUIREMENTS = (
-    "accelerate", "jinja2", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors",
-    "tokenizers", "torch", "transformers",
+    "accelerate", "jinja2", "mlflow", "numpy", "pandas", "peft", "pillow", "pyarrow", "pydantic", "pyyaml",
+    "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from components.register.model_card import FILE, model_card
 from components.register.registry import Registry
 from components.settings import READER
 from components.shared.io.atomic import new_folder, write_json, write_text
+from components.shared.model.adapter import ADAPTER
 from components.shared.tracking.registered import fetch_version
 
 VALIDATION = "validation.parquet"
@@ -17,7 +18,7 @@ BY_PRODUCTS = ("metrics.json",)  # of training; the card has its figures
 
 
 def export(registry: Registry, which: str, out: Path) -> str:
-    """Writes weights, processor, what the reader needs, and the model card; returns the number of the version.
+    """Writes weights, adapter, processor, what the reader needs, and the model card; returns the number of the version.
 
     Args:
         which: number or alias of the version.
@@ -41,7 +42,7 @@ def export(registry: Registry, which: str, out: Path) -> str:
         fetched = fetch_version(registry.name, str(version.version), download)
         assert fetched.folder.is_relative_to(download)  # or the store would lose the files
         for path in sorted(fetched.folder.iterdir()):
-            if path.name == VALIDATION or (path.suffix in SUFFIXES and path.name not in BY_PRODUCTS):
+            if path.name in (VALIDATION, ADAPTER) or (path.suffix in SUFFIXES and path.name not in BY_PRODUCTS):
                 path.rename(folder / path.name)
         shutil.rmtree(download)
         remove_remote_code(folder)

@@ -7,8 +7,9 @@ from components.errors import ConcordError
 from components.settings import HUB_ID
 from components.shared.io.text import reason_of
 from components.shared.io.transient import concord_error
+from components.shared.model.adapter import ADAPTER
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # those of an earlier upload are removed
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*")  # those of an earlier upload are removed
 REMEDY = "Set HF_TOKEN to a token that may write, from https://huggingface.co/settings/tokens."
 
 

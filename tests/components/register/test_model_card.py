@@ -112,8 +112,18 @@ def test_the_training_of_the_weights_is_described(settings: Settings) -> None:
 def test_adapters_are_named(settings: Settings) -> None:
     tree = settings.tree()
     tree["model"] |= {"lora": {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}, "freeze_vision": True}
+    facts = FACTS | {"adapter": True}
+    content = card(settings, **{"concord.settings": tree, "concord.card": facts})
+    assert "| model | float32, LoRA r 64, alpha 128, beside the weights, vision tower frozen |" in content
+    assert 'model.load_adapter("./adapter")' in content
+
+
+def test_a_version_of_an_earlier_release_has_its_adapters_merged(settings: Settings) -> None:
+    tree = settings.tree()
+    tree["model"] |= {"lora": {"r": 64, "alpha": 128, "dropout": 0.05, "targets": "all-linear"}}
     content = card(settings, **{"concord.settings": tree})
-    assert "| model | float32, LoRA r 64, alpha 128, merged, vision tower frozen |" in content
+    assert "| model | float32, LoRA r 64, alpha 128, merged |" in content
+    assert "load_adapter" not in content
 
 
 def test_limits_name_the_groups_without_a_guarantee(settings: Settings) -> None:

@@ -155,7 +155,7 @@ def test_registered_model_has_no_pickle_and_pinned_requirements(workspace: Works
     assert not [name for name in code if "/grpo/" in name or "/ingest/" in name or "/tracking/" in name]
     pinned = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in pinned)
-    assert {"torch", "transformers", "mlflow"} <= {line.partition("==")[0] for line in pinned}
+    assert {"torch", "transformers", "peft", "mlflow"} <= {line.partition("==")[0] for line in pinned}
     metadata = yaml.safe_load((folder / "MLmodel").read_text())
     assert json.loads(metadata["signature"]["inputs"]) == [
         {"type": "binary", "name": "image", "required": True},

@@ -3,17 +3,20 @@
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import torch
 from PIL import Image
 
 from components.commands.registry import command
@@ -22,7 +25,11 @@ from components.errors import ConcordError
 from components.evaluate.step import run as evaluate_run
 from components.register import step as register
 from components.register.registry import MAX_DESCRIPTION, Registry
-from components.settings import Reader
+from components.settings import Lora, Reader
+from components.shared.model.adapter import ADAPTER, CONFIG, WEIGHTS
+from components.shared.model.loading import load, save
+from components.shared.model.lora import trainable
+from components.shared.model.validation_pass import save_validation, warm_start_answers
 from components.shared.reporting.predictions import predictions_file, read_predictions
 from components.shared.rows.rows import read_rows
 from components.shared.scoring.shots import GROUPS
@@ -30,7 +37,7 @@ from components.shared.tracking.connection import connect
 from components.shared.tracking.hashes import dvc_hash
 from components.shared.tracking.step_run import step_run
 from components.steps import STEPS
-from tests.support.gray_world import QUESTION, ROOT, GrayWorld
+from tests.support.gray_world import QUESTION, ROOT, TRAIN, GrayWorld, train
 
 MODEL = "gauge-reader"
 SECRET = "hf_planted_secret"
@@ -51,7 +58,13 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Exported]:
-    root = tmp_path_factory.mktemp("export")
+    with export_of(gray, tmp_path_factory.mktemp("export"), empty_database) as found:
+        yield found
+
+
+@contextmanager
+def export_of(gray: GrayWorld, root: Path, empty_database: Path, alias: str = "champion") -> Iterator[Exported]:
+    """Evaluates, registers and exports grpo's model, in a store of its own."""
     shutil.copy(empty_database, root / "mlflow.db")
     models = {"ingest": gray.ingest, "sft": gray.sft, "grpo": gray.grpo}
     outputs = {"out": root / "evaluate", "report": root / "report"}
@@ -67,7 +80,7 @@ def exported(gray: GrayWorld, tmp_path_factory: pytest.TempPathFactory, empty_da
         with step_run(STEPS["register"], gray.settings, inputs) as track:
             register.run(gray.settings, track, **inputs, out=root / "register")
             track.finish({}, {"out": root / "register"})
-        command.main(["export", "--model", MODEL, "--version", "champion", "--out", "exported"])
+        command.main(["export", "--model", MODEL, "--version", alias, "--out", "exported"])
         yield Exported(gray, outputs["out"], root / "exported")
 
 
@@ -90,9 +103,14 @@ def test_the_registry_keeps_its_files(exported: Exported) -> None:
     assert names == {path.name: path.read_bytes() for path in exported.folder.iterdir()}
 
 
-def run_lines(exported: Exported, block: int, image: Path) -> str:
-    """Output of a code block of the card, run beside an image in a copy of the folder, without any other setting."""
+def run_lines(exported: Exported, block: int, image: Path, without: str | None = None) -> str:
+    """Output of a code block of the card, run beside an image in a copy of the folder, without any other setting.
+
+    Args:
+        without: a word whose line is left out.
+    """
     lines = re.findall(r"```python\n(.*?)```", exported.card, re.DOTALL)[block]
+    lines = "\n".join(line for line in lines.splitlines() if without is None or without not in line)
     assert len([line for line in lines.splitlines() if line]) <= 10
     process = subprocess.run(
         [sys.executable, "-c", lines],
@@ -108,8 +126,13 @@ def run_lines(exported: Exported, block: int, image: Path) -> str:
 
 @pytest.fixture
 def photograph(exported: Exported, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """image.png in a copy of the exported folder: a test image, and evaluate's row for it."""
-    folder = shutil.copytree(exported.folder, tmp_path / "model")
+    """image.png in a copy of the exported folder, and evaluate's row for it."""
+    return in_a_copy(exported, tmp_path / "model")
+
+
+def in_a_copy(exported: Exported, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Copies the exported folder and puts a test image into it; returns its file, and evaluate's row for it."""
+    shutil.copytree(exported.folder, folder)
     row = next(read_rows(exported.world.ingest, "test")).to_pylist()[-1]
     Image.open(io.BytesIO(row["image"]["bytes"])).save(folder / "image.png")
     table = read_predictions(predictions_file(exported.evaluate, "grpo")).to_pylist()
@@ -131,6 +154,40 @@ def test_the_lines_for_transformers_alone_give_the_text_of_evaluate(
     image, expected = photograph
     assert "components" not in re.findall(r"```python\n(.*?)```", exported.card, re.DOTALL)[1]
     assert run_lines(exported, 1, image) == expected["text"]
+
+
+def test_an_adapter_is_exported_beside_its_base_and_the_card_loads_it(
+    exported: Exported, gray: GrayWorld, tmp_path: Path, empty_database: Path
+) -> None:
+    """The base was never trained on the label of the test image; the adapter was."""
+    adapted = with_adapter_for_all_labels(gray, tmp_path)
+    with export_of(adapted, tmp_path, empty_database, "challenger") as made:
+        names = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*") if path.is_file()}
+        assert {f"{ADAPTER}/{CONFIG}", f"{ADAPTER}/{WEIGHTS}"} < names
+        for name in ("model.safetensors", f"{ADAPTER}/{WEIGHTS}"):
+            assert (made.folder / name).read_bytes() == (made.world.grpo / name).read_bytes()
+        image, expected = in_a_copy(made, tmp_path / "model")
+        assert (expected["text"], expected["target"]) == ("<answer> 80 </answer>", 80)
+        found = [float(word) for word in run_lines(made, 0, image).split()]
+        assert found[:3] == [expected["balanced"], expected["low"], expected["high"]]
+        assert run_lines(made, 1, image) == expected["text"]
+        assert run_lines(made, 1, image, without="load_adapter") != expected["text"]
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])  # the store of the other tests again
+
+
+def with_adapter_for_all_labels(gray: GrayWorld, folder: Path) -> GrayWorld:
+    """The world with an adapter on the warm start in place of grpo's model."""
+    lora = Lora(r=8, alpha=32, dropout=0.0, targets="all-linear")
+    settings = gray.settings.model_copy(update={"model": gray.settings.model.model_copy(update={"lora": lora})})
+    model, processor = load(gray.sft, settings.model)
+    torch.manual_seed(0)
+    adapted: Any = trainable(model, settings.model)
+    train(adapted, processor, settings, 60, [*TRAIN])
+    save(adapted, processor, folder / "adapted")
+    answers = warm_start_answers(gray.sft, gray.ingest)
+    save_validation(folder / "adapted", adapted, processor, settings.task, gray.ingest, 8, answers)
+    shutil.copy(gray.grpo / "metrics.json", folder / "adapted")
+    return replace(gray, settings=settings, grpo=folder / "adapted")
 
 
 def test_the_figures_of_the_card_are_those_of_evaluate(exported: Exported) -> None:

@@ -41,7 +41,11 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files: dict[str, bytes] = {"model-00001-of-00002.safetensors": b"old", "photo.jpg": b"kept"}
+        self.files: dict[str, bytes] = {
+            "model-00001-of-00002.safetensors": b"old",
+            "adapter/adapter_config.json": b"old",
+            "photo.jpg": b"kept",
+        }
         self.objects: dict[str, bytes] = {}
         self.created: dict[str, Any] = {}
         self.tokens: set[str | None] = set()
