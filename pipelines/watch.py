@@ -1,9 +1,12 @@
 """Watches a run on a cluster: prints each change of a step's state, why a step waits, and how the run ended."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
 
 from components.console import console
 from components.errors import ConcordError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 FINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 MAX_FAILED_POLLS = 10  # consecutive requests that may fail while a run is watched
 PENDING_SECONDS = 60.0  # a step may be PENDING so long before the reason is asked for, and asked for again
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 ROOT = "root"  # Kubeflow's driver of the whole run
 
 
@@ -68,6 +72,7 @@ def watch(client: "Client", run_id: str, pods: RunPods, poll: float, hours: floa
             continue
         _print_changes(run, pods, watched)
         if run.state in FINAL_STATES:
+            _close_mlflow_runs(run)
             return _report_end(client, run, pods)
         if end is not None and time.monotonic() > end:
             raise ConcordError(
@@ -116,6 +121,26 @@ def _due(step: str, state: StepState, watched: _Watched) -> bool:
 
 def _print(name: str, text: str) -> None:
     console.print(f"{time.strftime('%H:%M:%S')}  {name}: {text}", markup=False, soft_wrap=True)
+
+
+def _close_mlflow_runs(run: Any) -> None:
+    """Closes what the ended run left RUNNING in MLflow, such as the run of a pod that was lost with its node.
+
+    Only if MLFLOW_TRACKING_URI says here where the runs are.
+    """
+    if TRACKING_URI not in os.environ:
+        return
+    from components.shared.tracking.connection import connect
+    from components.shared.tracking.past_runs import close_runs_of
+
+    status = "FAILED" if run.state == "FAILED" and not ended_by_person(run) else "KILLED"
+    try:
+        closed = close_runs_of(connect(), run.run_id, status)
+    except ConcordError as error:
+        console.print(Text.assemble(("warning", "yellow"), f" {error}"), soft_wrap=True)
+        return
+    if closed:
+        console.print(f"MLflow: runs that were still RUNNING, now {status}: {closed}", markup=False)
 
 
 def _report_end(client: "Client", run: Any, pods: RunPods) -> int:

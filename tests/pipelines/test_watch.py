@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from components.errors import ConcordError
+from components.shared.tracking.connection import connect as mlflow_client
 from pipelines.__main__ import main
 from pipelines.connection import COOKIE, HOST, TOKEN, TOKEN_FILE, connect
 from pipelines.kubernetes_api import connect_kubernetes
@@ -25,7 +26,7 @@ KUBECONFIG = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeServer]:
-    for name in (HOST, TOKEN, COOKIE, TOKEN_FILE, "CONCORD_IMAGE", "KUBERNETES_SERVICE_HOST"):
+    for name in (HOST, TOKEN, COOKIE, TOKEN_FILE, "CONCORD_IMAGE", "KUBERNETES_SERVICE_HOST", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with serving(FakeServer()) as running:
@@ -261,3 +262,22 @@ def test_pod_asks_its_own_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     kubernetes = connect_kubernetes("alice")
     assert (kubernetes.name, kubernetes.namespace) == ("the cluster of this pod", "alice")
     assert kubernetes.api.configuration.host == "https://192.0.2.1:443"
+
+
+@pytest.mark.parametrize(("state", "status"), [("step-failed", "FAILED"), ("ended-by-a-person", "KILLED")])
+def test_what_an_ended_run_left_running_in_mlflow_is_closed(
+    state: str,
+    status: str,
+    server: FakeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow_client()
+    ours = {"concord.pipeline_run": recorded(state)["run"]["run_id"]}
+    left, ended, others = (client.create_run("0", tags=tags).info.run_id for tags in (ours, ours, {}))
+    client.set_terminated(ended, "FINISHED")
+    _, printed = wait(server, capsys, state)
+    assert [client.get_run(run).info.status for run in (left, ended, others)] == [status, "FINISHED", "RUNNING"]
+    assert f"runs that were still RUNNING, now {status}: 1" in printed

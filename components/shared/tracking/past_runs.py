@@ -12,7 +12,18 @@ from components.shared.tracking.connection import mlflow_errors
 from components.shared.tracking.hashes import Content
 from components.shared.tracking.lineage import Lineage
 from components.shared.tracking.step_run import StepRun
-from components.shared.tracking.tags import COMMIT, DIRTY, INPUT, LINEAGE, OUTPUT, PARENT, REMOTE, REUSED, STEP
+from components.shared.tracking.tags import (
+    COMMIT,
+    DIRTY,
+    INPUT,
+    LINEAGE,
+    OUTPUT,
+    PARENT,
+    PIPELINE_RUN,
+    REMOTE,
+    REUSED,
+    STEP,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -113,6 +124,25 @@ def find_consumer(client: "MlflowClient", step: str, port: str, digest: str) -> 
         order_by=["attributes.start_time DESC"],
     )
     return _prefer_computed(runs)
+
+
+def close_runs_of(client: "MlflowClient", pipeline_run: str, status: str) -> int:
+    """Gives a status to all runs of a pipeline run that are still RUNNING; returns their number.
+
+    Args:
+        pipeline_run: Kubeflow's id of a run that has ended.
+        status: FAILED or KILLED.
+
+    Raises:
+        ConcordError: the store cannot be reached.
+    """
+    query = f"tags.`{PIPELINE_RUN}` = '{pipeline_run}' and attributes.status = 'RUNNING'"
+    with mlflow_errors(f"close the runs of {pipeline_run}"):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        left = client.search_runs(experiments, query) if experiments else []
+        for run in left:
+            client.set_terminated(run.info.run_id, status)
+    return len(left)
 
 
 def _prefer_computed(runs: "Sequence[Run]") -> str | None:
