@@ -70,7 +70,7 @@ def test_evaluate_and_the_registered_model_run_on_the_cpu(gray: GrayWorld, tmp_p
     served = ImageRegressor()
     config = gray.settings.reader(0.0).tree()
     served.load_context(SimpleNamespace(model_config=config, artifacts={"model": str(gray.grpo)}))
-    assert served._reader.model.device == CPU
+    assert served.reader.model.device == CPU
 
 
 @pytest.mark.usefixtures("cuda_build")
