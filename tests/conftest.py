@@ -24,7 +24,7 @@ settings.register_profile("concord", deadline=None, derandomize="CI" in os.envir
 settings.load_profile("concord")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def signals_not_ignored() -> None:
     """Lets the tests' processes be stopped where the tests themselves run in the background, which ignores signals."""
     for number in (signal.SIGINT, signal.SIGHUP):

@@ -68,6 +68,8 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # of an earlier test's store
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     found, code, artifact = tmp_path / "record.json", tmp_path / "spy.py", tmp_path / "artifact"
     code.write_text(CODE.format(record=str(found)))
     artifact.write_text("a file of the version")
