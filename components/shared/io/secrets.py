@@ -167,9 +167,12 @@ class _MaskedRecord(logging.LogRecord):
 
 
 def _environment_secrets() -> Iterator[str]:
-    """Secrets in the variables of this process, also as URLs write them."""
+    """Secrets in the variables of this process, also as URLs write them.
+
+    The id of a key (AWS_ACCESS_KEY_ID) is often a word, such as the name of a bucket; AWS's are masked by their form.
+    """
     for name, value in os.environ.items():
-        found = [value] if is_secret_name(name) else []
+        found = [value] if is_secret_name(name) and not name.endswith("_ID") else []
         found += [_password(url) for url in _URL.finditer(value) if _password(url) != _user(url)]
         for secret in found:
             if len(secret) >= SHORTEST and not _HARMLESS.fullmatch(secret):

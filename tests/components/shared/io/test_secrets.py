@@ -129,6 +129,8 @@ def test_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
     monkeypatch.setenv("WANDB_API_KEY", "a+long/secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy:8080")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dvc")
+    assert masked("s3://dvc/files") == "s3://dvc/files", "a key's id may be the name of its bucket"
     assert masked("401 for user x with s3cr3t") == "401 for user x with ***"
     assert masked("s3cr3ts are a word of their own") == "s3cr3ts are a word of their own"
     assert masked("xa+long/secretx a%2Blong%2Fsecret hunter2") == "x***x *** ***"
