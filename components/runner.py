@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from components.console import console
 from components.errors import ConcordError, RetryableError
 from components.launcher import launch, rank, started_by_launcher, to_launch, world_size
-from components.s3_address import parse_location
+from components.s3_address import S3Address, parse_location
 from components.settings import Settings, load_settings
 from components.shared.io.atomic import replace_folder, restored
 from components.shared.io.locks import output_lock, work_lock
@@ -63,6 +63,10 @@ class StepCall:
             return self.settings
         others = {name: part for name, part in self.settings.tree().items() if name not in self.step.sections}
         return load_settings(self.params, {name: json.dumps(part) for name, part in others.items()})
+
+    def raw_input(self) -> "Path | S3Address":
+        """Where the raw input is; raises ValueError if its address is malformed."""
+        return parse_location(self.data or self.settings.ingest.path)
 
 
 class Host(Protocol):
@@ -152,7 +156,7 @@ def local_inputs(call: StepCall) -> Iterator[dict[str, Path]]:
         yield dict(call.inputs)
         return
     try:
-        location = parse_location(call.data or call.settings.ingest.path)
+        location = call.raw_input()
     except ValueError as error:
         raise ConcordError(f"--data: {error}.") from None
     if isinstance(location, Path):
@@ -212,7 +216,7 @@ def _data_hash(call: StepCall, host: Host) -> str:
     from components.shared.s3.listing import LISTING
     from components.shared.s3.local_copy import fetched_listing
 
-    location = parse_location(call.data or call.settings.ingest.path)
+    location = call.raw_input()
     if str(call.data_hash).startswith(LISTING) and not isinstance(location, Path):
         return fetched_listing(location)
     return host.lineage.inputs["data"].md5
@@ -271,7 +275,7 @@ def _unchecked(outputs: Mapping[str, Path]) -> dict[str, Path]:
 
 def _check_bucket(call: StepCall) -> None:
     """Raises ConcordError if raw input in a bucket has changed: DVC takes its ETags after the command has ended."""
-    location = parse_location(call.data or call.settings.ingest.path)
+    location = call.raw_input()
     if isinstance(location, Path):
         return
     from components.shared.s3.local_copy import check_listing

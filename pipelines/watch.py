@@ -14,6 +14,7 @@ from components.shared.io.secrets import masked
 from pipelines.connection import kubeflow_errors
 from pipelines.run_pods import RunPods
 from pipelines.run_state import ENDED, StepState, ended_by_person, step_states, tasks_of
+from pipelines.stores import TRACKING
 
 if TYPE_CHECKING:
     from kfp import Client
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 FINAL_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 MAX_FAILED_POLLS = 10  # consecutive requests that may fail while a run is watched
 PENDING_SECONDS = 60.0  # a step may be PENDING so long before the reason is asked for, and asked for again
-TRACKING_URI = "MLFLOW_TRACKING_URI"
 ROOT = "root"  # Kubeflow's driver of the whole run
 
 
@@ -128,7 +128,7 @@ def _close_mlflow_runs(run: Any) -> None:
 
     Only if MLFLOW_TRACKING_URI says here where the runs are.
     """
-    if TRACKING_URI not in os.environ:
+    if TRACKING not in os.environ:
         return
     from components.shared.tracking.connection import connect
     from components.shared.tracking.past_runs import close_runs_of
