@@ -45,7 +45,7 @@ def test_dvc_has_the_steps_in_order(stages: dict[str, PipelineStage]) -> None:
 @EACH
 def test_dvc_stage_agrees_with_the_step(step: Step, stages: dict[str, PipelineStage]) -> None:
     stage = stages[step.name]
-    assert shlex.split(stage.cmd) == step.command()
+    assert shlex.split(stage.cmd) == ["exec", *step.command()]
     assert stage.desc == step.title
     assert [out.def_path for out in stage.outs] == list(step.outputs.values())
     # Otherwise DVC would remove the output before the step has checked its input.

@@ -67,7 +67,7 @@ def test_command_without_the_login_says_what_to_do(composition: dict[str, str], 
 
 
 def registry_show(variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "components", "registry", "show"]
+    command = [sys.executable, "-m", "components", "registry", "show", "--model", "of-nobody"]
     return subprocess.run(
         command, cwd=ROOT, env=environment(variables), capture_output=True, text=True, check=False, timeout=120
     )

@@ -60,6 +60,7 @@ class Place:
             "PYTHONPATH": str(ROOT),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.store}",
             "HF_HUB_OFFLINE": "1",
+            "SHELL": "/bin/sh",  # DVC's stages run in it
         }
         self.folder.mkdir(exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | changes

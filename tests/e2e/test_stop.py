@@ -89,7 +89,7 @@ def test_a_step_and_dvc_around_it_stopped_by_kill_end_in_the_same_bytes(place: M
     assert statuses(stopped) == ["KILLED"]
 
     stage = {
-        "cmd": f"python -m components {stopped.words('sft')}",
+        "cmd": f"exec python -m components {stopped.words('sft')}",
         "outs": [{"sft": {"cache": False, "persist": True}}],
     }
     (stopped.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"sft": stage}}))
