@@ -38,6 +38,7 @@ from components.shared.io.secrets import mask_output, masked, masked_traceback
 from components.shared.io.stop import exit_code, handle_stop_signals, stop_when_parent_dies
 from components.shared.kubeflow.arguments import KubeflowArguments
 from components.shared.kubeflow.names import RUN_ID
+from components.shared.kubeflow.node import run_on_node, this_node
 from components.shared.kubeflow.tries import TRY, Tries, run_tries
 from components.steps import STEPS
 
@@ -142,7 +143,8 @@ def main(words: list[str]) -> int:
         if call is None:
             return 0
         with Work(call.step.name):
-            return run(call)
+            node = this_node()
+            return run_on_node(node, lambda: run(call)) if node else run(call)
     except KeyboardInterrupt as stop:
         if rank() == 0:
             with suppress(OSError):  # the terminal may be gone

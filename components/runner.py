@@ -18,6 +18,7 @@ from components.s3_address import S3Address, parse_location
 from components.settings import Settings, load_settings
 from components.shared.io.atomic import replace_folder, restored
 from components.shared.io.locks import output_lock, work_lock
+from components.shared.kubeflow.names import NODE_FOLDER, TRAIN_JOB
 from components.steps import STEPS, Step, metrics_file
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class StepCall:
 
 
 class Host(Protocol):
-    """Where a step runs: on a machine, or in a Kubeflow pod."""
+    """Where a step runs: on a machine, in a Kubeflow pod, or on a node of a TrainJob."""
 
     @property
     def lineage(self) -> "Lineage":
@@ -126,7 +127,8 @@ def run(call: StepCall) -> int:
             compute(call, inputs, call.outputs, None)
             return 0
         host = _host(call, inputs)
-        if started_by_launcher():  # the launching process holds the locks and has looked for cached outputs
+        # The launching process, or the head, holds the locks and has looked for cached outputs.
+        if started_by_launcher() or NODE_FOLDER in os.environ:
             _run_tracked(call, inputs, host, None)
             return 0
         with output_lock(call.outputs["out"]):
@@ -135,7 +137,9 @@ def run(call: StepCall) -> int:
                 return 0
             with _training_lock(call, host.lineage) as waited:
                 cached = _restored(call, host) if waited else None
-                if step.parallel and to_launch(call.settings.launcher) and not cached:
+                if not cached and TRAIN_JOB in os.environ:
+                    _train_on_nodes(call, inputs, host)
+                elif step.parallel and to_launch(call.settings.launcher) and not cached:
                     if code := launch(call.settings.launcher, list(call.words)):
                         return code
                 else:
@@ -200,15 +204,26 @@ def _host(call: StepCall, inputs: Mapping[str, Path]) -> Host:
 
         host = KubeflowTask.of(call.step, call.settings, inputs, call.kubeflow)
     else:
+        from components.shared.kubeflow.node import Node, this_node
         from components.shared.tracking.lineage import compute_lineage
 
-        host = LocalHost(compute_lineage(call.step, call.settings, inputs))
+        lineage, folder = compute_lineage(call.step, call.settings, inputs), this_node()
+        host = Node(lineage, folder) if folder else LocalHost(lineage)
     if call.data_hash is not None and (found := _data_hash(call, host)) != call.data_hash:
         raise ConcordError(
             f"{inputs['data']}: its hash is {found}, and the pipeline's data_hash says {call.data_hash!r}. Give the "
             "hash of the data that data_uri names; otherwise Kubeflow's cache could serve results of other data."
         )
     return host
+
+
+def _train_on_nodes(call: StepCall, inputs: Mapping[str, Path], host: Host) -> None:
+    from components.shared.kubeflow.head import train_job_template, train_on_nodes
+    from components.shared.kubeflow.task import KubeflowTask
+
+    if not isinstance(host, KubeflowTask):
+        raise ConcordError(f"{TRAIN_JOB} is set, and this is no step of a Kubeflow run. Unset it.")
+    train_on_nodes(train_job_template(), call.step, call.settings, inputs, call.outputs, call.state, host)
 
 
 def _data_hash(call: StepCall, host: Host) -> str:

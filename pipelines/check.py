@@ -15,11 +15,11 @@ from rich.text import Text
 
 from components.errors import ConcordError
 from components.shared.io.secrets import masked
+from components.shared.kubeflow.kubernetes_api import DEFAULT_NAMESPACE, ForbiddenError, Kubernetes, connect_kubernetes
 from pipelines.cluster_objects import has_kubeflow, node_findings, pipeline_root, quick_findings, right_findings
 from pipelines.cluster_settings import CLUSTER_VARIABLE, Cluster, load_cluster
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors
 from pipelines.finding import Finding
-from pipelines.kubernetes_api import DEFAULT_NAMESPACE, ForbiddenError, Kubernetes, connect_kubernetes
 from pipelines.stores import artifact_finding, data_finding, mlflow_finding, remote_finding
 
 STYLES = {"ok": "green", "error": "bold red", "unknown": "yellow"}

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from components.errors import ConcordError
+from components.shared.kubeflow.kubernetes_api import DEFAULT_NAMESPACE, Kubernetes
 from components.steps import STEPS
 from pipelines.cluster_settings import Cluster, Pod
 from pipelines.finding import Finding
-from pipelines.kubernetes_api import DEFAULT_NAMESPACE, Kubernetes
 
 LAUNCHER = "kfp-launcher"
 KUBEFLOW_ROOT = "minio://mlpipeline/v2/artifacts"  # Kubeflow's own default

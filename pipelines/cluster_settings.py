@@ -70,13 +70,19 @@ class Pod(Strict):
     timeout_minutes: Positive = Field(description="of a pod: all tries of the step in it, and the waits between them")
 
 
+class TrainingPod(Pod):
+    """A step that can train on several nodes; each of them has these resources."""
+
+    nodes: Positive = Field(description="above 1: the step's pod makes a TrainJob (Kubeflow Trainer) with so many pods")
+
+
 class Pods(Strict):
     """The pod of each step."""
 
     ingest: Pod
     validation: Pod = Field(alias="validate")  # pydantic has a method called validate
-    sft: Pod
-    grpo: Pod
+    sft: TrainingPod
+    grpo: TrainingPod
     evaluate: Pod
     registry: Pod = Field(alias="register")  # ABCMeta has a method called register
 
@@ -117,6 +123,7 @@ class Cluster(Strict):
     secrets: list[Secret]
     environment: dict[Variable, str] = Field(description="environment variables; readable in the pipeline's YAML")
     backoff: Backoff
+    training_runtime: Name = Field(description="of Kubeflow Trainer, for steps with several nodes")
     deadline_hours: Positive | None = Field(description="for the whole run; null: none")
     ttl_hours: Positive | None = Field(
         description="how long the pods of a finished run are kept; null: the cluster's default"
@@ -162,6 +169,17 @@ class Cluster(Strict):
         """Returns the pod settings of a step, by the step's name in the step table."""
         pod: Pod = getattr(self.steps, {"validate": "validation", "register": "registry"}.get(step, step))
         return pod
+
+    def training_pod(self, step: str) -> TrainingPod:
+        """Returns the pod settings of a step that trains."""
+        pod = self.pod(step)
+        assert isinstance(pod, TrainingPod)
+        return pod
+
+    def nodes(self, step: str) -> int:
+        """Returns on how many nodes a step runs."""
+        pod = self.pod(step)
+        return pod.nodes if isinstance(pod, TrainingPod) else 1
 
     def retry_window(self, step: str) -> int:
         """Returns the seconds from a step's first start in which Kubeflow may retry it.

@@ -7,17 +7,19 @@ from kfp import dsl, kubernetes
 from components.errors import ConcordError
 from components.launcher import SECTION
 from components.settings import Launcher, Settings
-from components.shared.kubeflow.names import RUN_ID, STATE, TRIES
+from components.shared.kubeflow.names import RUN_ID, STATE, TRAIN_JOB, TRIES
 from components.shared.kubeflow.tries import Tries
 from components.shared.s3.cache import LIMIT_VARIABLE
 from components.steps import STEPS, Step
-from pipelines.cluster_settings import Cluster, quantity_bytes
+from pipelines.cluster_settings import Cluster, Pod, quantity_bytes
+from pipelines.train_jobs import train_job
 
 # The label that the API server sets. A placeholder on the command line would not be replaced, and would become an input
 # of the step.
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 SCRATCH = "/tmp"  # the root file system may be read-only
 SHARED_MEMORY = "/dev/shm"
+HEAD_CPU, HEAD_MEMORY = "1", "2Gi"  # of a step's pod whose training runs elsewhere: it copies, hashes and waits
 CACHE_SHARE = 0.9  # share of SCRATCH that fetched data may fill
 
 
@@ -34,7 +36,10 @@ def configure_task(
     """
     name = step or task.name
     task.set_container_image(image)
-    _resources(task, STEPS[name], settings.launcher, cluster)
+    nodes = cluster.nodes(name)
+    if nodes > 1:
+        task.set_env_variable(TRAIN_JOB, json.dumps(train_job(name, settings.launcher, cluster, image)))
+    _resources(task, STEPS[name], settings.launcher, cluster, head=nodes > 1)
     _volumes(task, STEPS[name], cluster)
     _environment(task, STEPS[name], cluster)
     pod, backoff = cluster.pod(name), cluster.backoff
@@ -42,10 +47,8 @@ def configure_task(
     task.set_env_variable(TRIES, tries.to_json())
     task.set_retry(pod.retries, f"{backoff.seconds}s", backoff.factor, f"{cluster.retry_window(name)}s")
     kubernetes.set_timeout(task, pod.timeout_minutes * 60)
-    for label, value in pod.node_selector.items():
-        kubernetes.add_node_selector(task, label, value)
-    for taint in pod.tolerations:
-        kubernetes.add_toleration(task, taint.key, taint.operator, taint.value, taint.effect)
+    if nodes == 1:
+        _placement(task, pod)
     kubernetes.set_image_pull_policy(task, cluster.pull_policy)
     if cluster.pull_secrets:
         kubernetes.set_image_pull_secrets(task, cluster.pull_secrets)
@@ -70,7 +73,15 @@ def _seconds(hours: int | None) -> int | None:
     return None if hours is None else hours * 3600
 
 
-def _resources(task: dsl.PipelineTask, step: Step, launcher: Launcher, cluster: Cluster) -> None:
+def _placement(task: dsl.PipelineTask, pod: Pod) -> None:
+    for label, value in pod.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for taint in pod.tolerations:
+        kubernetes.add_toleration(task, taint.key, taint.operator, taint.value, taint.effect)
+
+
+def _resources(task: dsl.PipelineTask, step: Step, launcher: Launcher, cluster: Cluster, head: bool) -> None:
+    """Sets cores, memory and accelerators: the step's own, or what the head of a TrainJob needs."""
     pod = cluster.pod(step.name)
     ranks = launcher.num_processes if step.parallel else 1
     if pod.accelerator is not None:
@@ -79,11 +90,12 @@ def _resources(task: dsl.PipelineTask, step: Step, launcher: Launcher, cluster: 
                 f"steps.{step.name}.accelerator.count in the cluster file is {pod.accelerator.count}, and "
                 f"launcher.num_processes starts {ranks} ranks, one for each accelerator. Set both to the same number."
             )
-        task.set_accelerator_type(pod.accelerator.type).set_accelerator_limit(pod.accelerator.count)
-    cpu = f"{pod.cpu:g}"
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
+        if not head:
+            task.set_accelerator_type(pod.accelerator.type).set_accelerator_limit(pod.accelerator.count)
+    cpu, memory = (HEAD_CPU, HEAD_MEMORY) if head else (f"{pod.cpu:g}", pod.memory)
+    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     # Without this, libraries start a thread for every core of the node, not of the pod.
-    task.set_env_variable("OMP_NUM_THREADS", str(max(int(pod.cpu / ranks), 1)))
+    task.set_env_variable("OMP_NUM_THREADS", str(max(int(float(cpu) / ranks), 1)))
     if step.parallel:
         task.set_env_variable(SECTION, json.dumps(launcher.model_dump(mode="json")))
 

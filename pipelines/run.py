@@ -109,8 +109,8 @@ def command(args: argparse.Namespace) -> int:
         }
         local_run = LocalRun(run_id, volumes, shared_memory_sizes(cluster))
         package = out / "pipeline.yaml"
-        retried = with_retries(cluster, args.retries)
-        compile_pipeline(settings, retried, image, data_hash, package, args.cache == "on", find_newest=not data_hash)
+        here = on_this_machine(cluster, args.retries)
+        compile_pipeline(settings, here, image, data_hash, package, args.cache == "on", find_newest=not data_hash)
         run_pipeline(package, args.data_uri or RAW, out, local_run, options)
     data = {"data_hash": data_hash} if data_hash else {"data_uri": args.data_uri}
     return report(local_run, settings, {"image": image, "image_id": identity, **data})
@@ -208,11 +208,11 @@ def shared_memory_sizes(cluster: Cluster) -> dict[str, int]:
     return {name: quantity_bytes(size) for name, size in sizes.items() if size}
 
 
-def with_retries(cluster: Cluster, retries: int) -> Cluster:
-    """Returns the cluster's settings with this many retries of each step, one second apart."""
+def on_this_machine(cluster: Cluster, retries: int) -> Cluster:
+    """Returns the cluster's settings with one node for each step, and this many retries, one second apart."""
     tree = cluster.tree()
     for pod in tree["steps"].values():
-        pod["retries"] = retries
+        pod |= {"retries": retries, **({"nodes": 1} if "nodes" in pod else {})}
     tree["backoff"] = {"seconds": 1, "factor": 1}
     return Cluster.model_validate(tree)
 

@@ -1,14 +1,14 @@
 """Why a step waits or has failed: what Kubernetes and Argo report about the pods of a run, and the last log lines."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ConcordError
 from components.shared.io.secrets import masked
-from components.steps import STEPS
-from pipelines.kubernetes_api import Kubernetes
+from components.shared.kubeflow.kubernetes_api import Kubernetes
+from components.shared.kubeflow.pod_reasons import pod_reasons, sentence
 from pipelines.run_state import executors
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ RUN_LABEL = "pipeline/runid"
 NODE = "workflows.argoproj.io/node-name"
 ARGO = "apis/argoproj.io/v1alpha1"
 LINES = 20  # of a failed step's log
-# States of a container that waits for others; the reason is in the pod's events.
-_ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
 _LAUNCHER_NEWS = re.compile(r"[IW]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] ")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -45,7 +43,7 @@ class RunPods:
         if pod is None or pod["status"].get("phase") == "Succeeded":
             reasons = self._argo_reasons(step)[-1:]
         else:
-            reasons = list(dict.fromkeys(_status_reasons(step, pod))) or self._last_event(pod)
+            reasons = list(dict.fromkeys(pod_reasons(step, pod))) or self._last_event(pod)
         return masked("; ".join(reasons))
 
     def log(self, client: "Client", run: Any, step: str) -> list[str]:
@@ -91,7 +89,7 @@ class RunPods:
             (event for event in events if event.get("message")),
             key=lambda each: (each.get("type") == "Warning", each.get("lastTimestamp") or each.get("eventTime") or ""),
         )
-        return [_sentence(event) for event in reported[-1:]]
+        return [sentence(event) for event in reported[-1:]]
 
     def _argo_reasons(self, step: str) -> list[str]:
         """Returns what Argo reports of the pods that it could not make, the last attempt's last."""
@@ -121,37 +119,6 @@ def last_lines(text: str) -> list[str]:
 def _last_of(step: str, pods: list[Any]) -> Any | None:
     of_step = [pod for pod in pods if step_of_node(pod["metadata"].get("annotations", {}).get(NODE, "")) == step]
     return of_step[-1] if of_step else None
-
-
-def _status_reasons(step: str, pod: Any) -> Iterator[str]:
-    """Yields what the pod's own status says of why it waits or has failed."""
-    status = pod["status"]
-    if status.get("reason") or status.get("message"):  # evicted, past its deadline, ...
-        yield _sentence(status)
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            yield _sentence(condition)
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        waiting, ended = container["state"].get("waiting"), container["state"].get("terminated")
-        if waiting and waiting.get("reason") not in (None, *_ON_ITS_WAY):
-            yield _sentence(waiting)
-        elif ended and ended.get("reason") == "OOMKilled":
-            yield _out_of_memory(step, pod, container["name"])
-        elif ended and ended.get("exitCode"):
-            yield f"{container['name']} exited with {ended['exitCode']}" + (
-                f": {ended['message']}" if ended.get("message") else ""
-            )
-
-
-def _out_of_memory(step: str, pod: Any, container: str) -> str:
-    limits = [c["resources"].get("limits") or {} for c in pod["spec"]["containers"] if c["name"] == container]
-    limit = (limits or [{}])[0].get("memory")
-    text = "out of memory (OOMKilled)" + (f", the limit is {limit}" if limit else "")
-    return f"{text}. Raise steps.{step}.memory in the cluster file" if step in STEPS else text
-
-
-def _sentence(reported: Mapping[str, Any]) -> str:
-    return ": ".join(str(reported[key]) for key in ("reason", "message") if reported.get(key))
 
 
 def _pod_names(run: Any, step: str) -> list[str]:

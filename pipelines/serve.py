@@ -19,6 +19,7 @@ from components.settings import load_settings
 from components.shared.io.atomic import write_text
 from pipelines.cluster_settings import CLUSTER_VARIABLE, Cluster, load_cluster
 from pipelines.compile import chosen_image
+from pipelines.pod_spec import environment, placement, resources, security_context
 from pipelines.pods import SCRATCH
 
 PORT = 8080  # KServe's default
@@ -89,15 +90,10 @@ def inference_service(name: str, model: str, version: int, cluster: Cluster, ima
         "automountServiceAccountToken": False,
         "containers": [_container(f"{model}/{version}", cluster, image)],
         "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": cluster.scratch}}],
+        **placement(cluster, pod),
     }
     if cluster.service_account is not None:
         predictor["serviceAccountName"] = cluster.service_account
-    if cluster.pull_secrets:
-        predictor["imagePullSecrets"] = [{"name": secret} for secret in cluster.pull_secrets]
-    if pod.node_selector:
-        predictor["nodeSelector"] = dict(pod.node_selector)
-    if pod.tolerations:
-        predictor["tolerations"] = [taint.model_dump(exclude_none=True) for taint in pod.tolerations]
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -108,9 +104,6 @@ def inference_service(name: str, model: str, version: int, cluster: Cluster, ima
 
 def _container(model: str, cluster: Cluster, image: str) -> dict[str, Any]:
     pod = cluster.pod(STEP)
-    resources = {"cpu": f"{pod.cpu:g}", "memory": pod.memory}
-    if pod.accelerator is not None:
-        resources[pod.accelerator.type] = str(pod.accelerator.count)
     probe = {"httpGet": {"path": "/ping", "port": PORT}, "periodSeconds": 5, "timeoutSeconds": 5}
     return {
         "name": "kserve-container",
@@ -119,37 +112,9 @@ def _container(model: str, cluster: Cluster, image: str) -> dict[str, Any]:
         "command": ["python", "-m", "components", "serve"],
         "args": ["--model", model, "--host", "0.0.0.0", "--port", str(PORT)],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
-        "env": _environment(cluster, int(pod.cpu)),
-        "resources": {"requests": resources, "limits": dict(resources)},
+        "env": environment(cluster, int(pod.cpu)),
+        "resources": resources(pod),
         "readinessProbe": probe | {"failureThreshold": LOADING_SECONDS // 5},
-        "securityContext": _security_context(cluster),
+        "securityContext": security_context(cluster),
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
     }
-
-
-def _environment(cluster: Cluster, cores: int) -> list[dict[str, Any]]:
-    """The variables that the steps' pods have. Secrets are referenced by name, so the file contains no value."""
-    variables = {"OMP_NUM_THREADS": str(max(cores, 1)), **cluster.environment}
-    found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
-    for secret in cluster.secrets:
-        for name, key in secret.env.items():
-            reference: dict[str, Any] = {"name": secret.name, "key": key}
-            if secret.optional:
-                reference["optional"] = True
-            found.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
-    return found
-
-
-def _security_context(cluster: Cluster) -> dict[str, Any]:
-    context: dict[str, Any] = {
-        "runAsNonRoot": True,
-        "readOnlyRootFilesystem": True,
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    if cluster.user is not None:
-        context["runAsUser"] = cluster.user
-    if cluster.group is not None:
-        context["runAsGroup"] = cluster.group
-    return context

@@ -11,12 +11,12 @@ from components.console import console
 from components.errors import ConcordError
 from components.s3_address import parse_location
 from components.settings import Settings, load_settings
+from components.shared.kubeflow.kubernetes_api import connect_kubernetes
 from components.steps import STEPS
 from pipelines.check import refuse_errors
 from pipelines.cluster_settings import load_cluster
 from pipelines.compile import DATA_DVC_FILE, add_pipeline_arguments, chosen_image, compile_pipeline, dvc_file_hash
 from pipelines.connection import add_connection_arguments, connect, kubeflow_errors, page_address
-from pipelines.kubernetes_api import connect_kubernetes
 from pipelines.run_pods import RunPods
 from pipelines.runs_api import common_fields, create_run, create_schedule
 from pipelines.watch import watch

@@ -27,11 +27,11 @@ from pipelines.run import (
     PASSED_VARIABLES,
     check_tracking_uri,
     container_options,
+    on_this_machine,
     parse_volume,
     passed_environment,
     run_record,
     shared_memory_sizes,
-    with_retries,
 )
 from tests.support.docker_engine import COMPLETE_OUTPUTS, IMAGE, SYSTEM, empty_image, write_python
 
@@ -229,9 +229,12 @@ def test_shared_memory_comes_from_the_cluster_file(cluster: Cluster) -> None:
     }
 
 
-def test_local_retries_come_from_the_command_line(cluster: Cluster) -> None:
-    local = with_retries(cluster, 3)
+def test_on_this_machine_retries_come_from_the_command_line_and_a_step_has_one_node(cluster: Cluster) -> None:
+    asked = cluster.tree()
+    asked["steps"]["grpo"]["nodes"] = 2
+    local = on_this_machine(Cluster.model_validate(asked), 3)
     assert {local.pod(name).retries for name in STEPS} == {3}
+    assert {local.nodes(name) for name in STEPS} == {1}
     assert local.backoff.seconds == 1
     tree, before = local.tree(), cluster.tree()
     for each in (tree, before):

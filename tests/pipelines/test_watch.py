@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from components.errors import ConcordError
+from components.shared.kubeflow.kubernetes_api import connect_kubernetes
 from components.shared.tracking.connection import connect as mlflow_client
 from pipelines.__main__ import main
 from pipelines.connection import COOKIE, HOST, TOKEN, TOKEN_FILE, connect
-from pipelines.kubernetes_api import connect_kubernetes
 from pipelines.run_pods import RunPods, step_of_node
 from pipelines.watch import watch
 from tests.support.kubeflow_peer import FakeServer, serving

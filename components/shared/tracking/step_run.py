@@ -238,6 +238,31 @@ def step_run(
         _close(client, tracked, owned, "FINISHED")
 
 
+def finished_run(
+    run_id: str,
+    commit: str,
+    dirty: bool,
+    lineage: Lineage,
+    outputs: Mapping[str, Content],
+    pipeline_run: str | None = None,
+) -> StepRun:
+    """Returns a run that another process has opened and closed, to be tagged.
+
+    Args:
+        run_id: of the step's run.
+        commit, dirty, lineage, outputs, pipeline_run: see `StepRun`.
+
+    Raises:
+        ConcordError: the store cannot be reached, or has no such run.
+    """
+    client = connect()
+    with mlflow_errors(f"find run {run_id}"):
+        run = client.get_run(run_id)
+    found = StepRun(client, run, run.data.tags.get(PARENT), commit, lineage, dirty, pipeline_run)
+    found.outputs = dict(outputs)
+    return found
+
+
 def _open(
     client: "MlflowClient", step: Step, settings: Settings, tags: Mapping[str, str]
 ) -> tuple["Run", str | None, bool]:

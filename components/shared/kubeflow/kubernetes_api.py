@@ -1,19 +1,22 @@
-"""Reads from the cluster of this pod, or else of kubectl's current context. It changes nothing."""
+"""Kubernetes' API: of the cluster of this pod, or else of kubectl's current context."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import ConcordError
+from components.errors import ConcordError, RetryableError
 from components.shared.io.secrets import masked
+from components.shared.io.transient import BUSY
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 DEFAULT_NAMESPACE = "kubeflow"
 TIMEOUT = 10  # seconds per request
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in a pod
 
 
 class ForbiddenError(ConcordError):
@@ -38,7 +41,7 @@ class Kubernetes:
         """Returns the JSON at a path of the API.
 
         Raises:
-            ConcordError: the cluster cannot be reached, or refuses (`ForbiddenError`).
+            ConcordError: the cluster refuses (`ForbiddenError`), or cannot be reached now (`RetryableError`).
             LookupError: there is no such object.
         """
         return json.loads(self._request("GET", path, query, None))
@@ -46,6 +49,24 @@ class Kubernetes:
     def text(self, path: str, **query: str) -> str:
         """Returns the text at a path of the API, such as a log; raises as `get` does."""
         return self._request("GET", path, query, None).decode("utf-8", "replace")
+
+    def lines(self, path: str, **query: str) -> Iterator[str]:
+        """Yields the lines of a text as they come, such as those of a log with `follow="true"`; raises as `get`."""
+        with _kubernetes_errors(self.name, f"read {path}"):
+            rest = ""
+            for part in self._call("GET", path, query, None, None).stream():
+                *lines, rest = (rest + part.decode("utf-8", "replace")).split("\n")
+                yield from lines
+            if rest:
+                yield rest
+
+    def create(self, path: str, content: Any) -> Any:
+        """Creates an object below a path of the API and returns it as the server completed it; raises as `get`."""
+        return json.loads(self._request("POST", path, {}, content))
+
+    def delete(self, path: str) -> None:
+        """Deletes an object, and what belongs to it in the background; raises as `get`."""
+        self._request("DELETE", path, {"propagationPolicy": "Background"}, None)
 
     def listed(self, kind: str, group: str = "api/v1", **query: str) -> list[Any]:
         """Returns the objects of a kind in the namespace: `listed("pods", labelSelector="a=b")`; raises as `get`."""
@@ -70,28 +91,35 @@ class Kubernetes:
         return bool(json.loads(answer)["status"]["allowed"])
 
     def _request(self, method: str, path: str, query: dict[str, str], body: Any) -> bytes:
+        with _kubernetes_errors(self.name, f"{_DOES[method]} {path}"):
+            return bytes(self._call(method, path, query, body, TIMEOUT).data)
+
+    def _call(self, method: str, path: str, query: dict[str, str], body: Any, timeout: float | None) -> Any:
         from kubernetes.client import ApiException
 
-        with _kubernetes_errors(self.name, f"read {path}"):
-            try:
-                answer = self.api.call_api(
-                    path,
-                    method,
-                    query_params=list(query.items()),
-                    header_params={"Accept": "application/json, text/plain, */*", "Content-Type": "application/json"},
-                    body=body,
-                    auth_settings=["BearerToken"],
-                    _preload_content=False,
-                    _return_http_data_only=True,
-                    _request_timeout=TIMEOUT,
-                )
-            except ApiException as error:
-                if error.status == 404:
-                    raise LookupError(f"{self.name} has no {path}") from None
-                if error.status == 403:
-                    raise ForbiddenError(f"{self.name}: may not read {path}: {masked(_message(error.body))}") from None
-                raise
-            return bytes(answer.data)
+        try:
+            return self.api.call_api(
+                path,
+                method,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json, text/plain, */*", "Content-Type": "application/json"},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=timeout,
+            )
+        except ApiException as error:
+            if error.status == 404:
+                raise LookupError(f"{self.name} has no {path}") from None
+            if error.status == 403:
+                raise ForbiddenError(
+                    f"{self.name}: may not {_DOES[method]} {path}: {masked(_message(error.body))}"
+                ) from None
+            raise
+
+
+_DOES = {"GET": "read", "POST": "create below", "DELETE": "delete"}
 
 
 def connect_kubernetes(namespace: str | None) -> Kubernetes:
@@ -126,15 +154,20 @@ def _kubernetes_errors(cluster: str, action: str) -> Iterator[None]:
     from kubernetes.client import ApiException
     from kubernetes.config import ConfigException
 
+    kind = ConcordError
     try:
         yield
     except ApiException as error:
         reason = f"{error.status} {error.reason}: {_message(error.body)}"
-    except (ConfigException, urllib3.exceptions.HTTPError, OSError, ValueError, TypeError, KeyError) as error:
+        if error.status in BUSY or error.status >= 500:
+            kind = RetryableError
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        reason, kind = str(error).strip().partition("\n")[0], RetryableError
+    except (ConfigException, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
     else:
         return
-    raise ConcordError(f"{cluster}: could not {action}: {masked(reason)[:300]}") from None
+    raise kind(f"{cluster}: could not {action}: {masked(reason)[:300]}") from None
 
 
 def _message(body: Any) -> str:
