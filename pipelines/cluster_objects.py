@@ -7,6 +7,7 @@ import yaml
 
 from components.errors import ConcordError
 from components.shared.kubeflow.kubernetes_api import DEFAULT_NAMESPACE, Kubernetes
+from components.shared.kubeflow.train_job import API as TRAINER
 from components.steps import STEPS
 from pipelines.cluster_settings import Cluster, Pod
 from pipelines.finding import Finding
@@ -37,8 +38,12 @@ def quick_findings(kubernetes: Kubernetes, cluster: Cluster) -> Iterator[Finding
         yield _asked(f"secret {secret.name}", lambda: _secret(kubernetes, secret.name, keys, secret.optional))  # noqa: B023
     for name in cluster.pull_secrets:
         yield _asked(f"secret {name}", lambda: _secret(kubernetes, name, (), False))  # noqa: B023
+    several = [step for step in STEPS if cluster.nodes(step) > 1]
     if cluster.checkpoints:
-        yield _asked(f"volume claim {cluster.checkpoints}", lambda: _claim(kubernetes, str(cluster.checkpoints)))
+        what = f"volume claim {cluster.checkpoints}"
+        yield _asked(what, lambda: _claim(kubernetes, str(cluster.checkpoints), several))
+    if several:
+        yield _asked(f"runtime {cluster.training_runtime}", lambda: _runtime(kubernetes, cluster.training_runtime))
     if cluster.service_account:
         yield _asked(f"service account {cluster.service_account}", lambda: _account(kubernetes, cluster))
     yield _asked("pipeline root", lambda: _launcher(kubernetes, cluster))
@@ -110,7 +115,8 @@ def _secret(kubernetes: Kubernetes, name: str, keys: Iterable[str], optional: bo
     return Finding(what, "ok", ", ".join(wanted) or "exists")
 
 
-def _claim(kubernetes: Kubernetes, name: str) -> Finding:
+def _claim(kubernetes: Kubernetes, name: str, several: list[str]) -> Finding:
+    """Compares the claim with what steps need, of which these run on several nodes."""
     what = f"volume claim {name}"
     try:
         claim = kubernetes.get(f"{kubernetes.path('persistentvolumeclaims')}/{name}")
@@ -119,6 +125,9 @@ def _claim(kubernetes: Kubernetes, name: str) -> Finding:
         return Finding(what, "error", f"missing in namespace {kubernetes.namespace}. {remedy}")
     phase, modes = claim["status"].get("phase"), claim["spec"].get("accessModes") or []
     many = "ReadWriteMany" in modes
+    if several and not many:
+        remedy = "Name a claim that is ReadWriteMany in checkpoints, or set nodes: 1"
+        return Finding(what, "error", f"{', '.join(modes)}: the nodes of {' and '.join(several)} share it. {remedy}")
     text = f"{phase}, {', '.join(modes)}" + ("" if many else ": pods that train at once must share a node")
     if phase == "Bound":
         return Finding(what, "ok", text)
@@ -126,6 +135,19 @@ def _claim(kubernetes: Kubernetes, name: str) -> Finding:
         return Finding(what, "ok", f"{text}; bound with the first pod that uses it")
     remedy = f"See why: kubectl -n {kubernetes.namespace} describe pvc {name}"
     return Finding(what, "error", f"{phase}, not Bound. {remedy}")
+
+
+def _runtime(kubernetes: Kubernetes, name: str) -> Finding:
+    """Looks for Kubeflow Trainer's runtime of the namespace, or else of the cluster."""
+    what = f"runtime {name}"
+    for path in (kubernetes.path("trainingruntimes", TRAINER), f"/{TRAINER}/clustertrainingruntimes"):
+        try:
+            kubernetes.get(f"{path}/{name}")
+            return Finding(what, "ok", "exists")
+        except LookupError:
+            continue
+    remedy = "Install Kubeflow Trainer (pipelines/README.md, Several nodes), correct training_runtime, or set nodes: 1"
+    return Finding(what, "error", f"neither namespace {kubernetes.namespace} nor the cluster has it. {remedy}")
 
 
 def _binds_late(kubernetes: Kubernetes, storage_class: str | None) -> bool:

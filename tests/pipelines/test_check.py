@@ -172,6 +172,33 @@ def test_claim_that_waits_for_its_first_pod_is_no_error(server: FakeServer, caps
     assert "Pending, ReadWriteOnce: pods that train at once must share a node; bound with the first pod" in text
 
 
+def several_nodes(folder: Path) -> str:
+    """Returns the path of a cluster file with grpo on two nodes."""
+    cluster = json.loads(json.dumps(RAW_CLUSTER))
+    cluster["steps"]["grpo"]["nodes"] = 2
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    return str(folder / "cluster.yaml")
+
+
+def test_several_nodes_need_trainer_and_a_volume_for_many(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, table = check(server, capsys, "--cluster", several_nodes(tmp_path))
+    assert code == 1
+    assert table["runtime torch-distributed"][0] == "error"
+    assert "Install Kubeflow Trainer" in table["runtime torch-distributed"][1]
+    server.objects["/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/torch-distributed"] = {"metadata": {}}
+    code, table = check(server, capsys, "--cluster", several_nodes(tmp_path))
+    assert (code, table["runtime torch-distributed"]) == (0, ("ok", "exists"))
+    server.objects[CLAIM] = {"spec": {"accessModes": ["ReadWriteOnce"]}, "status": {"phase": "Bound"}}
+    code, table = check(server, capsys, "--cluster", several_nodes(tmp_path))
+    assert code == 1
+    assert (
+        "ReadWriteOnce: the nodes of grpo share it. Name a claim that is ReadWriteMany"
+        in (table["volume claim concord-checkpoints"][1])
+    )
+
+
 @pytest.mark.parametrize(
     ("has", "lacks"),
     [

@@ -246,6 +246,82 @@ def test_cluster_settings_are_no_inputs_of_a_step(tmp_path: Path, specs: tuple[d
             assert containers[0][key] == containers[1][key]
 
 
+def nodes_of_grpo(raw: dict[str, Any]) -> None:
+    fill(raw)
+    raw["cluster"]["steps"]["grpo"]["nodes"] = 3
+
+
+def test_a_step_on_several_nodes_asks_for_little_and_brings_the_train_job(tmp_path: Path) -> None:
+    pipeline, platform = compiled(tmp_path, nodes_of_grpo)
+    container = pipeline["deploymentSpec"]["executors"]["exec-grpo"]["container"]
+    asked = {"resourceCpuRequest": "1", "resourceCpuLimit": "1"}
+    asked |= {"resourceMemoryRequest": "2Gi", "resourceMemoryLimit": "2Gi"}
+    assert {name: container["resources"].get(name) for name in (*asked, "accelerator")} == {
+        **asked,
+        "accelerator": None,
+    }
+    pod = platform["deploymentSpec"]["executors"]["exec-grpo"]
+    assert {"nodeSelector", "tolerations"}.isdisjoint(pod)
+    assert pod["pvcMount"][0]["mountPath"] == "/checkpoints"
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert "CONCORD_TRAIN_JOB" not in {
+        variable["name"] for variable in pipeline["deploymentSpec"]["executors"]["exec-sft"]["container"]["env"]
+    }
+    job = json.loads(variables["CONCORD_TRAIN_JOB"])
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    spec = job["spec"]
+    assert spec["runtimeRef"] == {"name": "torch-distributed"}
+    assert spec["activeDeadlineSeconds"] == 3000
+    trainer = spec["trainer"]
+    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("registry.example/concord:9", 3, 2)
+    assert trainer["command"] == ["torchrun", "-m", "components"]
+    resources = {"cpu": "5.5", "memory": "5Gi", "nvidia.com/gpu": "5"}
+    assert trainer["resourcesPerNode"] == {"requests": resources, "limits": resources}
+    env = {each["name"]: each.get("value") or each["valueFrom"]["secretKeyRef"] for each in trainer["env"]}
+    assert env["AWS_SECRET_ACCESS_KEY"] == {"name": "bucket", "key": "secret"}
+    assert env["MLFLOW_TRACKING_URI"] == {"name": "mlflow", "key": "uri", "optional": True}
+    assert env["AWS_DEFAULT_REGION"] == "eu-central-1"
+    assert env["OMP_NUM_THREADS"] == "2"
+    (patch,) = spec["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["name"] == "node"
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "grpo"}
+    given = [{key: value for key, value in taint.items() if value} for taint in TAINTS[:2]]
+    assert pod["tolerations"] == given
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert {volume["name"]: volume for volume in pod["volumes"]} == {
+        "state": {"name": "state", "persistentVolumeClaim": {"claimName": "big-disk"}},
+        "scratch": {"name": "scratch", "emptyDir": {"sizeLimit": "20Gi"}},
+        "shared-memory": {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "500Mi"}},
+    }
+    (container,) = pod["containers"]
+    assert set(container) == {"name", "securityContext", "volumeMounts"}, "Trainer refuses variables here"
+    assert container["name"] == "node"
+    assert container["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["runAsUser"] == 10001
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"state": "/checkpoints", "scratch": "/tmp", "shared-memory": "/dev/shm"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"checkpoints": None}, "steps.grpo.nodes in the cluster file is 3, and checkpoints is null"),
+        ({}, "steps.grpo.nodes in the cluster file is 3, and launcher.config is set"),
+    ],
+)
+def test_nodes_need_a_shared_volume_and_torchrun(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    def several(raw: dict[str, Any]) -> None:
+        nodes_of_grpo(raw)
+        raw["cluster"] |= change
+        if not change:
+            raw["launcher"]["config"] = "accelerate.yaml"
+
+    with pytest.raises(ConcordError, match=expected):
+        compiled(tmp_path, several)
+
+
 def test_more_ranks_than_accelerators_are_refused(tmp_path: Path) -> None:
     def change(raw: dict[str, Any]) -> None:
         raw["launcher"]["num_processes"] = 4

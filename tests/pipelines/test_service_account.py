@@ -1,4 +1,4 @@
-"""pipelines/service-account.yaml: valid objects of Kubernetes' API, with the rights of the launcher and no more."""
+"""The accounts and roles for the cluster: valid objects of the API, with the rights that are used and no more."""
 
 import json
 import re
@@ -82,3 +82,25 @@ def test_its_secret_is_the_artifact_store_s() -> None:
     credentials = yaml.safe_load(launcher["data"]["providers"])["s3"]["default"]["credentials"]
     assert may("get", "secrets", credentials["secretRef"]["secretName"])
     assert credentials["secretRef"]["secretName"] in {secret["name"] for secret in RAW_CLUSTER["secrets"]}
+
+
+TRAIN_JOBS: list[dict[str, Any]] = list(
+    yaml.safe_load_all((ROOT / "pipelines" / "train-jobs.yaml").read_text(encoding="utf-8"))
+)
+
+
+@pytest.mark.parametrize("item", TRAIN_JOBS, ids=lambda item: item["kind"])
+def test_object_for_train_jobs_has_only_fields_of_its_kind(item: dict[str, Any]) -> None:
+    api = client.ApiClient()
+    assert api.sanitize_for_serialization(api.deserialize(Answer(json.dumps(item)), KINDS[item["kind"]])) == item
+
+
+def test_a_head_may_do_what_it_does_and_no_more() -> None:
+    """tests/e2e/test_nodes.py: its server answers these requests only."""
+    role, binding = TRAIN_JOBS
+    rights = {(verb, kind) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
+    trainjobs = {(verb, "trainjobs") for verb in ("create", "get", "delete")}
+    assert rights == {*trainjobs, ("list", "pods"), ("get", "pods/log")}
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    accounts = {subject["name"] for subject in binding["subjects"]}
+    assert accounts == {"pipeline-runner", BY_KIND["ServiceAccount"]["metadata"]["name"]}

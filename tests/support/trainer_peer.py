@@ -11,13 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import psutil
 
 from tests.support.repository import ROOT
 
@@ -39,6 +41,13 @@ class NodePod:
     def phase(self) -> str:
         code = self.process.poll()
         return "Running" if code is None else "Failed" if code else "Succeeded"
+
+    def kill(self) -> None:
+        """Ends it at once, as the loss of its machine does."""
+        with suppress(psutil.NoSuchProcess):
+            for one in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
+                one.kill()
+        self.process.kill()
 
     def to_json(self, job: str) -> Any:
         phase, code = self.phase(), self.process.poll()
@@ -133,7 +142,7 @@ class Trainer:
     def control(self, name: str) -> None:
         """Replaces pods that fail, and sets the TrainJob's condition when it has ended."""
         failures = 0
-        while name in self.jobs:
+        while "status" not in self.jobs.get(name, {"status": "deleted"}):
             newest = {pod.index: pod for pod in self.pods[name]}
             if all(pod.phase() == "Succeeded" for pod in newest.values()):
                 self.condition(name, "Complete", "jobset completed successfully")
@@ -165,24 +174,49 @@ class Trainer:
         )
 
 
-def as_processes(environment: dict[str, str]) -> Launch:
-    """Starts nodes as processes of this machine, with these variables in place of the secrets that a TrainJob names."""
+def as_processes(environment: dict[str, str], program: Sequence[str] = ("-m", "components")) -> Launch:
+    """Starts nodes as processes of this machine.
+
+    Args:
+        environment: variables in place of the secrets that a TrainJob names.
+        program: what a TrainJob's `-m components` is.
+    """
 
     def launch(trainer: Any, variables: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
         given = {each["name"]: each["value"] for each in trainer["env"] if "value" in each}
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "CONCORD_"))}
         env = {**outside, **given, **variables, "PET_MASTER_ADDR": "127.0.0.1", **environment}
-        assert trainer["command"][0] == "torchrun"
-        command = [sys.executable, "-m", "torch.distributed.run", *trainer["command"][1:], *trainer["args"]]
+        assert trainer["command"] == ["torchrun", "-m", "components"]
+        command = [sys.executable, "-m", "torch.distributed.run", *program, *trainer["args"]]
         with open(log, "wb") as file:
             return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
 
     return launch
 
 
+def as_containers(*options: str) -> Launch:
+    """Starts nodes as containers with the image, command and arguments of the TrainJob, and these options of Docker.
+
+    Each has the name that Kubernetes' DNS gives it. Its process is Docker's client.
+    """
+
+    def launch(trainer: Any, variables: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+        name = variables["PET_MASTER_ADDR"].replace("-node-0-0.", f"-node-0-{variables['PET_NODE_RANK']}.")
+        given = {each["name"]: each["value"] for each in trainer["env"] if "value" in each}
+        env = [word for item in {**given, **variables}.items() for word in ("-e", "=".join(item))]
+        command = ["docker", "run", "--rm", "--name", log.stem, "--network-alias", name, *options, *env]
+        entry, *words = [*trainer["command"], *trainer["args"]]
+        with open(log, "wb") as file:
+            return subprocess.Popen(
+                [*command, "--entrypoint", entry, trainer["image"], *words], stdout=file, stderr=subprocess.STDOUT
+            )
+
+    return launch
+
+
 @contextmanager
-def serving(trainer: Trainer) -> Iterator[Trainer]:
-    """Serves on a free port of this machine; ends all nodes at the end."""
+def serving(trainer: Trainer, address: str = "127.0.0.1") -> Iterator[Trainer]:
+    """Serves on a free port of this machine's address; ends all nodes at the end."""
 
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
@@ -221,7 +255,7 @@ def serving(trainer: Trainer) -> Iterator[Trainer]:
         def log_message(self, format: str, *args: Any) -> None:
             """Logs nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -232,7 +266,7 @@ def serving(trainer: Trainer) -> Iterator[Trainer]:
         for name in list(trainer.jobs):
             trainer.end(name)
         for pod in [pod for pods in trainer.pods.values() for pod in pods]:
-            pod.process.kill()
+            pod.kill()
             pod.process.wait()
         server.shutdown()
         server.server_close()

@@ -172,6 +172,8 @@ def _has_ended(job: TrainJob, folder: NodeFolder, there: Any) -> bool:
     if message := folder.failure:
         job.delete()
         raise ConcordError(message)
+    if folder.is_abandoned():
+        raise RetryableError(f"TrainJob {job.name} ended, since the lease in {folder.path} was not renewed.")
     if there is None:
         raise RetryableError(f"TrainJob {job.name} was deleted by somebody. Another one resumes from the checkpoint.")
     end = ended(there)

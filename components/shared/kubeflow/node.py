@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from components.console import console
 from components.errors import ConcordError, RetryableError
-from components.launcher import rank
+from components.launcher import ECHO_SECONDS, rank
 from components.shared.io.secrets import masked
 from components.shared.io.transient import is_transient
 from components.shared.kubeflow.names import NODE_FOLDER, RUN_ID
@@ -59,8 +60,8 @@ def run_on_node(folder: NodeFolder, work: Callable[[], int]) -> int:
     """
     if folder.is_abandoned():
         return 0
-    if rank() == 0:
-        threading.Thread(target=_stop_without_head, args=(folder,), daemon=True, name="lease-watch").start()
+    watch = _stop_without_head if rank() == 0 else _end_with_rank_0
+    threading.Thread(target=watch, args=(folder,), daemon=True, name="lease-watch").start()
     try:
         return work()
     except KeyboardInterrupt:
@@ -68,6 +69,7 @@ def run_on_node(folder: NodeFolder, work: Callable[[], int]) -> int:
             raise
         if rank() == 0:
             console.print("the step's pod does not come back; a new run resumes from here")
+            folder.leave()
         return 0
     except Exception as error:
         if _is_final(error):
@@ -79,6 +81,13 @@ def _stop_without_head(folder: NodeFolder) -> None:
     folder.wait_for_lost_head()
     folder.abandon()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_with_rank_0(folder: NodeFolder) -> None:
+    """Ends this rank where it still waits for rank 0, as before the first training step."""
+    folder.wait_for_rank_0()
+    time.sleep(ECHO_SECONDS)
+    os._exit(0)
 
 
 def _is_final(error: Exception) -> bool:

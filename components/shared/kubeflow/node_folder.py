@@ -24,7 +24,7 @@ from components.shared.tracking.hashes import Content, dvc_content
 if TYPE_CHECKING:
     from components.shared.tracking.lineage import Lineage
 
-RENEW_SECONDS = 30.0
+RENEW_SECONDS = 5.0
 LEASE_SECONDS = 600.0  # a head whose pod is lost must be replaced in this time
 
 
@@ -111,7 +111,7 @@ class NodeFolder:
             with suppress(OSError):
                 if (now := self._lease.read_text(encoding="ascii")) != content:
                     content, changed = now, time.monotonic()
-            time.sleep(min(seconds / 10, RENEW_SECONDS / 3))
+            time.sleep(RENEW_SECONDS / 5)
 
     @property
     def _lease(self) -> Path:
@@ -124,6 +124,15 @@ class NodeFolder:
     def is_abandoned(self) -> bool:
         """Whether the nodes end, or have ended, without a result."""
         return self._abandoned.exists()
+
+    def leave(self) -> None:
+        """Notes that rank 0 has ended without a result."""
+        self._left.touch()
+
+    def wait_for_rank_0(self) -> None:
+        """Returns when rank 0 has ended without a result."""
+        while not self._left.exists():
+            time.sleep(RENEW_SECONDS)
 
     def fail(self, message: str) -> None:
         """Notes an error that another try would not change."""
@@ -152,7 +161,7 @@ class NodeFolder:
 
     def begin(self) -> None:
         """Removes what an earlier TrainJob reported; its inputs stay."""
-        for file in (self._abandoned, self._failure, self._result):
+        for file in (self._abandoned, self._left, self._failure, self._result):
             file.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -162,6 +171,10 @@ class NodeFolder:
     @property
     def _abandoned(self) -> Path:
         return self.path / "abandoned"
+
+    @property
+    def _left(self) -> Path:
+        return self.path / "left"
 
     @property
     def _failure(self) -> Path:
