@@ -65,7 +65,7 @@ def test_grpo_on_two_nodes_is_published_by_its_head(image: str, network: str, tm
         words += ["--executor-input", json.dumps(executor_input)]
         mounts = {tmp_path / "params.yaml": "params.yaml", ingest: "ingest", tmp_path / "sft": "sft", config: "kube"}
         options = [word for path, name in mounts.items() for word in ("-v", f"{path}:/run/{name}:ro")]
-        options += "--add-host host.docker.internal:host-gateway -e KUBECONFIG=/run/kube".split()
+        options += ["--add-host", "host.docker.internal:host-gateway", "-e", "KUBECONFIG=/run/kube"]
         options += ["-v", f"{pod}:/pod"]
         options += ["-e", f"{TRAIN_JOB}={train_job(tmp_path, image)}", "-e", "KFP_RUN_ID=run-1"]
         command = ["docker", "run", "--rm", *here, *options, image, "python", "-m", "components", *words]

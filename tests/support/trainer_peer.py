@@ -205,7 +205,7 @@ def as_containers(*options: str) -> Launch:
         given = {each["name"]: each["value"] for each in trainer["env"] if "value" in each}
         env = [word for item in {**given, **variables}.items() for word in ("-e", "=".join(item))]
         command = ["docker", "run", "--rm", "--name", log.stem, "--network-alias", name, *options, *env]
-        entry, *words = [*trainer["command"], *trainer["args"]]
+        entry, *words = map(str, [*trainer["command"], *trainer["args"]])
         with open(log, "wb") as file:
             return subprocess.Popen(
                 [*command, "--entrypoint", entry, trainer["image"], *words], stdout=file, stderr=subprocess.STDOUT
