@@ -52,7 +52,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
     set_seed(grpo.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
     lineage = compute_lineage(STEPS["grpo"], settings, {"ingest": ingest, "sft": sft})
-    checkpoints = state_folder(state, lineage, world_size)
+    checkpoints = state_folder(state, lineage)
     with node_cache() as cache:
         rows = training_rows(ingest, cache)
         numbers = TaskNumbers.of(processor, settings.task, np.asarray(rows["target"][:]))

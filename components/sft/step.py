@@ -45,7 +45,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
     world_size = ranks().num_processes
     lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
-    checkpoints = state_folder(state, lineage, world_size)
+    checkpoints = state_folder(state, lineage)
     with node_cache() as cache:
         arguments = training_arguments(
             settings.sft, settings.model, checkpoints, world_size, settings.launcher.loader_workers

@@ -43,6 +43,12 @@ EXACT = {
     "warmup_steps": 0, "eval_rows": 7, "balance": 0.5, "recent": {"inputs": 20, "steps": 4},
 }  # fmt: skip
 
+# Long enough that a signal after the first checkpoint arrives before the end.
+LONG: dict[str, dict[str, Any]] = {
+    "sft": {**SFT, "max_steps": 40, "patience": 99},
+    "grpo": {**EXACT, "steps": 40, "checkpoint_every": 4},
+}
+
 
 @pytest.fixture(scope="module")
 def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -155,6 +161,54 @@ def test_exact_grpo_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, warm: 
     ]
     assert kept[0] == kept[1]
     assert "Warning" not in pair.log()
+
+
+@pytest.mark.parametrize("step", ["sft", "grpo"])
+def test_another_number_of_ranks_resumes_from_the_same_state(step: str, ingest: Path, warm: Path, place: Any) -> None:
+    """One rank begins, two resume until a signal stops them between two scheduled checkpoints, one rank finishes."""
+    alone, moved = place("alone", **LONG), place("moved", **LONG, launcher=PAIR)
+    train_here(alone, step, ingest, warm)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(moved, step, ingest, warm, stop_after=8)
+    first = moved.sealed(step)[-1]
+    assert first in (4, 8)
+
+    shutil.copytree(warm, moved.folder / "sft", dirs_exist_ok=True)
+    process = begin(moved, step)
+    while process.poll() is None and moved.sealed(step)[-1] == first:
+        time.sleep(0.002)
+    process.terminate()
+    assert process.wait(timeout=120) == 143, moved.log()
+    assert f"resuming from step {first} on another number of ranks: 2 instead of 1" in " ".join(moved.log().split())
+    second = moved.sealed(step)[-1]
+    assert first < second < 40
+
+    resumed = train_here(moved, step, ingest, warm)
+    assert second < resumed.points[0][0]
+    ends_alike(alone, moved, step)
+
+
+def train_here(place: Place, step: str, ingest: Path, warm: Path, stop_after: int | None = None) -> Curves:
+    """Runs the step in this process, as one rank, in the place's folder and with its training state."""
+    settings, curves = write_params(place.folder / "alone.yaml", **LONG), Curves(stop_after)
+    out, state = place.folder / step, place.folder / "state" / step
+    if step == "sft":
+        sft_run(settings, curves, ingest=ingest, validate=ingest, out=out, state=state)  # type: ignore[arg-type]
+    else:
+        grpo_run(settings, curves, ingest=ingest, sft=warm, out=out, state=state)  # type: ignore[arg-type]
+    return curves
+
+
+def ends_alike(alone: Place, moved: Place, step: str) -> None:
+    """The same weights after the last step, and the same curve, up to rounding, which 40 steps of Adam let grow."""
+    last = "state/*/*/checkpoint-40/model.safetensors"
+    one, other = (load_file(next(place.folder.glob(last))) for place in (alone, moved))
+    for name, weights in one.items():
+        assert torch.allclose(other[name], weights, rtol=0, atol=1e-4), name
+    expected, found = curve(alone.folder / step), curve(moved.folder / step)
+    assert list(found) == list(expected)
+    for number, figures in expected.items():
+        assert found[number] == pytest.approx(figures, rel=1e-2, abs=1e-4), number
 
 
 def test_grpo_killed_in_three_ways_ends_in_the_same_bytes(warm: Path, place: Any, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Checkpoints that survive a kill: only complete ones count, and a resumed run ends in the same bytes as an
-uninterrupted one."""
+"""Checkpoints that survive a kill: only complete ones count, and on the same number of ranks a resumed run ends in the
+same bytes as an uninterrupted one."""
 
 import json
 import math
@@ -8,42 +8,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from components.console import console
 from components.errors import ConcordError
 from components.shared.io.atomic import flush_tree, write_json
 from components.shared.io.disk_full import disk_full_errors
 from components.shared.io.stop import Stopped, finishing
 from components.shared.tracking.lineage import Lineage
+from components.shared.training.rank_states import RankStates
 from components.shared.training.ranks import agreed, ranks
-from components.shared.training.trainer_hooks import TrainerHooks
 
 SEAL = "whole"  # the file that marks a checkpoint as complete
-WINDOW = "window_{}.json"  # of each rank: what was averaged since the last log entry
 KEPT = 2  # checkpoints
 
 
-def state_folder(state: Path, lineage: Lineage, world_size: int = 1) -> Path:
+def state_folder(state: Path, lineage: Lineage) -> Path:
     """Creates the folder for the training state of these settings, inputs, code and libraries.
 
-    It is `state`/`Lineage.state_name`, so that a training does not resume from what another one left. Several ranks use
-    `NAME-2-ranks`, since each rank has random states of its own: only a run with as many ranks can resume from it.
+    It is `state`/`Lineage.state_name`, so that a training does not resume from what another one left. It is the same
+    for any number of ranks, see `RankStates`.
 
     Args:
         state: holds the folders of all runs.
         lineage: what decides the training.
-        world_size: number of ranks.
     """
-    name = lineage.state_name
-    folder = state / (name if world_size == 1 else f"{name}-{world_size}-ranks")
-    others = [path for path in state.glob(f"{name}*") if path != folder and _checkpoints(path)]
-    if others and not _checkpoints(folder) and ranks().is_main_process:
-        console.print(
-            f"{others[0]} holds the training state of another number of ranks; with {world_size} this run starts from "
-            "the beginning. Set launcher.num_processes back to resume from there."
-        )
+    folder = state / lineage.state_name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -103,7 +92,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-class SealedCheckpoints(TrainerHooks):
+class SealedCheckpoints(RankStates):
     """Mixin for a Trainer whose training can be killed and resumed.
 
     - It seals each checkpoint once it is written, and only then drops an older one; transformers drops first.
@@ -153,25 +142,6 @@ class SealedCheckpoints(TrainerHooks):
             self._save_checkpoint(model, trial)
         if number:
             raise Stopped(number)
-
-    def _save_window(self, checkpoint: Path) -> None:
-        """Saves what was averaged since the last log entry, each rank its own, if there is anything."""
-        if self.state.global_step > self._globalstep_last_logged:
-            window = {
-                "since": self._globalstep_last_logged,
-                "loss": self._tr_loss.item(),
-                "metrics": getattr(self, "_metrics", {}),
-            }
-            write_json(checkpoint / WINDOW.format(ranks().process_index), window)
-
-    def _load_window(self, checkpoint: Path) -> None:
-        file = checkpoint / WINDOW.format(ranks().process_index)
-        if file.exists():
-            window = json.loads(file.read_text(encoding="utf-8"))
-            self._globalstep_last_logged = window["since"]
-            self._tr_loss = torch.tensor(window["loss"], device=self.args.device)
-            for mode, figures in window["metrics"].items():
-                getattr(self, "_metrics")[mode].update(figures)  # noqa: B009 (not every trainer has them)
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()

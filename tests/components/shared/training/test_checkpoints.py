@@ -148,18 +148,3 @@ def test_trainings_that_differ_in_an_unread_input_share_folder_and_lock(
         names |= {whole.state_name, compute_lineage(STEPS["sft"], settings, inputs).state_name}
         names.add(state_folder(tmp_path / "state", whole).name)
     assert len(names) == 1
-
-
-def test_another_number_of_ranks_starts_from_the_beginning_and_reports_it(
-    settings: Settings, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lineage = compute_lineage(STEPS["sft"], settings, inputs)
-    single = state_folder(tmp_path / "state", lineage)
-    checkpoint(single, 10)
-    assert state_folder(tmp_path / "state", lineage) == single
-    assert capsys.readouterr().err == ""
-    pair = state_folder(tmp_path / "state", lineage, 2)
-    assert pair != single
-    assert last_complete(pair) is None
-    message = "".join(capsys.readouterr().err.split())
-    assert f"{single}holdsthetrainingstateofanothernumberofranks;with2thisrunstartsfromthebeginning" in message
