@@ -35,6 +35,7 @@ from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.ranks import weights_are_sharded
+from components.shared.training.unused_parameters import look_for_unused
 from components.shared.training.validation import TaskNumbers, ValidatesDistributions
 
 Batch = dict[str, Any]
@@ -57,7 +58,6 @@ def exact_arguments(
         raise uneven(grpo, f"{grpo.prompts} prompts", world_size)
     return TrainingArguments(
         per_device_train_batch_size=inputs_at_once(grpo, world_size),
-        ddp_find_unused_parameters=True,  # as TRL does: LLaVA's vision tower has layers without a use
         **common_arguments(grpo, settings, folder, validated),
     )
 
@@ -119,6 +119,7 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         self._objective = ExactObjective(settings, numbers, lambda: recent_anchors(self))
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self.unshared_reason = self._unshared_reason()
+        look_for_unused(self)
 
     def follow(self, track: StepRun | None) -> None:
         """Sends the training curves to the tracker and shows progress, in place of transformers' printed lines."""

@@ -46,6 +46,7 @@ from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.ranks import weights_are_sharded
+from components.shared.training.unused_parameters import look_for_unused
 from components.shared.training.validation import ValidatesDistributions
 
 
@@ -113,6 +114,7 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
         self.unshared_reason = self._unshared_reason()
         self.shares_prefix = self.unshared_reason is None
         self.sampling_unshared_reason = UNSHARED_REASON if self.use_vllm else None
+        look_for_unused(self)
 
     def follow(self, track: StepRun | None) -> None:
         """Sends the training curves to the tracker and shows progress, in place of transformers' printed lines."""

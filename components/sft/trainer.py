@@ -29,6 +29,7 @@ from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.presentations import presentations, training_rows
 from components.shared.training.ranks import divided_among_ranks
+from components.shared.training.unused_parameters import look_for_unused
 
 IGNORED = -100  # label of a token without a loss
 
@@ -153,6 +154,7 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         self._settings, self._ingest = settings, ingest
         self.checkpoint_seconds = 60 * settings.launcher.checkpoint_minutes
         self.add_callback(PatienceOnceSkilled(early_stopping_patience=settings.sft.patience))
+        look_for_unused(self)
 
     def follow(self, track: StepRun | None) -> None:
         """Logs the training curves to the tracker."""

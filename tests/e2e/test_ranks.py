@@ -27,7 +27,7 @@ from components.shared.model.loading import base_model, load
 from components.shared.model.prompts import max_answer_tokens
 from components.shared.rows.rows import read_rows, slice_rows
 from tests.e2e.test_kill import Place
-from tests.support.gauge_world import Curves, curve, ingested, write_params
+from tests.support.gauge_world import LORA, Curves, curve, ingested, write_params
 from tests.support.rank_validation import COUNTS
 from tests.support.raw_folder import content
 
@@ -103,17 +103,20 @@ def runs(place: Place) -> list[tuple[str, str, str]]:
         return database.execute(query).fetchall()
 
 
-def test_sft_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, place: Any) -> None:
-    alone, pair = place("alone", sft=SFT), place("pair", sft=SFT, launcher=PAIR)
-    settings = write_params(alone.params, sft=SFT)
+@pytest.mark.parametrize("model", [{}, {"lora": LORA | {"dropout": 0.0}}], ids=["all weights", "adapters"])
+def test_sft_on_two_ranks_ends_in_the_weights_of_one(model: dict[str, Any], ingest: Path, place: Any) -> None:
+    alone, pair = place("alone", sft=SFT, model=model), place("pair", sft=SFT, model=model, launcher=PAIR)
+    settings = write_params(alone.params, sft=SFT, model=model)
     out = alone.folder / "sft"
     sft_run(settings, Curves(), ingest=ingest, validate=ingest, out=out, state=alone.folder / "state")  # type: ignore[arg-type]
     pair.finish(begin(pair, "sft"))
 
-    begun = base_model(settings, ingest)[0].state_dict()
-    one, two = (load_file(done.folder / "sft" / "model.safetensors") for done in (alone, pair))
+    trained = "adapter/adapter_model.safetensors" if model else "model.safetensors"
+    one, two = (load_file(done.folder / "sft" / trained) for done in (alone, pair))
     assert one.keys() == two.keys()
-    assert max((one[name] - begun[name]).abs().max() for name in one) > 1e-3
+    begun = base_model(settings, ingest)[0].state_dict()
+    # An adapter's second factor begins as zeros.
+    assert max((one[name] - begun.get(name, 0)).abs().max() for name in one if "lora_A" not in name) > 1e-3
     for name, weights in one.items():
         assert torch.allclose(two[name], weights, rtol=0, atol=1e-5), name
     assert content(out).keys() | {"libraries.json"} == content(pair.folder / "sft").keys()  # which the runner writes

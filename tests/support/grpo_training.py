@@ -17,7 +17,7 @@ from transformers import (
 
 from components.grpo.exact_trainer import ExactTrainer, exact_arguments
 from components.grpo.trainer import BatchRewardTrainer, training_arguments
-from components.settings import Settings, load_settings
+from components.settings import Lora, Settings, load_settings
 from components.shared.model.loading import load, save, weights_dtype
 from components.shared.model.lora import trainable
 from components.shared.model.prompts import prompt
@@ -26,6 +26,7 @@ from components.shared.training.validation import TaskNumbers
 from tests.support.gauge_world import QUESTIONS, ROOT
 from tests.support.raw_folder import PUBLISHED
 
+ADAPTER = Lora(r=4, alpha=8, dropout=0.0, targets="all-linear")
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -1,6 +1,6 @@
 """Run on every rank by test_ranks.py: rewards and gradients of a step on scripted answers, and of the exact estimators.
 
-torchrun --nproc-per-node 2 -m tests.support.rank_training WARM OUT
+torchrun --nproc-per-node 2 -m tests.support.rank_training WARM LLAVA OUT
 """
 
 import sys
@@ -17,6 +17,7 @@ from components.shared.model.prompts import prompt
 from components.shared.training.ranks import ranks
 from tests.support.gauge_world import QUESTIONS
 from tests.support.grpo_training import (
+    ADAPTER,
     GradientRecorder,
     ScriptedAnswers,
     make_exact_trainer,
@@ -31,6 +32,7 @@ _RECENT = Recent(inputs=30, steps=5)
 EXACT: dict[str, dict[str, Any]] = {
     "means": {"estimator": "means", "reward": "ccc", "balance": 0.5, "recent": _RECENT},
     "crps": {"estimator": "means", "reward": "crps", "balance": 0.5},
+    "adapters": {"estimator": "means", "reward": "crps", "balance": 0.5},
     "policy": {"estimator": "policy", "reward": "ccc", "advantage": "batch", "recent": _RECENT},
 }
 ACCUMULATIONS = (1, 4)
@@ -47,6 +49,11 @@ def answer(target: float, copy: int) -> str:
     return f"<answer> {min(int(target) + 3 * copy, 99)} </answer>"
 
 
+def searches(trainer: Any) -> bool:
+    """Whether DDP looks for unused parameters in each step. torchrun wraps one rank in DDP too."""
+    return bool(trainer.model_wrapped.find_unused_parameters)
+
+
 def exact_gradients(warm: Path, folder: Path) -> dict[tuple[str, int], Any]:
     """Gradients and rewards of two optimizer steps of each exact estimator, by its name and the micro-batches."""
     found = {}
@@ -54,17 +61,34 @@ def exact_gradients(warm: Path, folder: Path) -> dict[tuple[str, int], Any]:
         for accumulation in ACCUMULATIONS:
             # The learning rate is 0 in the first of the warm-up steps: both steps have the same weights.
             chosen = small_settings(**grpo, prompts=EXACT_PROMPTS, steps=2, accumulation=accumulation)
+            chosen = chosen.model_copy(
+                update={"model": chosen.model.model_copy(update={"lora": ADAPTER if name == "adapters" else None})}
+            )
             trainer = make_exact_trainer(warm, chosen, folder, ranks().num_processes)
             recorder = GradientRecorder(trainer)
             trainer.args.save_strategy = SaveStrategy.NO
             trainer.train()
             rewards = [line[f"reward/{chosen.grpo.reward}"] for line in trainer.state.log_history[:2]]
-            shared = trainer.unshared_reason is None
-            found[name, accumulation] = {"gradients": recorder.steps, "rewards": rewards, "shared": shared}
+            found[name, accumulation] = {
+                "gradients": recorder.steps,
+                "rewards": rewards,
+                "shared": trainer.unshared_reason is None,
+                "searches": searches(trainer),
+            }
     return found
 
 
-def main(warm: str, out: str) -> None:
+def llava_gradients(llava: Path, folder: Path) -> dict[str, Any]:
+    """Gradients of a model whose vision tower ends in layers without a use."""
+    chosen = small_settings(**EXACT["crps"], prompts=EXACT_PROMPTS, steps=1)
+    trainer = make_exact_trainer(llava, chosen, folder, ranks().num_processes)
+    recorder = GradientRecorder(trainer)
+    trainer.args.save_strategy = SaveStrategy.NO
+    trainer.train()
+    return {"gradients": recorder.steps[0], "searches": searches(trainer)}
+
+
+def main(warm: str, llava: str, out: str) -> None:
     from datasets import Dataset
 
     state, chosen = ranks(), settings()
@@ -108,7 +132,9 @@ def main(warm: str, out: str) -> None:
         "advantages": batch["advantages"],
         "gradients": gradients,
         "shared": trainer.shares_prefix,
+        "searches": searches(trainer),
         "exact": exact_gradients(Path(warm), Path(out) / "state"),
+        "llava": llava_gradients(Path(llava), Path(out) / "state"),
     }
     torch.save(results, Path(out) / f"rank-{state.process_index}.pt")
     state.wait_for_everyone()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.grpo_training import assert_near, save_tiny
+from tests.support.grpo_training import assert_near, save_llava, save_tiny
 from tests.support.rank_training import ACCUMULATIONS, EXACT, GENERATIONS, PROMPTS, settings
 
 ROOT = Path(__file__).parents[3]
@@ -20,12 +20,13 @@ Results = dict[int, list[dict[str, Any]]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each rank computed, by the number of ranks."""
     warm = save_tiny(settings(), tmp_path_factory.mktemp("warm"))
+    llava = save_llava(tmp_path_factory.mktemp("llava"), settings())
     results = {}
     for ranks in (1, 2, 3):
         out = tmp_path_factory.mktemp(f"ranks-{ranks}")
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         completed = subprocess.run(
-            [*launch, "-m", "tests.support.rank_training", str(warm), str(out)],
+            [*launch, "-m", "tests.support.rank_training", str(warm), str(llava), str(out)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -68,3 +69,13 @@ def test_exact_gradients_depend_neither_on_the_world_size_nor_on_micro_batches(c
                 assert found["rewards"] == pytest.approx(single["rewards"], abs=1e-6)
                 for gradients, expected in zip(found["gradients"], single["gradients"], strict=True):
                     assert_near(gradients, expected)
+
+
+def test_ddp_looks_for_unused_parameters_only_where_there_are_some(results: Results) -> None:
+    """LLaVA's vision tower has a last norm that it does not use; the other models use all that is trained."""
+    for ranks in results.values():
+        for rank in ranks:
+            assert not rank["searches"]
+            assert not any(found["searches"] for found in rank["exact"].values())
+            assert rank["llava"]["searches"]
+            assert_near(rank["llava"]["gradients"], results[1][0]["llava"]["gradients"])
