@@ -305,11 +305,20 @@ class Launcher(Strict):
     """How the training steps are started. It cannot change a result."""
 
     num_processes: Positive = Field(description="ranks; if above 1, a training step starts them itself")
+    sharding: Literal["none", "full"] = Field(
+        description="full: weights, gradients and optimizer are divided over the ranks (FSDP); none: each has all (DDP)"
+    )
     config: LocalPath | None = Field(
-        description="an accelerate config file (FSDP, DeepSpeed); null: DDP on this machine"
+        description="an accelerate config file (DeepSpeed, other FSDP); null: as `sharding` says, on this machine"
     )
     loader_workers: int = Field(ge=0, description="processes per rank that prepare batches; 0: the rank itself")
     checkpoint_minutes: float = Field(gt=0, description="longest time without a checkpoint, in which a kill loses work")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Launcher":
+        if self.sharding != "none" and self.config is not None:
+            raise ValueError(f"sharding: {self.sharding} and config: {self.config} both divide the weights; set one")
+        return self
 
 
 class Augment(Strict):
@@ -519,6 +528,21 @@ class Settings(Strict):
         if self.registry.model is None and not is_model_name(self.experiment):
             message = f"experiment: {self.experiment!r} cannot name the registered model, {_MODEL_NAME_RULE}."
             raise ValueError(f"{message} Change it, or set register.model")
+        return self
+
+    @model_validator(mode="after")
+    def _shardable(self) -> "Settings":
+        if self.launcher.sharding == "none":
+            return self
+        for key, asked, reason in (
+            ("model.lora", self.model.lora, "is for training all weights; an adapter needs little memory"),
+            ("model.compile", self.model.compile, "does not go together with compiled models"),
+            ("grpo.vllm", self.grpo.vllm, "gathers the weights in pieces, and vLLM needs all of them"),
+        ):
+            if asked:
+                raise ValueError(
+                    f"launcher.sharding: {self.launcher.sharding} {reason}. Set it to none, or switch {key} off"
+                )
         return self
 
     def reader(self, balance: float | None = None) -> Reader:

@@ -6,6 +6,7 @@ from typing import Any
 from components.errors import ConcordError
 from components.settings import Grpo, Settings
 from components.shared.model.device import on_accelerator
+from components.shared.training.sharding import sharding_arguments
 from components.shared.training.validation import validation_arguments
 
 # Beside the progress bar, where they are logged.
@@ -53,6 +54,7 @@ def common_arguments(grpo: Grpo, settings: Settings, folder: Path, validated: bo
         "gradient_checkpointing": grpo.gradient_checkpointing,
         "remove_unused_columns": False,
         "dataloader_num_workers": settings.launcher.loader_workers,
+        **sharding_arguments(settings.launcher),
         **(validation_arguments(grpo.checkpoint_every) if validated else {}),
     }
 

@@ -34,7 +34,8 @@ from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
-from components.shared.training.ranks import weights_are_sharded
+from components.shared.training.ranks import gathers_whole_passes
+from components.shared.training.sharding import ShardedWeights, drop_gathered, shard
 from components.shared.training.unused_parameters import look_for_unused
 from components.shared.training.validation import TaskNumbers, ValidatesDistributions
 
@@ -90,7 +91,7 @@ class Step:
     slopes: list[Tensor]
 
 
-class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Trainer):
+class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, ShardedWeights, Trainer):
     """Trains the expected reward of all numbers: by their means, or by the policy gradient in closed form.
 
     Attributes:
@@ -114,6 +115,8 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         super().__init__(data_collator=PromptCollator(kwargs["processing_class"]), **kwargs)
         if self._reference is not None:
             self._reference.to(self.args.device)
+            if self.accelerator.is_fsdp2:
+                shard(self, self._reference)
         if grpo.recent:
             self.add_callback(RecentAnchors(grpo.recent.inputs, grpo.recent.steps))
         self._objective = ExactObjective(settings, numbers, lambda: recent_anchors(self))
@@ -189,7 +192,9 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         """Log-probabilities `(A, U, N)` of the warm start; draws no random numbers."""
         if self._reference is not None:
             with inference(self._reference):
-                return torch.stack([self._log_probs(self._reference, batch) for batch in batches]).double()
+                found = torch.stack([self._log_probs(self._reference, batch) for batch in batches]).double()
+            drop_gathered(self._reference)
+            return found
         with inference(model), use_adapter(self.accelerator.unwrap_model(model), REFERENCE):
             return torch.stack([self._log_probs(model, batch) for batch in batches]).double()
 
@@ -217,8 +222,8 @@ class ExactTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, Tra
         return found
 
     def _unshared_reason(self) -> str | None:
-        if weights_are_sharded(self):
-            return "FSDP and DeepSpeed gather the weights for whole forward passes, the LM head included"
+        if gathers_whole_passes(self):
+            return "FSDP 1 and DeepSpeed gather the weights for whole forward passes, the LM head included"
         return why_one_by_one(self.accelerator.unwrap_model(self.model))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:

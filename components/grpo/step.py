@@ -25,6 +25,7 @@ from components.shared.training.curves import write_results
 from components.shared.training.presentations import presentations, training_rows
 from components.shared.training.ranks import model_on_main_rank, node_cache, ranks, shards_weights
 from components.shared.training.readable import check_readable
+from components.shared.training.sharding import check_sharding
 from components.shared.training.validation import TaskNumbers, Validation, kept_figures
 from components.steps import STEPS
 
@@ -45,6 +46,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, sft: Path, o
             teach anything, see `check_signal`; then the checkpoints stay.
     """
     grpo = settings.grpo
+    check_sharding(settings.launcher)
     dtype = weights_dtype(settings.model)
     model, processor = load(sft, settings.model, weights=dtype)
     reference = warm_start_answers(sft, ingest)  # before hours of training, in case it has none

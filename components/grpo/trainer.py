@@ -45,7 +45,8 @@ from components.shared.tracking.step_run import StepRun
 from components.shared.training.checkpoints import SealedCheckpoints
 from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
-from components.shared.training.ranks import weights_are_sharded
+from components.shared.training.ranks import gathers_whole_passes
+from components.shared.training.sharding import ShardedWeights, gathered
 from components.shared.training.unused_parameters import look_for_unused
 from components.shared.training.validation import ValidatesDistributions
 
@@ -79,7 +80,7 @@ def training_arguments(
     )
 
 
-class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, GRPOTrainer):
+class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoints, ShardedWeights, GRPOTrainer):
     """GRPO whose reward compares the whole batch: `ccc`, or `mae`, `mse`, `pearson`, `crps` for comparison.
 
     Attributes:
@@ -132,8 +133,8 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
 
     def _unshared_reason(self) -> str | None:
         config = self.accelerator.unwrap_model(self.model).config
-        if weights_are_sharded(self):
-            return "FSDP and DeepSpeed gather the weights for whole forward passes, the same number on every rank"
+        if gathers_whole_passes(self):
+            return "FSDP 1 and DeepSpeed gather the weights for whole forward passes, the same number on every rank"
         return unshared_reason(config.model_type, config.get_text_config()._attn_implementation)
 
     # The rollout: completions, rewards, advantages.
@@ -212,7 +213,7 @@ class BatchRewardTrainer(ValidatesDistributions, TimesDataWait, SealedCheckpoint
         slots = Slots(rollout.owners, len(batch["input_ids"]))
         model = self.accelerator.unwrap_model(self.model_wrapped)
         keep = self._keeps_prefix()
-        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+        with gathered(model), disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
             with torch.set_grad_enabled(keep), self.accelerator.autocast():
                 prefix = encode(model, batch.pop("input_ids"), batch.pop("attention_mask"), batch)
                 rollout.prefix = prefix if keep else None

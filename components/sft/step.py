@@ -22,6 +22,7 @@ from components.shared.training.checkpoints import resume_point, state_folder
 from components.shared.training.curves import write_results
 from components.shared.training.ranks import model_on_main_rank, node_cache, ranks
 from components.shared.training.readable import check_readable
+from components.shared.training.sharding import check_sharding
 from components.steps import STEPS
 
 
@@ -40,6 +41,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
             `no_skill: warning` takes them.
     """
     del validate
+    check_sharding(settings.launcher)
     base, processor = base_model(settings, ingest)
     check_readable(processor, ingest)
     set_seed(settings.sft.seed)  # for the initial adapter weights; the trainer sets its seed after they exist
@@ -47,9 +49,7 @@ def run(settings: Settings, track: StepRun | None, *, ingest: Path, validate: Pa
     lineage = compute_lineage(STEPS["sft"], settings, {"ingest": ingest})
     checkpoints = state_folder(state, lineage)
     with node_cache() as cache:
-        arguments = training_arguments(
-            settings.sft, settings.model, checkpoints, world_size, settings.launcher.loader_workers
-        )
+        arguments = training_arguments(settings.sft, settings.model, checkpoints, world_size, settings.launcher)
         count = settings.sft.max_steps * settings.sft.batch_size * settings.sft.accumulation
         rows = sft_presentations(settings, ingest, cache, count, processor)
         trainer = WarmStartTrainer(

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import apply_chat_template
 
 from components.errors import ConcordError
-from components.settings import Model, Settings, Sft
+from components.settings import Launcher, Model, Settings, Sft
 from components.sft.skill import PatienceOnceSkilled
 from components.shared.model.device import on_accelerator
 from components.shared.model.generation import collect_answers
@@ -29,18 +29,22 @@ from components.shared.training.curves import CurveCallback
 from components.shared.training.data_wait import TimesDataWait
 from components.shared.training.presentations import presentations, training_rows
 from components.shared.training.ranks import divided_among_ranks
+from components.shared.training.sharding import ShardedWeights, gathered, sharding_arguments
 from components.shared.training.unused_parameters import look_for_unused
 
 IGNORED = -100  # label of a token without a loss
 
 
-def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1, loader_workers: int = 0) -> SFTConfig:
+def training_arguments(
+    sft: Sft, model: Model, folder: Path, world_size: int = 1, launcher: Launcher | None = None
+) -> SFTConfig:
     """Converts our settings to TRL's.
 
     Args:
         world_size: number of ranks; `batch_size` is divided among them, so that a step uses the same images for any
             number of ranks.
-        loader_workers: data loader processes of each rank; they do not change the batches.
+        launcher: data loader processes of each rank, and whether the ranks share the weights; neither changes the
+            batches. None: no processes, whole weights.
 
     Raises:
         ConcordError: `batch_size` cannot be divided evenly over the ranks.
@@ -80,7 +84,8 @@ def training_arguments(sft: Sft, model: Model, folder: Path, world_size: int = 1
         gradient_checkpointing=sft.gradient_checkpointing,
         remove_unused_columns=False,
         dataloader_drop_last=True,
-        dataloader_num_workers=loader_workers,
+        dataloader_num_workers=launcher.loader_workers if launcher else 0,
+        **(sharding_arguments(launcher) if launcher else {}),
     )
 
 
@@ -138,7 +143,7 @@ class OrderedSFTTrainer(SFTTrainer):
         return SequentialSampler(rows)
 
 
-class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
+class WarmStartTrainer(TimesDataWait, SealedCheckpoints, ShardedWeights, OrderedSFTTrainer):
     """SFT that evaluates greedy answers to validation images and stops when their MAE no longer falls."""
 
     control: Any  # transformers declares no type
@@ -168,7 +173,8 @@ class WarmStartTrainer(TimesDataWait, SealedCheckpoints, OrderedSFTTrainer):
         """
         task, sft = self._settings.task, self._settings.sft
         targets = tune_table(self._ingest)["target"].to_numpy()[: sft.eval_rows]
-        values = divided_among_ranks(len(targets), self._validation_answers)
+        with gathered(self.model):
+            values = divided_among_ranks(len(targets), self._validation_answers)
         shots = np.full(len(values), "all")
         predictions = Predictions(targets, values, shots, task.low, task.high, task.resolution)
         skill = Skill.of(predictions.errors, targets)

@@ -1,9 +1,11 @@
 """When a step starts ranks, and when it does not. tests/e2e/test_ranks.py tests the ranks themselves."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from components.__main__ import main
 from components.errors import ConcordError
@@ -14,23 +16,19 @@ from components.steps import STEPS
 ROOT = Path(__file__).parents[2]
 
 
+LAUNCHER = {"num_processes": 1, "sharding": "none", "config": None, "loader_workers": 0, "checkpoint_minutes": 10}
+
+
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
-    [
-        ({"num_processes": 1, "config": None, "loader_workers": 0, "checkpoint_minutes": 10}, False),
-        ({"num_processes": 2, "config": None, "loader_workers": 0, "checkpoint_minutes": 10}, True),
-        (
-            {"num_processes": 1, "config": "zero3.yaml", "loader_workers": 0, "checkpoint_minutes": 10},
-            True,
-        ),  # offloading, on one GPU
-    ],
+    ("changes", "wanted"),
+    [({}, False), ({"num_processes": 2}, True), ({"config": "zero3.yaml"}, True)],  # offloading, on one GPU
 )
 def test_ranks_are_started_unless_a_launcher_has(
-    settings: dict[str, object], wanted: bool, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, object], wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert to_launch(Launcher.model_validate(settings)) == wanted
+    assert to_launch(Launcher.model_validate(LAUNCHER | changes)) == wanted
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not to_launch(Launcher.model_validate(settings))
+    assert not to_launch(Launcher.model_validate(LAUNCHER | changes))
 
 
 def test_only_sft_and_grpo_run_on_ranks() -> None:
@@ -39,7 +37,12 @@ def test_only_sft_and_grpo_run_on_ranks() -> None:
 
 def test_a_missing_accelerate_config_is_reported() -> None:
     with pytest.raises(ConcordError, match=r"launcher.config: fsdp.yaml: no such file. `accelerate config` writes one"):
-        launch(Launcher(num_processes=2, config="fsdp.yaml", loader_workers=0, checkpoint_minutes=10), ["sft"])
+        launch(Launcher.model_validate(LAUNCHER | {"num_processes": 2, "config": "fsdp.yaml"}), ["sft"])
+
+
+def test_two_ways_to_divide_the_weights_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"sharding: full and config: zero3.yaml both divide the weights"):
+        Launcher.model_validate(LAUNCHER | {"sharding": "full", "config": "zero3.yaml"})
 
 
 def test_other_steps_refuse_to_run_on_ranks(
@@ -87,13 +90,11 @@ def test_kubeflow_passes_the_section_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A flag would be an input of the step, and another number of ranks would run it again."""
-    monkeypatch.setenv(
-        SECTION, '{"num_processes": 3, "loader_workers": 0, "checkpoint_minutes": 10, "config": "not-there.yaml"}'
-    )
+    monkeypatch.setenv(SECTION, json.dumps(LAUNCHER | {"num_processes": 3, "config": "not-there.yaml"}))
     (tmp_path / "in").mkdir()
     words = ["--params", str(ROOT / "params.yaml"), "--ingest", str(tmp_path / "in"), "--sft", str(tmp_path / "in")]
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.config: not-there.yaml: no such file" in re.sub(r"\s+", " ", capsys.readouterr().err)
-    monkeypatch.setenv(SECTION, '{"num_processes": 0, "loader_workers": 0, "checkpoint_minutes": 10, "config": null}')
+    monkeypatch.setenv(SECTION, json.dumps(LAUNCHER | {"num_processes": 0}))
     assert main(["grpo", *words, "--out", str(tmp_path / "out")]) == 1
     assert "launcher.num_processes: input should be greater than 0, found 0" in capsys.readouterr().err

@@ -300,6 +300,22 @@ def test_method_has_a_name(changes: dict[str, Any], method: str, tmp_path: Path)
     assert load_settings(tmp_path / "params.yaml").grpo.method == method
 
 
+@pytest.mark.parametrize(
+    ("section_", "changes"),
+    [("model", {"lora": LORA}), ("model", {"compile": True}), ("grpo", {**PUBLISHED, "vllm": VLLM})],
+)
+def test_what_cannot_be_sharded_is_named(
+    section_: str, changes: dict[str, Any], message_of: Callable[[Any], str]
+) -> None:
+    content = full_params() | {"launcher": RAW["launcher"] | {"sharding": "full"}}
+    unset = {"model": {"lora": None, "compile": False}, "grpo": {"vllm": None}}
+    content |= {name: RAW[name] | changed for name, changed in unset.items()}
+    content[section_] = content[section_] | changes
+    message = message_of(content)
+    assert "launcher.sharding: full" in message
+    assert f"Set it to none, or switch {section_}.{list(changes)[-1]} off" in message
+
+
 def test_an_experiment_that_names_no_model_needs_register_model(message_of: Callable[[Any], str]) -> None:
     raw = copy.deepcopy(RAW) | {"experiment": "team/gauges"}
     raw["register"]["model"] = None

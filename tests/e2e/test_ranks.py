@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # Answers of one, two and three digits: a rank's share of a batch has fewer tokens than another's.
 TRAIN = {5: 9, 30: 8, 35: 10, 60: 4, 90: 1, 100: 9}
 PAIR = {"num_processes": 2}
+SHARDED = PAIR | {"sharding": "full"}
 SFT = {"max_steps": 4, "batch_size": 12, "accumulation": 2, "eval_every": 4, "lr": 0.001, "warmup_steps": 0}
 GRPO = {"steps": 60, "checkpoint_every": 2, "eval_rows": 7}
 EXACT = {
@@ -47,6 +48,11 @@ EXACT = {
 LONG: dict[str, dict[str, Any]] = {
     "sft": {**SFT, "max_steps": 40, "patience": 99},
     "grpo": {**EXACT, "steps": 40, "checkpoint_every": 4},
+}
+# A sharded step takes longer.
+SHORT: dict[str, dict[str, Any]] = {
+    "sft": LONG["sft"] | {"max_steps": 12},
+    "grpo": LONG["grpo"] | {"steps": 12},
 }
 
 
@@ -170,9 +176,9 @@ def test_exact_grpo_on_two_ranks_ends_in_the_weights_of_one(ingest: Path, warm: 
 def test_another_number_of_ranks_resumes_from_the_same_state(step: str, ingest: Path, warm: Path, place: Any) -> None:
     """One rank begins, two resume until a signal stops them between two scheduled checkpoints, one rank finishes."""
     alone, moved = place("alone", **LONG), place("moved", **LONG, launcher=PAIR)
-    train_here(alone, step, ingest, warm)
+    train_here(alone, step, ingest, warm, LONG)
     with pytest.raises(KeyboardInterrupt):
-        train_here(moved, step, ingest, warm, stop_after=8)
+        train_here(moved, step, ingest, warm, LONG, stop_after=8)
     first = moved.sealed(step)[-1]
     assert first in (4, 8)
 
@@ -186,14 +192,44 @@ def test_another_number_of_ranks_resumes_from_the_same_state(step: str, ingest: 
     second = moved.sealed(step)[-1]
     assert first < second < 40
 
-    resumed = train_here(moved, step, ingest, warm)
+    resumed = train_here(moved, step, ingest, warm, LONG)
     assert second < resumed.points[0][0]
     ends_alike(alone, moved, step)
 
 
-def train_here(place: Place, step: str, ingest: Path, warm: Path, stop_after: int | None = None) -> Curves:
+@pytest.mark.parametrize("step", ["sft", "grpo"])
+def test_a_sharded_training_resumes_with_and_without_sharding(step: str, ingest: Path, warm: Path, place: Any) -> None:
+    """It is stopped between two scheduled checkpoints; either way it ends in the weights of one rank."""
+    alone, whole = place("alone", **SHORT), place("whole", **SHORT)
+    sharded = place("sharded", **SHORT, launcher=SHARDED)
+    train_here(alone, step, ingest, warm, SHORT)
+    shutil.copytree(warm, sharded.folder / "sft")
+    process = begin(sharded, step)
+    while process.poll() is None and not sharded.sealed(step):
+        time.sleep(0.002)
+    process.terminate()
+    assert process.wait(timeout=120) == 143, sharded.log()
+    reached = sharded.sealed(step)[-1]
+    assert 4 <= reached < 12
+
+    shutil.copytree(sharded.folder / "state", whole.folder / "state")
+    assert train_here(whole, step, ingest, warm, SHORT).points[0][0] > reached
+    ends_alike(alone, whole, step)
+
+    sharded.finish(begin(sharded, step))
+    assert sharded.first_step_of_last_run(step) > reached
+    assert "Warning" not in sharded.log()
+    ends_alike(alone, sharded, step)
+    model, _ = load(sharded.folder / step, write_params(alone.params, **SHORT).model)
+    written = load_file(sharded.folder / step / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], weights) for name, weights in written.items())
+
+
+def train_here(
+    place: Place, step: str, ingest: Path, warm: Path, sections: Any, stop_after: int | None = None
+) -> Curves:
     """Runs the step in this process, as one rank, in the place's folder and with its training state."""
-    settings, curves = write_params(place.folder / "alone.yaml", **LONG), Curves(stop_after)
+    settings, curves = write_params(place.folder / "alone.yaml", **sections), Curves(stop_after)
     out, state = place.folder / step, place.folder / "state" / step
     if step == "sft":
         sft_run(settings, curves, ingest=ingest, validate=ingest, out=out, state=state)  # type: ignore[arg-type]
@@ -203,8 +239,8 @@ def train_here(place: Place, step: str, ingest: Path, warm: Path, stop_after: in
 
 
 def ends_alike(alone: Place, moved: Place, step: str) -> None:
-    """The same weights after the last step, and the same curve, up to rounding, which 40 steps of Adam let grow."""
-    last = "state/*/*/checkpoint-40/model.safetensors"
+    """The same weights after the last step, and the same curve, up to rounding, which the steps of Adam let grow."""
+    last = f"state/{step}/*/checkpoint-{alone.sealed(step)[-1]}/model.safetensors"
     one, other = (load_file(next(place.folder.glob(last))) for place in (alone, moved))
     for name, weights in one.items():
         assert torch.allclose(other[name], weights, rtol=0, atol=1e-4), name

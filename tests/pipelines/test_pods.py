@@ -179,6 +179,7 @@ def test_environment(pod: pb.KubernetesExecutorConfig, container: dict[str, Any]
         "config": None,
         "loader_workers": 0,
         "checkpoint_minutes": 10,
+        "sharding": "none",
     }
     assert [(field.name, field.field_path) for field in pod.field_path_as_env] == [
         ("KFP_RUN_ID", "metadata.labels['pipeline/runid']")

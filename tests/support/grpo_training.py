@@ -130,13 +130,17 @@ def noise_rows(count: int) -> Any:
 
 
 def make_trainer(
-    warm: Path, settings: Settings, folder: Path, kind: type[BatchRewardTrainer] = BatchRewardTrainer
+    warm: Path,
+    settings: Settings,
+    folder: Path,
+    kind: type[BatchRewardTrainer] = BatchRewardTrainer,
+    world_size: int = 1,
 ) -> BatchRewardTrainer:
     """Returns a trainer of the model in `warm` on noise pictures, with an adapter if the settings have one."""
     model, processor = load(warm, settings.model, weights=weights_dtype(settings.model))
     return kind(
         model=trainable(model, settings.model),
-        args=training_arguments(settings.grpo, settings, folder, 1),
+        args=training_arguments(settings.grpo, settings, folder, world_size),
         train_dataset=noise_rows(settings.grpo.prompts * settings.grpo.steps),
         processing_class=processor,
         settings=settings,

@@ -70,6 +70,8 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
     size = _sft_batch(settings) if step == "sft" else _grpo_batch(settings, processor)
     batch = build_batch(settings, processor, ingest, size.inputs, size.answers, size.length)
     memory = estimate_memory(settings, step, processor, batch, size.loss)
+    if sharded := settings.launcher.sharding != "none":
+        memory = memory.divided(_ranks(settings))
     lines = [
         ("model", f"{settings.model.name}, {settings.model.dtype}, {settings.model.attention}"),
         *([("not yet", error)] if (error := revision_error(settings.model)) else []),
@@ -81,10 +83,14 @@ def dry_run(step: str, settings: Settings, ingest: Path) -> None:
         *([("numbers", _numbers(size.tree, size.obstacle))] if size.tree else []),
         *_memory(memory),
     ]
-    if on_accelerator():
+    if on_accelerator() and not sharded:
         measured = measure_memory(settings, step, processor, batch, size.loss, device())
         lines.append((f"measured on {device()}", f"{_size(measured.total)}, activations {_size(measured.activations)}"))
     _show(f"{settings.experiment}, {step}: one batch on one device", lines)
+
+
+def _ranks(settings: Settings) -> int:
+    return settings.launcher.num_processes if to_launch(settings.launcher) else world_size()
 
 
 def _sft_batch(settings: Settings) -> DeviceBatch:
@@ -95,7 +101,7 @@ def _sft_batch(settings: Settings) -> DeviceBatch:
 
 def _grpo_batch(settings: Settings, processor: Any) -> DeviceBatch:
     grpo = settings.grpo
-    ranks = settings.launcher.num_processes if to_launch(settings.launcher) else world_size()
+    ranks = _ranks(settings)
     inputs, rest = divmod(grpo.prompts, grpo.accumulation * ranks)
     parts = f"{grpo.accumulation} accumulation x {ranks} ranks"
     if rest:
@@ -105,7 +111,7 @@ def _grpo_batch(settings: Settings, processor: Any) -> DeviceBatch:
         )
     reason = unshared_reason(model_type(settings), settings.model.attention)
     if settings.launcher.config is not None:
-        reason = reason or "launcher.config may select FSDP or DeepSpeed, which cannot share it"
+        reason = reason or "launcher.config may select FSDP 1 or DeepSpeed, which cannot share it"
     description = f"{inputs} of {grpo.prompts} ({parts})"
     if grpo.estimator != "sampled":
         tree = answer_tree(processor, settings.task)

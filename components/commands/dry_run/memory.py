@@ -47,6 +47,16 @@ class Memory:
         """Sum of all parts."""
         return self.weights + self.adapters + self.gradients + self.optimizer + self.reference + self.activations
 
+    def divided(self, ranks: int) -> "Memory":
+        """The memory of one of several ranks that share all but the activations."""
+        return replace(
+            self,
+            weights=self.weights // ranks,
+            gradients=self.gradients // ranks,
+            optimizer=self.optimizer // ranks,
+            reference=self.reference // ranks,
+        )
+
 
 def sft_loss(model: Any, batch: Batch) -> Tensor:
     """SFT loss: teacher forcing on the completions; the LM head runs only on their columns."""

@@ -65,7 +65,7 @@ def fill(found: Found, survey: ImageSurvey, template: Settings, options: Namespa
         "task": task,
         "ingest": ingest.model_dump(mode="json"),
         "model": model_settings(options.model, survey.longer_side),
-        "launcher": {"num_processes": 1, "loader_workers": template.launcher.loader_workers},
+        "launcher": {"num_processes": 1, "sharding": "none", "loader_workers": template.launcher.loader_workers},
         "register": {"model": None} | _tolerances(task),
     }
     settings = _settings(values, options)

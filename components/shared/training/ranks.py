@@ -99,6 +99,11 @@ def weights_are_sharded(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
+def gathers_whole_passes(trainer: Any) -> bool:
+    """Returns whether weights are gathered for whole forward passes only, as FSDP 1 and DeepSpeed do it."""
+    return weights_are_sharded(trainer) and not trainer.accelerator.is_fsdp2
+
+
 def shards_weights() -> bool:
     """Returns whether accelerate's launcher chose FSDP or DeepSpeed; known before there is a trainer."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")

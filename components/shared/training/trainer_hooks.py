@@ -19,6 +19,9 @@ class TrainerHooks:
         callback_handler: Any
         model: Any
         processing_class: Any
+        is_fsdp_enabled: Any
+        optimizer: Any
+        lr_scheduler: Any
         _tr_loss: Any
         _globalstep_last_logged: int
 
@@ -35,6 +38,18 @@ class TrainerHooks:
         def _load_callback_state(self) -> None: ...
 
         def _load_rng_state(self, checkpoint: str | None) -> None: ...
+
+        def create_accelerator_and_postprocess(self) -> None: ...  # noqa: D102
+
+        def compute_loss_context_manager(self) -> Any: ...  # noqa: D102
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None: ...
+
+        def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None: ...
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None: ...
+
+        def _load_best_model(self) -> None: ...
 
         def _run_epoch(self, **kwargs: Any) -> None: ...
 

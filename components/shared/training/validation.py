@@ -33,6 +33,7 @@ from components.shared.scoring.errors import Array, Predictions
 from components.shared.scoring.shots import GROUPS
 from components.shared.scoring.skill import Skill
 from components.shared.training.ranks import divided_among_ranks
+from components.shared.training.sharding import gathered
 from components.shared.training.trainer_hooks import TrainerHooks
 
 COVERAGE = 0.9  # of the central interval whose true coverage is logged
@@ -201,10 +202,12 @@ class ValidatesDistributions(TrainerHooks):
             with self.accelerator.autocast():
                 return collect_answers(model, self.processing_class, rows, size, length, text)[2]
 
-        log_p = divided_among_ranks(len(targets), log_probs)
+        with gathered(model):
+            log_p = divided_among_ranks(len(targets), log_probs)
+            said = divided_among_ranks(len(targets), answers) if text else None
         figures = validation_figures(numbers, log_p, targets, validation.trained)
-        if text:
-            figures |= text_figures(numbers, text, divided_among_ranks(len(targets), answers), targets)
+        if text and said is not None:
+            figures |= text_figures(numbers, text, said, targets)
         self.log(figures)
         # transformers looks up `metric_for_best_model` with this prefix.
         prefixed = {f"eval_{name}": value for name, value in figures.items()}
