@@ -88,7 +88,8 @@ class Plan:
 
     def _alone(self) -> Settings:
         """One process without loader workers, whose time the training clock would not count."""
-        launcher = self.settings.launcher.model_copy(update={"loader_workers": 0, "num_processes": 1})
+        alone = {"loader_workers": 0, "num_processes": 1, "sharding": "none"}
+        launcher = self.settings.launcher.model_copy(update=alone)
         return self.settings.model_copy(update={"launcher": launcher})
 
 

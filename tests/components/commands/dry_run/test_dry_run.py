@@ -236,7 +236,7 @@ def test_invalid_models_and_batches_are_reported(settings: Settings, tmp_path: P
     ("sections", "reason"),
     [
         ({"model": {"attention": "flash_attention_2"}}, "only eager and sdpa take the block mask"),
-        ({"launcher": {"config": "fsdp.yaml"}}, "launcher.config may select FSDP or DeepSpeed"),
+        ({"launcher": {"config": "fsdp.yaml"}}, "launcher.config may select FSDP 1 or DeepSpeed"),
     ],
 )
 def test_reason_for_an_unshared_prefix_is_shown(
@@ -244,6 +244,16 @@ def test_reason_for_an_unshared_prefix_is_shown(
 ) -> None:
     dry_run("grpo", changed(settings, **sections), NOWHERE)
     assert f"shared prefix no: {'model.attention: ' if 'model' in sections else ''}{reason}" in shown(capsys)
+
+
+def test_sharding_divides_all_but_the_activations(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = "weights|gradients|optimizer state|reference model|activations, at most"
+    found = {}
+    for sharding in ("none", "full"):
+        dry_run("grpo", changed(settings, launcher={"num_processes": 2, "sharding": sharding}), NOWHERE)
+        found[sharding] = dict(re.findall(rf"({parts}) ([\d.]+ \w+)", shown(capsys)))
+    assert len(found["full"]) == 5
+    assert [name for name, size in found["full"].items() if size == found["none"][name]] == ["activations, at most"]
 
 
 def test_completions_have_the_maximum_length(settings: Settings) -> None:
