@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from tests.support.repository import ROOT
 
@@ -116,6 +117,9 @@ class Trainer:
 
     def create(self, job: Any) -> tuple[int, Any]:
         name = job["metadata"]["name"]
+        known = json.loads(json.dumps(TrainerV1alpha1TrainJob.from_dict(job).to_dict()))
+        if known != job:  # as Kubernetes with strict validation; it drops unknown fields otherwise
+            return 422, _status(422, f"unknown fields: {job} is read as {known}")
         if name in self.jobs:
             return 409, _status(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
         self.jobs[name] = {**job, "metadata": {**job["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}}

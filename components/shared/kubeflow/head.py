@@ -170,7 +170,8 @@ def _follow(job: TrainJob, folder: NodeFolder, step: Step) -> None:
 def _has_ended(job: TrainJob, folder: NodeFolder, there: Any) -> bool:
     """Whether the TrainJob is complete; raises ConcordError if it failed."""
     if message := folder.failure:
-        job.delete()
+        with suppress(RetryableError):  # its pods may take long to end; the error is the one to report
+            job.delete()
         raise ConcordError(message)
     if folder.is_abandoned():
         raise RetryableError(f"TrainJob {job.name} ended, since the lease in {folder.path} was not renewed.")

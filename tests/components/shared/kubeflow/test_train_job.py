@@ -16,7 +16,11 @@ from components.shared.kubeflow.train_job import TrainJob, ended
 from tests.support.kubernetes_peer import kubeconfig
 from tests.support.trainer_peer import NO_PATH, Trainer, serving
 
-TEMPLATE = {"kind": "TrainJob", "spec": {"trainer": {"numNodes": 2, "numProcPerNode": 1}}}
+TEMPLATE = {
+    "apiVersion": "trainer.kubeflow.org/v1alpha1",
+    "kind": "TrainJob",
+    "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": {"numNodes": 2, "numProcPerNode": 1}},
+}
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
