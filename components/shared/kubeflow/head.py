@@ -74,11 +74,11 @@ def train_on_nodes(
         ConcordError: the nodes reported an error, the cluster refuses, or the outputs are not what rank 0 wrote.
     """
     folder = node_folder(state, host.lineage)
+    job = TrainJob(connect_kubernetes(_namespace()), f"concord-{folder.path.name}")
     with folder.renewed_lease():
         result = _result_before(folder, host)
         if result is None:
             paths = folder.take_inputs(inputs, host.lineage.inputs)
-            job = TrainJob(connect_kubernetes(_namespace()), f"concord-{folder.path.name}")
             _start(job, folder, _filled(template, folder, _words(step, settings, folder, paths, state)))
             with lines_elsewhere():
                 _follow(job, folder, step)
@@ -88,7 +88,7 @@ def train_on_nodes(
         _take_outputs(folder, result, outputs)
         _publish(result, outputs, host)
         with suppress(ConcordError):  # it has ended, and Kubernetes shows it until somebody deletes it
-            TrainJob(connect_kubernetes(_namespace()), f"concord-{folder.path.name}").delete()
+            job.delete()
     if host.stores_outputs:
         folder.remove()
 
