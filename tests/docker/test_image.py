@@ -58,8 +58,8 @@ def test_image_has_no_compiler_cache_tool_or_secret(image: str) -> None:
 import importlib.util, json, pathlib, shutil
 print(json.dumps({
     "programs": [p for p in "cc gcc g++ clang make ld as pip pip3 git mypy ruff weed".split() if shutil.which(p)],
-    "modules": [m for m in "kfp kubernetes pytest mypy ruff pip hypothesis".split() if importlib.util.find_spec(m)],
-    "missing": [m for m in "torch transformers trl mlflow dvc dvc_s3 boto3 psycopg".split()
+    "modules": [m for m in "kfp pytest mypy ruff pip hypothesis".split() if importlib.util.find_spec(m)],
+    "missing": [m for m in "torch transformers trl mlflow dvc dvc_s3 boto3 psycopg kubernetes".split()
                 if not importlib.util.find_spec(m)],
     "left": [str(p) for d in ("/root/.cache", "/var/lib/apt/lists", "/var/cache/apt", "/run/secrets", "/wheels",
              "/requirements.lock") for p in pathlib.Path(d).rglob("*") if p.is_file()],
