@@ -27,6 +27,7 @@ from tests.support.repository import ROOT
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs"
 PODS = "/api/v1/namespaces/kubeflow/pods"
 REPLACEMENTS = 6  # of a Job's pods, by default
+BACKOFF_SECONDS = 5.0  # before a pod is replaced; a Job waits 10. A new node must not meet the lost training's store
 NO_PATH = "404 page not found\n"  # Kubernetes' answer where it does not know the kind
 
 
@@ -156,6 +157,9 @@ class Trainer:
                     failures += 1
                     if failures > REPLACEMENTS:
                         self.condition(name, "Failed", "jobset failed due to one or more job failures")
+                        return
+                    time.sleep(BACKOFF_SECONDS)
+                    if name not in self.jobs:
                         return
                     self.replaced += 1
                     self.pods[name].append(self.start(name, index))
