@@ -20,10 +20,9 @@ from components.shared.kubeflow.names import TRAIN_JOB
 from components.shared.training.checkpoints import SEAL
 from pipelines.cluster_settings import Cluster
 from pipelines.train_jobs import train_job
-from tests.support.gauge_world import ingested, write_params
+from tests.support.gauge_world import write_params
 from tests.support.kubernetes_peer import kubeconfig
 from tests.support.repository import ROOT
-from tests.support.services import mlflow_alone
 from tests.support.settings_files import RAW_CLUSTER
 from tests.support.step_pod import StepPod, start_pod
 from tests.support.trainer_peer import NO_PATH, Trainer, as_processes, serving
@@ -72,17 +71,6 @@ def cluster() -> Cluster:
     raw = json.loads(json.dumps(RAW_CLUSTER))
     raw["steps"]["sft"] |= {"nodes": 2, "cpu": 1}
     return Cluster.model_validate(raw)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_alone(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
-
-
-@pytest.fixture(scope="module")
-def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ingested(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from components.shared.training.checkpoints import SEAL
-from tests.support.gauge_world import ingested, write_params
+from tests.support.gauge_world import write_params
 from tests.support.raw_folder import content
-from tests.support.services import mlflow_alone
 from tests.support.step_pod import StepPod, start_pod
 
 ROOT = Path(__file__).parents[2]
@@ -47,17 +46,6 @@ class Pod:
 
 
 Start = Callable[[str], Pod]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_alone(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
-
-
-@pytest.fixture(scope="module")
-def ingest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ingested(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

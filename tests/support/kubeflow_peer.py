@@ -5,15 +5,13 @@ real cluster, whose pods it then answers for as well.
 """
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
+from tests.support.http_peer import Request, listening
 from tests.support.kubernetes_peer import REVIEWS, access_review, cluster_answer
 
 API = "/apis/v2beta1"
@@ -23,17 +21,6 @@ SCHEDULE = "5f0c1d6e-0000-4000-8000-000000000002"
 PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy/"
 SILENCE = "silence"
 EXPERIMENT = "5f0c1d6e-0000-4000-8000-000000000003"
-
-
-@dataclass
-class Request:
-    """A recorded request: method, path without the query, query, headers, JSON body."""
-
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: dict[str, str]
-    body: Any
 
 
 @dataclass
@@ -141,34 +128,10 @@ class FakeServer:
 def serving(fake: FakeServer) -> Iterator[FakeServer]:
     """Serves on a free port of this machine, and sets `fake.host` to the address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            parts = urlsplit(self.path)
-            length = int(self.headers.get("Content-Length", 0))
-            body = json.loads(self.rfile.read(length)) if length else None
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
-            fake.requests.append(request)
-            status, content = fake.answer(request)
-            data = (content if isinstance(content, str) else json.dumps(content)).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(request: Request) -> tuple[int, Any]:
+        fake.requests.append(request)
+        return fake.answer(request)
 
-        do_GET = do_POST = _serve
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Logs nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    fake.host = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(answer) as port:
+        fake.host = f"http://127.0.0.1:{port}"
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -6,12 +6,11 @@ Argo's workflow, and what Kubeflow's address of a pod's log answered.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    from tests.support.kubeflow_peer import Request
+from tests.support.http_peer import Request
 
 FOLDER = Path(__file__).parents[1] / "data" / "cluster"
 NAMESPACE = "/namespaces/kubeflow/"
@@ -24,7 +23,7 @@ def recorded(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def cluster_answer(state: Any, request: "Request") -> tuple[int, Any] | None:
+def cluster_answer(state: Any, request: Request) -> tuple[int, Any] | None:
     """Returns the answer to a request for pods, events, workflows or logs; None for other requests."""
     path = request.path
     if path.startswith(LOGS):
@@ -45,7 +44,7 @@ def cluster_answer(state: Any, request: "Request") -> tuple[int, Any] | None:
     return 200, {"kind": "List", "apiVersion": "v1", "items": found}
 
 
-def _selected(each: Any, request: "Request") -> bool:
+def _selected(each: Any, request: Request) -> bool:
     for selector in request.query.get("labelSelector", []):
         label, _, value = selector.partition("=")
         if each["metadata"]["labels"].get(label) != value:

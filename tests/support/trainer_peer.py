@@ -6,7 +6,6 @@ the PET_* variables that Trainer sets. A node that exits with an error is replac
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,15 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import psutil
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
+from tests.support.http_peer import Request, listening
 from tests.support.repository import ROOT
+from tests.support.served import free_port
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs"
 PODS = "/api/v1/namespaces/kubeflow/pods"
@@ -50,6 +49,17 @@ class NodePod:
             for one in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
                 one.kill()
         self.process.kill()
+
+    def lines(self) -> Iterator[bytes]:
+        """Its log, until it has ended."""
+        with open(self.log, "rb") as file:
+            while True:
+                ended = self.process.poll() is not None
+                if data := file.read():
+                    yield data
+                if ended:
+                    return
+                time.sleep(0.1)
 
     def to_json(self, job: str) -> Any:
         phase, code = self.phase(), self.process.poll()
@@ -94,14 +104,15 @@ class Trainer:
     replaced: int = 0
     port: int = 0
 
-    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+    def answer(self, request: Request) -> tuple[int, Any]:
         """Returns the status and the content of the answer."""
+        method, path = request.method, request.path
         kind = "pods/log" if path.endswith("/log") else "pods" if path.startswith(PODS) else "trainjobs"
         if f"{method} {kind}" in self.refuse:
             status, message = self.refuse[f"{method} {kind}"]
             return status, message if status == 404 else _status(status, message)
         if (method, path) == ("POST", JOBS):
-            return self.create(body)
+            return self.create(request.body)
         if path.startswith(f"{JOBS}/"):
             name = path.removeprefix(f"{JOBS}/")
             if name not in self.jobs:
@@ -111,9 +122,12 @@ class Trainer:
                 return 200, _status(200, "")
             return 200, self.jobs[name]
         if path == PODS:
-            (selector,) = query["labelSelector"]
+            (selector,) = request.query["labelSelector"]
             name = selector.partition("=")[2]
             return 200, {"kind": "PodList", "items": [pod.to_json(name) for pod in self.pods.get(name, [])]}
+        if kind == "pods/log":
+            (pod,) = [each for pods in self.pods.values() for each in pods if each.name == path.split("/")[-2]]
+            return 200, pod.lines()
         return 404, NO_PATH
 
     def create(self, job: Any) -> tuple[int, Any]:
@@ -125,7 +139,7 @@ class Trainer:
             return 409, _status(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
         self.jobs[name] = {**job, "metadata": {**job["metadata"], "creationTimestamp": "2026-01-01T00:00:00Z"}}
         self.made.append(job)
-        self.port = _free_port()
+        self.port = free_port()
         self.pods[name] = [self.start(name, index) for index in range(job["spec"]["trainer"]["numNodes"])]
         threading.Thread(target=self.control, args=(name,), daemon=True).start()
         return 201, self.jobs[name]
@@ -225,73 +239,18 @@ def as_containers(*options: str) -> Launch:
 @contextmanager
 def serving(trainer: Trainer, address: str = "127.0.0.1") -> Iterator[Trainer]:
     """Serves on a free port of this machine's address; ends all nodes at the end."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            parts = urlsplit(self.path)
-            length = int(self.headers.get("Content-Length", 0))
-            body = json.loads(self.rfile.read(length)) if length else None
-            query = parse_qs(parts.query)
-            logged = parts.path.endswith("/log") and "GET pods/log" not in trainer.refuse
-            if logged and (pod := _pod(trainer, parts.path.split("/")[-2])):
-                self._follow(pod)
-                return
-            status, content = trainer.answer(self.command, parts.path, query, body)
-            data = (content if isinstance(content, str) else json.dumps(content)).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def _follow(self, pod: NodePod) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.end_headers()
-            with open(pod.log, "rb") as file:
-                while True:
-                    ended = pod.process.poll() is not None
-                    if data := file.read():
-                        self.wfile.write(data)
-                        self.wfile.flush()
-                    if ended:
-                        return
-                    time.sleep(0.1)
-
-        do_GET = do_POST = do_DELETE = _serve
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Logs nothing."""
-
-    server = ThreadingHTTPServer((address, 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    trainer.host = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield trainer
-    finally:
-        for name in list(trainer.jobs):
-            trainer.end(name)
-        for pod in [pod for pods in trainer.pods.values() for pod in pods]:
-            pod.kill()
-            pod.process.wait()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _pod(trainer: Trainer, name: str) -> NodePod | None:
-    found = [pod for pods in trainer.pods.values() for pod in pods if pod.name == name]
-    return found[0] if found else None
+    with listening(trainer.answer, address) as port:
+        trainer.host = f"http://127.0.0.1:{port}"
+        try:
+            yield trainer
+        finally:
+            for name in list(trainer.jobs):
+                trainer.end(name)
+            for pod in [pod for pods in trainer.pods.values() for pod in pods]:
+                pod.kill()
+                pod.process.wait()
 
 
 def _status(code: int, message: str) -> Any:
     state = "Success" if code == 200 else "Failure"
     return {"kind": "Status", "apiVersion": "v1", "status": state, "message": message, "code": code}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

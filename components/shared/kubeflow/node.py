@@ -15,7 +15,7 @@ from components.launcher import ECHO_SECONDS, rank
 from components.shared.io.secrets import masked
 from components.shared.io.transient import is_transient
 from components.shared.kubeflow.names import NODE_FOLDER, RUN_ID
-from components.shared.kubeflow.node_folder import NodeFolder, Result, own_node_folder
+from components.shared.kubeflow.node_folder import NodeFolder, Result
 
 if TYPE_CHECKING:
     from components.shared.tracking.lineage import Lineage
@@ -48,7 +48,8 @@ class Node:
 
 def this_node() -> NodeFolder | None:
     """The folder that this process shares with a head; None if it is no process of a TrainJob."""
-    return own_node_folder(NODE_FOLDER)
+    path = os.environ.get(NODE_FOLDER)
+    return NodeFolder(Path(path)) if path else None
 
 
 def run_on_node(folder: NodeFolder, work: Callable[[], int]) -> int:

@@ -5,7 +5,6 @@ inputs and outputs, a lease that the head renews, and what rank 0 reports.
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -24,6 +23,8 @@ from components.shared.tracking.hashes import Content, dvc_content
 if TYPE_CHECKING:
     from components.shared.tracking.lineage import Lineage
 
+# Files in the folder.
+LEASE, ABANDONED, LEFT, FAILURE, RESULT = "lease", "abandoned", "left", "failure.json", "result.json"
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 600.0  # a head whose pod is lost must be replaced in this time
 
@@ -87,7 +88,7 @@ class NodeFolder:
         def renew() -> None:
             while True:
                 with suppress(OSError):  # the volume may be back the next time
-                    self._lease.write_text(uuid.uuid4().hex, encoding="ascii")
+                    (self.path / LEASE).write_text(uuid.uuid4().hex, encoding="ascii")
                 if done.wait(RENEW_SECONDS):
                     return
 
@@ -109,49 +110,45 @@ class NodeFolder:
         content, changed = "", time.monotonic()
         while time.monotonic() - changed < seconds:
             with suppress(OSError):
-                if (now := self._lease.read_text(encoding="ascii")) != content:
+                if (now := (self.path / LEASE).read_text(encoding="ascii")) != content:
                     content, changed = now, time.monotonic()
             time.sleep(RENEW_SECONDS / 5)
 
-    @property
-    def _lease(self) -> Path:
-        return self.path / "lease"
-
     def abandon(self) -> None:
         """Notes that the nodes end without a result, because no head waits for it."""
-        self._abandoned.touch()
+        (self.path / ABANDONED).touch()
 
     def is_abandoned(self) -> bool:
         """Whether the nodes end, or have ended, without a result."""
-        return self._abandoned.exists()
+        return (self.path / ABANDONED).exists()
 
     def leave(self) -> None:
         """Notes that rank 0 has ended without a result."""
-        self._left.touch()
+        (self.path / LEFT).touch()
 
     def wait_for_rank_0(self) -> None:
         """Returns when rank 0 has ended without a result."""
-        while not self._left.exists():
+        while not (self.path / LEFT).exists():
             time.sleep(RENEW_SECONDS)
 
     def fail(self, message: str) -> None:
         """Notes an error that another try would not change."""
-        write_json(self._failure, {"message": message})
+        write_json(self.path / FAILURE, {"message": message})
 
     @property
     def failure(self) -> str | None:
         """The error that ended the training; None if there is none, or another try may help."""
-        content = _read(self._failure)
+        content = _read(self.path / FAILURE)
         return None if content is None else str(content["message"])
 
     def finish(self, result: Result) -> None:
         """Notes that the outputs are complete."""
         outputs = {port: content.to_json() for port, content in result.outputs.items()}
-        write_json(self._result, {**vars(result), "outputs": outputs})
+        write_json(self.path / RESULT, {**vars(result), "outputs": outputs})
 
     def result(self, lineage: "Lineage") -> Result | None:
         """The finished training of this lineage; None if there is none, or its outputs are no longer there."""
-        content = _read(self._result)
+        content = _read(self.path / RESULT)
         if content is None or content["key"] != lineage.key:
             return None
         outputs = {port: Content(**item) for port, item in content["outputs"].items()}
@@ -161,28 +158,12 @@ class NodeFolder:
 
     def begin(self) -> None:
         """Removes what an earlier TrainJob reported; its inputs stay."""
-        for file in (self._abandoned, self._left, self._failure, self._result):
-            file.unlink(missing_ok=True)
+        for name in (ABANDONED, LEFT, FAILURE, RESULT):
+            (self.path / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-    @property
-    def _abandoned(self) -> Path:
-        return self.path / "abandoned"
-
-    @property
-    def _left(self) -> Path:
-        return self.path / "left"
-
-    @property
-    def _failure(self) -> Path:
-        return self.path / "failure.json"
-
-    @property
-    def _result(self) -> Path:
-        return self.path / "result.json"
 
 
 def _read(file: Path) -> Any:
@@ -195,9 +176,3 @@ def _read(file: Path) -> Any:
 def node_folder(state: Path, lineage: "Lineage") -> NodeFolder:
     """The folder of a training, on the volume that is mounted at `state`."""
     return NodeFolder(state / "nodes" / f"{lineage.step}-{lineage.state_name}")
-
-
-def own_node_folder(variable: str) -> NodeFolder | None:
-    """The folder that this variable names; None if this process is no node."""
-    path = os.environ.get(variable)
-    return NodeFolder(Path(path)) if path else None

@@ -1,8 +1,5 @@
 """World size: rewards and gradients are the same on any number of ranks, also where a group spans two of them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.grpo_training import assert_near, save_llava, save_tiny
+from tests.support.rank_processes import on_ranks
 from tests.support.rank_training import ACCUMULATIONS, EXACT, GENERATIONS, PROMPTS, settings
 
 ROOT = Path(__file__).parents[3]
@@ -24,17 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     results = {}
     for ranks in (1, 2, 3):
         out = tmp_path_factory.mktemp(f"ranks-{ranks}")
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        completed = subprocess.run(
-            [*launch, "-m", "tests.support.rank_training", str(warm), str(llava), str(out)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert completed.returncode == 0, completed.stderr[-3000:]
-        results[ranks] = [torch.load(out / f"rank-{rank}.pt") for rank in range(ranks)]
+        results[ranks] = on_ranks(ranks, "tests.support.rank_training", warm, llava, out=out)
     return results
 
 

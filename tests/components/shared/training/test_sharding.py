@@ -1,8 +1,5 @@
 """Weights that are divided over two ranks: each holds half, and training ends in the weights of DDP."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from components.errors import ConcordError
 from components.settings import load_settings
 from components.shared.training.sharding import check_sharding
 from tests.support.grpo_training import save_tiny, small_settings
+from tests.support.rank_processes import on_ranks
 from tests.support.rank_sharding import CASES
 
 ROOT = Path(__file__).parents[4]
@@ -22,17 +20,7 @@ ROOT = Path(__file__).parents[4]
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, Any]]]:
     """What each of two ranks found."""
     warm, out = save_tiny(small_settings(), tmp_path_factory.mktemp("warm")), tmp_path_factory.mktemp("out")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    completed = subprocess.run(
-        [*launch, "-m", "tests.support.rank_sharding", str(warm), str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr[-3000:]
-    return [torch.load(out / f"rank-{rank}.pt") for rank in range(2)]
+    return on_ranks(2, "tests.support.rank_sharding", warm, out=out)
 
 
 @pytest.mark.parametrize("case", CASES)
